@@ -1,0 +1,13 @@
+"""Errors that a user can mend: one line that names the file or key and says what to do."""
+
+
+class UserError(Exception):
+    """Bad input. The program prints the message alone and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class TrainingDivergedError(UserError):
+    """The loss became NaN or infinite: the input was valid, the run was not."""
+
+    exit_code = 1

@@ -1,0 +1,115 @@
+"""The run's record: metrics.jsonl is the truth, TensorBoard a view of it, timing.jsonl what the clock said.
+
+metrics.jsonl holds nothing that depends on the machine's speed, so an interrupted and resumed run leaves the same bytes as
+an uninterrupted one.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import tensorboardX
+
+
+class MetricWriter:
+    """Appends records to metrics.jsonl, timing.jsonl and TensorBoard event files in a run folder."""
+
+    def __init__(self, workdir: Path, examples_seen: int):
+        """Opens the record at a position of the run; what was written after it is dropped and will be written again."""
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            _truncate(workdir / name, examples_seen)
+        self._metrics = (workdir / "metrics.jsonl").open("a")
+        self._timing = (workdir / "timing.jsonl").open("a")
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=examples_seen + 1)
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._board.close()
+        self._metrics.close()
+        self._timing.close()
+
+    def write(self, kind: str, examples_seen: int, values: Mapping[str, Any]) -> None:
+        """Records values that the experiment alone determines."""
+        _append(self._metrics, {"kind": kind, "examples_seen": examples_seen, **values})
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(f"{kind}/{name}", value, examples_seen)
+
+    def write_timing(self, examples_seen: int, values: Mapping[str, float]) -> None:
+        """Records what depends on the machine."""
+        _append(self._timing, {"examples_seen": examples_seen, **values})
+        for name, value in values.items():
+            self._board.add_scalar(f"timing/{name}", value, examples_seen)
+
+    def sync(self) -> None:
+        """Puts the records on disk: called before a checkpoint, which must not be ahead of them."""
+        for file in (self._metrics, self._timing):
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The complete records of metrics.jsonl."""
+    path = workdir / "metrics.jsonl"
+    return _complete(path.read_text()) if path.exists() else []
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, json.dumps(content, indent=2) + "\n")
+
+
+def describe_environment(command: list[str]) -> dict[str, Any]:
+    """The command, the versions of Python and of the packages that decide results, and the code's git revision."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
+    return {
+        "command": command,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "git": _git_revision(Path(__file__).parent),
+    }
+
+
+def _git_revision(folder: Path) -> str | None:
+    """Commit of the checkout, with "-dirty" if it has changes; None outside a checkout or without git."""
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _append(file: Any, record: Mapping[str, Any]) -> None:
+    file.write(json.dumps(record) + "\n")
+    file.flush()
+
+
+def _truncate(path: Path, examples_seen: int) -> None:
+    """Drops records after a position, and a line that a kill cut short."""
+    if path.exists():
+        records = [record for record in _complete(path.read_text()) if record["examples_seen"] <= examples_seen]
+        _replace(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _complete(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

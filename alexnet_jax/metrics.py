@@ -1,0 +1,47 @@
+"""Loss and error as masked sums: they add up over batches and devices to the same integers, however the data are cut."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+
+def classification_sums(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Bool[Array, " batch"]
+) -> dict[str, Array]:
+    """Sums over the examples that the mask keeps.
+
+    An example is right at top k if fewer than k classes beat its label. Of equal logits the lower class wins, as in
+    `lax.top_k`; NaN is always wrong.
+
+    Returns:
+      loss_sum (float32, nats), top1_correct, top5_correct and count (int32).
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    holds = (logits < own) | ((logits == own) & (jnp.arange(logits.shape[1])[None, :] >= labels[:, None]))
+    rank = jnp.sum(~holds, axis=1)
+    return {
+        "loss_sum": jnp.sum(jnp.where(mask, losses, 0.0)),
+        "top1_correct": jnp.sum(mask & (rank < 1), dtype=jnp.int32),
+        "top5_correct": jnp.sum(mask & (rank < 5), dtype=jnp.int32),
+        "count": jnp.sum(mask, dtype=jnp.int32),
+    }
+
+
+def add(totals: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds one batch's sums to Python totals, in double precision."""
+    return {name: totals.get(name, 0) + value.item() for name, value in sums.items()}
+
+
+def summarize(totals: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """Mean loss and errors in [0, 1]. With 5 or fewer classes top-5 says nothing and is None."""
+    count = totals["count"]
+    return {
+        "loss": totals["loss_sum"] / count,
+        "top1_error": 1 - totals["top1_correct"] / count,
+        "top5_error": 1 - totals["top5_correct"] / count if num_classes > 5 else None,
+        "count": count,
+    }

@@ -1,0 +1,197 @@
+"""The paper's stochastic gradient descent, and what decides its learning rates.
+
+The rule of paper section 5 and of the 2012 source (CHM src/weights.cu, `Weights::update`):
+
+    v <- 0.9 v - 0.0005 rate w - rate gradient
+    w <- w + v
+
+The learning rate sits inside the velocity, so after a division the old velocity is still that of the old rate. `optax.sgd`
+keeps the rate outside and differs from the first step after a division on.
+"""
+
+import fnmatch
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from alexnet_jax.errors import UserError
+
+Params = Any
+"""A tree of arrays: {layer: {"kernel", "bias", ...}}."""
+
+SCHEDULES = ("plateau", "constant", "step", "dexp")
+
+
+def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransformationExtraArgs:
+    """The paper's rule; `update` takes `learning_rates=`, a tree like `params` with one scalar an array.
+
+    Kernels decay by `config.weight_decay` and other parameters by nothing unless `config.decay_biases` (CHM
+    src/layer.cu:565: biases have no decay); `config.weight_decay_overrides` names exceptions as (pattern, decay).
+    The state's trace is the paper's velocity v.
+    """
+    decays = _map_names(lambda name: config.weight_decay if _is_kernel(name) or config.decay_biases else 0.0, params)
+    for pattern, decay in config.weight_decay_overrides:
+        decays = _override("weight_decay_overrides", pattern, decays, lambda _, decay=decay: decay)
+    return optax.chain(
+        *(
+            optax.add_decayed_weights(decay, mask=jax.tree.map(lambda x, decay=decay: x == decay, decays))
+            for decay in sorted(set(jax.tree.leaves(decays)))
+            if decay
+        ),
+        _scale_by_learning_rates(),
+        optax.trace(decay=config.momentum),
+        _hold_frozen(),
+    )
+
+
+def _scale_by_learning_rates() -> optax.GradientTransformationExtraArgs:
+    """Multiplies each array's update by minus its own learning rate."""
+
+    def update(updates: Params, state: Any, params: Params = None, *, learning_rates: Params) -> tuple[Params, Any]:
+        return jax.tree.map(lambda u, rate: -rate * u, updates, learning_rates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _hold_frozen() -> optax.GradientTransformationExtraArgs:
+    """A rate of 0 freezes an array at once: the source then skips the update, velocity included (CHM src/weights.cu)."""
+
+    def update(updates: Params, state: Any, params: Params = None, *, learning_rates: Params) -> tuple[Params, Any]:
+        return jax.tree.map(lambda u, rate: jnp.where(rate == 0, 0.0, u), updates, learning_rates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def make_schedule(config: ConfigDict, epochs: float) -> Callable[[float, float], float]:
+    """Returns (epoch, plateau scale) -> the learning rate of kernels.
+
+      plateau: rate * plateau scale; see `Plateau`.
+      constant: rate.
+      step: rate * factor^k after the k-th of `step_epochs`.
+      dexp: rate / dexp_target^(k / (dexp_steps - 1)) in the k-th of `dexp_steps` equal parts of the run, k from 0
+        (cuda-convnet's dexp, CHM src/lr.cu; run 170 has target 250 and 4 steps).
+
+    Raises UserError for an unknown schedule.
+    """
+    schedule, rate, factor, step_epochs = config.schedule, config.learning_rate, config.factor, config.step_epochs
+    dexp_target, dexp_steps = config.dexp_target, config.dexp_steps
+    if schedule not in SCHEDULES:
+        raise UserError(f"config.optimizer.schedule={schedule!r} is unknown; there are: {', '.join(SCHEDULES)}")
+
+    def scheduled_rate(epoch: float, plateau_scale: float) -> float:
+        match schedule:
+            case "plateau":
+                return rate * plateau_scale
+            case "step":
+                return rate * factor ** sum(epoch >= boundary for boundary in step_epochs)
+            case "dexp":
+                part = min(int(dexp_steps * epoch / epochs), dexp_steps - 1)
+                return rate * dexp_target ** (-part / (dexp_steps - 1))
+            case _:
+                return rate
+
+    return scheduled_rate
+
+
+def make_learning_rates(config: ConfigDict, params: Params) -> Callable[[float, float], Params]:
+    """Returns (epoch, rate of kernels) -> the rate of each array, as Python floats.
+
+    Biases and other small parameters learn `bias_rate_multiplier` times as fast; without `bias_rate_follows_schedule` they
+    keep their first rate (the source's notes only ever divide epsW; CHM layers/layer-params-145.cfg ends at epsB=0.02).
+    `rate_multipliers` lists (pattern, from epoch, factor); the last that applies wins, and 0 freezes.
+
+    Raises UserError for a pattern that matches nothing.
+    """
+    first_rate, rules = config.learning_rate, config.rate_multipliers
+    bias_multiplier, bias_follows = config.bias_rate_multiplier, config.bias_rate_follows_schedule
+    for pattern, _, _ in rules:
+        _override("rate_multipliers", pattern, params, lambda leaf: leaf)
+
+    def learning_rates(epoch: float, rate: float) -> Params:
+        def of(name: str) -> float:
+            factors = [factor for pattern, start, factor in rules if epoch >= start and fnmatch.fnmatch(name, pattern)]
+            base = rate if _is_kernel(name) else bias_multiplier * (rate if bias_follows else first_rate)
+            return base * factors[-1] if factors else base
+
+        return _map_names(of, params)
+
+    return learning_rates
+
+
+def _is_kernel(name: str) -> bool:
+    return name.endswith("/kernel")
+
+
+def _map_names(function: Callable[[str], Any], tree: Params) -> Params:
+    """The tree with each leaf replaced by function("layer/parameter")."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: function(_name(path)), tree)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _override(key: str, pattern: str, tree: Params, function: Callable[[Any], Any]) -> Params:
+    """The tree with function applied to the leaves whose name matches; a pattern without a match is an error."""
+    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    if not fnmatch.filter(names, pattern):
+        raise UserError(f"config.optimizer.{key}: {pattern!r} matches no parameter; there are: {', '.join(names)}")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(leaf) if fnmatch.fnmatch(_name(path), pattern) else leaf, tree
+    )
+
+
+PlateauState = optax.contrib.ReduceLROnPlateauState
+
+
+class Plateau:
+    """The paper's rule: divide the rate by 10 when the validation error stops improving. Pure; called once an evaluation.
+
+    An error counts as an improvement if it is below the best by more than the relative threshold. When `patience`
+    evaluations in a row are none, the rate is multiplied by `factor`, at the least to `minimum_rate`; for `cooldown`
+    evaluations after that nothing is counted. `min_divisions` m makes sure of m divisions in a run of `epochs`: the k-th
+    comes at the latest after k / (m + 1) of it (the paper's run had 3, after 25, 51 and 79 of 90 epochs).
+    """
+
+    def __init__(self, config: ConfigDict, epochs: float):
+        self.factor, self.patience, self.epochs = config.factor, config.patience, epochs
+        self.cooldown, self.min_divisions = config.cooldown, config.min_divisions
+        self.min_scale = config.minimum_rate / config.learning_rate
+        self._transform = optax.contrib.reduce_on_plateau(
+            factor=self.factor,
+            patience=self.patience,
+            rtol=config.threshold,
+            cooldown=self.cooldown,
+            min_scale=self.min_scale,
+        )
+
+    def init(self) -> PlateauState:
+        """The state before the first evaluation, scale 1."""
+        return self._transform.init(jnp.zeros(()))
+
+    def scale(self, state: PlateauState) -> float:
+        """What the divisions so far multiply the first rate by; in double precision, unlike the state's own field."""
+        return max(self.factor ** self._divisions(state), self.min_scale)
+
+    def _divisions(self, state: PlateauState) -> int:
+        return round(math.log(float(state.scale)) / math.log(self.factor))
+
+    def update(self, state: PlateauState, error: float, epoch: float) -> tuple[PlateauState, str | None]:
+        """The state after an evaluation that found `error`, and the reason if the rate was divided."""
+        _, new = self._transform.update(jnp.zeros(()), state, value=jnp.asarray(error, jnp.float32))
+        if new.scale < state.scale:
+            return new, f"no validation error below {float(state.best_value):.2%} in {self.patience} evaluations"
+        due = min(int(epoch / self.epochs * (self.min_divisions + 1) + 1e-9), self.min_divisions)
+        if self._divisions(new) < due and new.scale > self.min_scale:
+            new = new._replace(
+                scale=jnp.maximum(new.scale * self.factor, self.min_scale).astype(new.scale.dtype),
+                plateau_count=jnp.zeros_like(new.plateau_count),
+                cooldown_count=jnp.full_like(new.cooldown_count, self.cooldown),
+            )
+            return new, f"{self.min_divisions} divisions are due in {self.epochs:g} epochs, and this is epoch {epoch:g}"
+        return new, None

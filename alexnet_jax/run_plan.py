@@ -1,0 +1,74 @@
+"""How long a run is and when it evaluates and saves: resolved once from the config, then frozen."""
+
+import dataclasses
+import math
+
+from ml_collections import ConfigDict
+
+from alexnet_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """A run counted in training examples; every step sees `batch_size` of them, the last of an epoch too.
+
+    The order of examples is one endless stream, epoch after epoch, so a batch may hold the end of one epoch and the start
+    of the next. Each example is seen exactly once an epoch.
+
+    Attributes:
+      num_examples: size of the training split.
+      batch_size: examples a step, over all devices.
+      epochs: length of the run.
+      total_steps: steps that complete `epochs`, or the smaller `max_steps`.
+      eval_every_epochs: epochs between evaluations.
+      checkpoint_every_steps: steps between checkpoints beside those of evaluations; 0 for none.
+    """
+
+    num_examples: int
+    batch_size: int
+    epochs: float
+    total_steps: int
+    eval_every_epochs: float
+    checkpoint_every_steps: int
+
+    @classmethod
+    def create(cls, config: ConfigDict, num_examples: int, num_devices: int) -> "RunPlan":
+        """Raises UserError if the batch does not divide by the devices or there is nothing to train on."""
+        if num_examples == 0:
+            raise UserError(f"config.data.name={config.data.name!r}: the training split is empty")
+        batch_size = config.batch_size
+        if batch_size % num_devices:
+            below, above = batch_size // num_devices * num_devices, -(-batch_size // num_devices) * num_devices
+            sizes = f"{below} or {above}" if below else f"{above}"
+            raise UserError(
+                f"config.batch_size={batch_size} does not divide by {num_devices} devices; the nearest that does: {sizes}"
+            )
+        total_steps = math.ceil(config.epochs * num_examples / batch_size)
+        return cls(
+            num_examples=num_examples,
+            batch_size=batch_size,
+            epochs=config.epochs,
+            total_steps=min(total_steps, config.max_steps) if config.max_steps else total_steps,
+            eval_every_epochs=config.eval_every_epochs,
+            checkpoint_every_steps=config.checkpoint.every_steps,
+        )
+
+    @property
+    def total_examples(self) -> int:
+        """Examples seen at the end of the run."""
+        return self.total_steps * self.batch_size
+
+    def epoch(self, examples_seen: int) -> float:
+        """Passes over the training split so far, the current one as a fraction."""
+        return examples_seen / self.num_examples
+
+    def is_evaluation(self, examples_seen: int) -> bool:
+        """True after the step that completes a multiple of `eval_every_epochs`, and after the last step."""
+        period = self.eval_every_epochs * self.num_examples
+        before = max(examples_seen - self.batch_size, 0)
+        return examples_seen >= self.total_examples or examples_seen // period > before // period
+
+    def is_checkpoint(self, examples_seen: int) -> bool:
+        """True where an evaluation or `checkpoint_every_steps` asks for a checkpoint."""
+        every = self.checkpoint_every_steps
+        return self.is_evaluation(examples_seen) or bool(every and examples_seen // self.batch_size % every == 0)

@@ -1,0 +1,94 @@
+"""One step of training and one of evaluation: pure functions of state and batch, not yet compiled.
+
+`axis_name` names the mapped axis of the devices, None on one device. Each device gets its part of the batch and returns the
+sums of all.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, Key
+
+from alexnet_jax import augment, metrics
+from alexnet_jax.models import AlexNet
+from alexnet_jax.train_state import TrainState
+
+Batch = dict[str, Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+EvalStep = Callable[[Any, Any, Batch], dict[str, Array]]
+
+
+def example_keys(key: Key[Array, ""], epoch: Int[Array, " batch"], id: Int[Array, " batch"]) -> Key[Array, " batch"]:
+    """A key for each presentation of an example: of (seed, epoch, example id) and of nothing else.
+
+    So the number of devices, hosts and threads and the place of an interruption change neither crops nor dropout masks.
+    """
+    return jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(key, e), i))(epoch, id)
+
+
+def make_train_step(
+    model: AlexNet,
+    optimizer: optax.GradientTransformationExtraArgs,
+    *,
+    crop: int,
+    mirror: bool,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    axis_name: str | None = None,
+) -> TrainStep:
+    """Returns (state, batch) -> (state after the step, sums of the batch before it); see `metrics.classification_sums`.
+
+    The batch has image (uint8), label, id and epoch. The loss is the mean cross-entropy over the whole batch, in nats.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        augment_keys, dropout_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(
+            example_keys(state.key, batch["epoch"], batch["id"])
+        )
+        crops = augment.random_crop_and_mirror(batch["image"], augment_keys, crop, mirror)
+        images = augment.normalize(crops, mean, std)
+
+        def loss(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
+            (logits, _), updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                dropout_keys,
+                axis_name,
+                mutable=["batch_stats"],
+            )
+            mask = jnp.ones_like(batch["label"], dtype=bool)
+            sums = metrics.classification_sums(logits, batch["label"], mask)
+            return sums["loss_sum"] / len(logits), (sums, updated.get("batch_stats", {}))
+
+        gradients, (sums, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
+        if axis_name is not None:
+            gradients, sums = jax.lax.pmean(gradients, axis_name), jax.lax.psum(sums, axis_name)
+        updates, opt_state = optimizer.update(
+            gradients, state.opt_state, state.params, learning_rates=state.learning_rates
+        )
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state), sums
+
+    return train_step
+
+
+def make_eval_step(
+    model: AlexNet,
+    *,
+    crop: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    axis_name: str | None = None,
+) -> EvalStep:
+    """Returns (params, batch_stats, batch) -> sums over the central crops of the images that the batch's mask keeps."""
+
+    def eval_step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Array]:
+        images = augment.normalize(augment.center_crop(batch["image"], crop), mean, std)
+        logits, _ = model.apply({"params": params, "batch_stats": batch_stats}, images)
+        sums = metrics.classification_sums(logits, batch["label"], batch["mask"])
+        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+    return eval_step

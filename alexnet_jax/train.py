@@ -1,0 +1,418 @@
+"""The main job: train, evaluate after each epoch, divide the learning rate, save, and end with the test error."""
+
+import contextlib
+import dataclasses
+import math
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import metrics, terminal
+from alexnet_jax.checkpoint import Checkpoints, checkpoint_names, restore_latest
+from alexnet_jax.datasets import Dataset, get_dataset
+from alexnet_jax.errors import TrainingDivergedError, UserError
+from alexnet_jax.input_pipeline import eval_batches, train_batches
+from alexnet_jax.metric_writer import MetricWriter, describe_environment, read_metrics, write_json
+from alexnet_jax.models import AlexNet, get_model, summarize
+from alexnet_jax.optimizer import Plateau, make_learning_rates, make_optimizer, make_schedule
+from alexnet_jax.parallel import AXIS, DataParallel
+from alexnet_jax.run_plan import RunPlan
+from alexnet_jax.steps import make_eval_step, make_train_step
+from alexnet_jax.train_state import create_train_state, init_variables
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands: what a checkpoint holds beside its arrays.
+
+    Attributes:
+      examples_seen: the position in the stream of training examples.
+      evaluated_at: the position of the last evaluation.
+      totals: sums of the training batches since then.
+      best_top1_error: the lowest validation error so far, in [0, 1].
+      best_examples_seen: its position.
+    """
+
+    examples_seen: int = 0
+    evaluated_at: int = 0
+    totals: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best_top1_error: float = math.inf
+    best_examples_seen: int | None = None
+
+
+class StopSignals:
+    """Notes SIGINT and SIGTERM while the context lasts, so that the run can save first; a second one is not held back."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        signal.signal(number, self._previous[self.received])
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequence[str] = ()) -> dict[str, Any]:
+    """Runs or continues the training that `config` describes and returns its test metrics.
+
+    Args:
+      config: see configs/alexnet.py.
+      workdir: the folder of the run, made if need be; if it holds a run of the same config, that is continued.
+      command: the command line, to be shown and recorded.
+
+    Raises:
+      UserError: bad input, or a run of another config in workdir.
+      TrainingDivergedError: the loss is NaN or infinite.
+      SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
+    """
+    config_lib.check(config.to_dict())
+    dataset = get_dataset(
+        config.data.name, config.data.prepared_dir, config.data.validation_fraction, config.data.synthetic_examples
+    )
+    return _Run(config, Path(workdir), dataset, command).execute()
+
+
+def make_evaluate(
+    config: ConfigDict, model: AlexNet, dataset: Dataset, devices: DataParallel
+) -> Callable[[Any, Any, str], Iterator[dict[str, Any]]]:
+    """Returns (params, batch_stats, split) -> the totals after each batch; the last are those of the whole split."""
+    data = config.data
+    batch_size = devices.round_up(config.eval_batch_size)
+    step = devices.compile_eval_step(
+        make_eval_step(model, crop=data.crop, mean=data.mean, std=data.std, axis_name=AXIS)
+    )
+
+    def evaluate(params: Any, batch_stats: Any, split: str) -> Iterator[dict[str, Any]]:
+        totals: dict[str, Any] = {}
+        for batch in eval_batches(
+            dataset.splits[split], image_size=data.image_size, batch_size=batch_size, num_threads=data.num_threads
+        ):
+            totals = metrics.add(totals, step(params, batch_stats, devices.shard(batch)))
+            yield totals
+
+    return evaluate
+
+
+class _Run:
+    """A run in a folder: what its config determines, and the little that changes: state, plateau_state, progress, rate."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, dataset: Dataset, command: Sequence[str]):
+        data = config.data
+        self.config, self.workdir, self.dataset, self.command = config, workdir, dataset, command
+        self.devices = DataParallel.create(config.parallel.num_devices)
+        self.plan = RunPlan.create(config, len(dataset.splits["train"]), len(self.devices.devices))
+        self.model = get_model(config.model, dataset.num_classes)
+        self.layers = summarize(self.model, data.crop)
+        variables = init_variables(self.model, data.crop, config.seed)
+        optimizer = make_optimizer(config.optimizer, variables["params"])
+        self.schedule = make_schedule(config.optimizer, config.epochs)
+        self.learning_rates = make_learning_rates(config.optimizer, variables["params"])
+        self.plateau = Plateau(config.optimizer, config.epochs)
+        self.train_step = self.devices.compile_train_step(
+            make_train_step(
+                self.model,
+                optimizer,
+                crop=data.crop,
+                mirror=data.mirror,
+                mean=data.mean,
+                std=data.std,
+                axis_name=AXIS,
+            )
+        )
+        self.evaluate = make_evaluate(config, self.model, dataset, self.devices)
+        self.state = self.devices.replicate(create_train_state(variables, optimizer, config.seed))
+        self.plateau_state = self.plateau.init()
+        self.progress = Progress()
+        self.rate = config.optimizer.learning_rate
+        self.rates: Any = None
+
+    def execute(self) -> dict[str, Any]:
+        """The whole run, from wherever it stands."""
+        checkpoints_dir = self.workdir / "checkpoints"
+        restored, warnings = restore_latest(checkpoints_dir, self._tree())
+        for warning in warnings:
+            terminal.warn(f"{warning}; the one before is used")
+        if restored:
+            self._resume(restored.tree, restored.metadata)
+        seen = self.progress.examples_seen
+        self._show_header()
+        finished = [r for r in read_metrics(self.workdir) if r["kind"] == "test" and r["examples_seen"] == seen]
+        if seen >= self.plan.total_examples and finished:
+            self._show_end(finished[-1], "is finished already")
+            return finished[-1]
+        self._write_description()
+        with (
+            StopSignals() as self.stop,
+            MetricWriter(self.workdir, seen) as self.writer,
+            Checkpoints(checkpoints_dir, self.config.checkpoint.keep) as self.checkpoints,
+            terminal.step_progress(self.plan.total_steps, seen // self.plan.batch_size) as self.bar,
+        ):
+            self.checkpoints.set_aside_after(seen)
+            self._train()
+            result = self._test()
+        self._show_end(result, "is finished")
+        return result
+
+    def _train(self) -> None:
+        data = self.config.data
+        host_batches = train_batches(
+            self.dataset.splits["train"],
+            image_size=data.image_size,
+            batch_size=self.plan.batch_size,
+            seed=self.config.seed,
+            start_example=self.progress.examples_seen,
+            num_threads=data.num_threads,
+        )
+        with contextlib.closing(host_batches), contextlib.closing(_ahead(host_batches, self.devices.shard)) as batches:
+            self._set_rates(self.progress.examples_seen)
+            while True:
+                if self._evaluation_is_due():
+                    self._evaluate()
+                if self.progress.examples_seen >= self.plan.total_examples:
+                    return
+                self._train_until_pause(batches)
+                if self.stop.received:
+                    self._save_and_exit()
+                if not self._evaluation_is_due():
+                    self._save()
+
+    def _evaluation_is_due(self) -> bool:
+        seen = self.progress.examples_seen
+        return self.plan.is_evaluation(seen) and seen > self.progress.evaluated_at
+
+    def _train_until_pause(self, batches: Iterator[Any]) -> None:
+        """Steps until a checkpoint or an evaluation is due or a signal came. Reads each step's sums one step late."""
+        position, pending = self.progress.examples_seen, None
+        began, first = time.monotonic(), position
+        while pending is None or not (self.plan.is_checkpoint(position) or self.stop.received):
+            self.state, sums = self.train_step(self.state, next(batches))
+            if pending is not None:
+                self._record_step(position, pending)
+            pending = sums
+            position += self.plan.batch_size
+            self._set_rates(position)
+            self.images_per_second = (position - first) / (time.monotonic() - began)
+        self._record_step(position, pending)
+        seconds = time.monotonic() - began
+        self.images_per_second = (position - first) / seconds
+        self.writer.write_timing(
+            position, {"train_seconds": seconds, "train_images_per_second": self.images_per_second}
+        )
+
+    def _record_step(self, position: int, sums: dict[str, jax.Array]) -> None:
+        """Adds up the sums of the step that ended at a position."""
+        values = metrics.add({}, jax.device_get(sums))
+        loss = values["loss_sum"] / values["count"]
+        if not math.isfinite(loss):
+            self._diverged(f"the training loss is {loss}", position)
+        self.progress.examples_seen = position
+        self.progress.totals = {name: self.progress.totals.get(name, 0) + value for name, value in values.items()}
+        step = position // self.plan.batch_size
+        if step % self.config.log_every_steps == 0:
+            self.writer.write("step", position, {"loss": loss, "learning_rate": self.rate})
+        self.bar.update(step, f"epoch {self._epoch(position)}  loss {loss:.3f}", self.images_per_second)
+
+    def _set_rates(self, position: int, reason: str | None = None) -> None:
+        """Gives the state the learning rates of the next step, and says so if the schedule changed them."""
+        epoch = self.plan.epoch(position)
+        rate = self.schedule(epoch, self.plateau.scale(self.plateau_state))
+        if rate != self.rate:
+            reason = reason or f"{self.config.optimizer.schedule} schedule, epoch {epoch:.2f}"
+            terminal.show(f"  learning rate {self.rate:.3g} -> {rate:.3g}: {reason}", style="bold")
+            values = {"learning_rate_before": self.rate, "learning_rate": rate, "reason": reason}
+            self.writer.write("division", position, values)
+            self.rate = rate
+        rates = self.learning_rates(epoch, rate)
+        if rates != self.rates:
+            self.rates = rates
+            scalars = jax.tree.map(np.float32, rates)
+            self.state = self.state.replace(learning_rates=self.devices.replicate(scalars))
+
+    def _evaluate(self) -> None:
+        """Validation, the plateau's decision, the epoch's record and a checkpoint."""
+        began = time.monotonic()
+        progress, position = self.progress, self.progress.examples_seen
+        totals = self._totals_of("validation")
+        validation = metrics.summarize(totals, self.dataset.num_classes)
+        if not math.isfinite(validation["loss"]):
+            self._diverged(f"the validation loss is {validation['loss']}", position)
+        train = metrics.summarize(progress.totals, self.dataset.num_classes)
+        epoch = self.plan.epoch(position)
+        self.plateau_state, reason = self.plateau.update(self.plateau_state, validation["top1_error"], epoch)
+        record = {
+            "epoch": epoch,
+            "train_loss": train["loss"],
+            "train_top1_error": train["top1_error"],
+            **{f"validation_{name}": value for name, value in validation.items()},
+            "learning_rate": self.rate,
+            "plateau_count": int(self.plateau_state.plateau_count),
+        }
+        self.writer.write("epoch", position, record)
+        self.writer.write_timing(position, {"evaluate_seconds": time.monotonic() - began})
+        self._show_epoch(record)
+        if validation["top1_error"] < progress.best_top1_error:
+            progress.best_top1_error, progress.best_examples_seen = validation["top1_error"], position
+        progress.totals, progress.evaluated_at = {}, position
+        self._set_rates(position, reason)
+        self._save()
+
+    def _test(self) -> dict[str, Any]:
+        """The error on the test split, which nothing before has looked at, with the last parameters."""
+        split = "test" if "test" in self.dataset.splits else "validation"
+        summary = metrics.summarize(self._totals_of(split), self.dataset.num_classes)
+        record = {"split": split, **summary}
+        self.writer.write("test", self.progress.examples_seen, record)
+        self.writer.sync()
+        return record
+
+    def _totals_of(self, split: str) -> dict[str, Any]:
+        totals: dict[str, Any] = {}
+        for totals in self.evaluate(self.state.params, self.state.batch_stats, split):
+            if self.stop.received:
+                self._save_and_exit()
+        return totals
+
+    def _tree(self) -> dict[str, Any]:
+        """The arrays of a checkpoint. The velocity stands for the optimizer's whole state."""
+        return {
+            "params": self.state.params,
+            "batch_stats": self.state.batch_stats,
+            "velocity": optax.tree.get(self.state.opt_state, "trace"),
+            "plateau": self.plateau_state._asdict(),
+        }
+
+    def _save(self) -> None:
+        self.writer.sync()
+        metadata = {
+            "progress": dataclasses.asdict(self.progress),
+            "config": self.config.to_dict(),
+            "class_names": self.dataset.class_names,
+            "versions": describe_environment(list(self.command)),
+        }
+        position, best = self.progress.examples_seen, self.progress.best_examples_seen
+        self.checkpoints.save(position, self._tree(), metadata, best)
+
+    def _save_and_exit(self) -> None:
+        """After SIGINT or SIGTERM."""
+        assert self.stop.received is not None
+        self._save()
+        self.checkpoints.wait()
+        seen = self.progress.examples_seen
+        terminal.show(f"{self.stop.received.name}: saved at epoch {self._epoch(seen)}. To continue: {self._command()}")
+        raise SystemExit(128 + self.stop.received)
+
+    def _resume(self, tree: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Takes a checkpoint's place. Raises UserError if it is of another experiment."""
+        changes = config_lib.differences(metadata["config"], self.config.to_dict())
+        if list(metadata["class_names"]) != list(self.dataset.class_names):
+            changes.append(
+                f"classes: {len(metadata['class_names'])} -> {len(self.dataset.class_names)}, or other names"
+            )
+        if changes:
+            raise UserError(
+                f"{self.workdir} holds a run of another config ({'; '.join(changes)}); for a new run give another --workdir"
+            )
+        self.progress = Progress(**metadata["progress"])
+        self.plateau_state = type(self.plateau_state)(**tree["plateau"])
+        self.state = self.devices.replicate(
+            self.state.replace(
+                params=tree["params"],
+                batch_stats=tree["batch_stats"],
+                opt_state=optax.tree.set(self.state.opt_state, trace=tree["velocity"]),
+            )
+        )
+        self.rate = self.schedule(self.plan.epoch(self.progress.examples_seen), self.plateau.scale(self.plateau_state))
+
+    def _diverged(self, what: str, position: int) -> None:
+        step = position // self.plan.batch_size
+        self.checkpoints.wait()
+        names = checkpoint_names(self.checkpoints.directory)
+        good = (
+            f"the last good checkpoint is {self.checkpoints.directory / str(names[-1])}" if names else "none was saved"
+        )
+        raise TrainingDivergedError(
+            f"{what} in step {step} (epoch {self._epoch(position)}) at learning rate {self.rate:g}; {good}. "
+            "Try a smaller config.optimizer.learning_rate in another --workdir"
+        )
+
+    def _write_description(self) -> None:
+        write_json(self.workdir / "config.json", self.config.to_dict())
+        write_json(self.workdir / "versions.json", describe_environment(list(self.command)))
+
+    def _epoch(self, position: int) -> str:
+        return f"{self.plan.epoch(position):.2f}/{self.plan.epochs:g}"
+
+    def _command(self, *more: str) -> str:
+        return shlex.join(["python", *(self.command or ["main.py"]), *more])
+
+    def _show_header(self) -> None:
+        sizes = ", ".join(f"{len(records):,} {split}" for split, records in self.dataset.splits.items())
+        devices = self.devices.devices
+        parameters, macs = (sum(getattr(row, field) for row in self.layers) for field in ("parameters", "macs"))
+        seen = self.progress.examples_seen
+        terminal.show_facts(
+            {
+                "run": str(self.workdir) + (f", continued from epoch {self._epoch(seen)}" if seen else ""),
+                "command": self._command(),
+                "network": f"{self.config.model.preset}, {parameters:,} parameters, {macs:,} MACs an image",
+                "data": f"{self.config.data.name}: {sizes}; {self.dataset.num_classes} classes",
+                "images": f"{self.config.data.image_size} pixels, crops of {self.config.data.crop}",
+                "devices": f"{len(devices)} x {devices[0].device_kind}, batch {self.plan.batch_size}",
+                "length": f"{self.plan.epochs:g} epochs, {self.plan.total_steps:,} steps",
+            }
+        )
+        terminal.show_layers(self.layers)
+        if self.dataset.num_classes <= 5:
+            terminal.show("With 5 or fewer classes every top-5 guess is right: top-5 error is left out.")
+
+    def _show_epoch(self, record: dict[str, Any]) -> None:
+        top1, top5 = (terminal.percent(record[f"validation_top{k}_error"]) for k in (1, 5))
+        terminal.show(
+            f"epoch {record['epoch']:6.2f}  train loss {record['train_loss']:.4f}  validation top-1 {top1:>6} top-5 {top5:>6}  "
+            f"rate {record['learning_rate']:.3g}  plateau {record['plateau_count']}/{self.plateau.patience}  "
+            f"{self.images_per_second:,.0f} images/s"
+        )
+
+    def _show_end(self, result: dict[str, Any], state: str) -> None:
+        top1, top5 = terminal.percent(result["top1_error"]), terminal.percent(result["top5_error"])
+        terminal.show(
+            f"\n{result['split']} error: top-1 {top1}, top-5 {top5} ({result['count']:,} images)", style="bold"
+        )
+        longer = f"--config.epochs={2 * self.plan.epochs:g}"
+        terminal.show(
+            f"The run {state} and lies in {self.workdir}\n"
+            f"  continue  {self._command(longer)}\n"
+            f"  evaluate  python -m alexnet_jax evaluate {shlex.quote(str(self.workdir))}\n"
+            f"  override  {self._command('--config.optimizer.learning_rate=0.005', '--workdir=runs/mine')}"
+        )
+
+
+def _ahead(host_batches: Iterator[Any], put: Callable[[Any], Any]) -> Iterator[Any]:
+    """Batches on the devices, each sent there before the one ahead of it is asked for."""
+    upcoming = put(next(host_batches))
+    for batch in host_batches:
+        following = put(batch)
+        yield upcoming
+        upcoming = following

@@ -1,0 +1,51 @@
+"""What a training step reads and writes, as one plain tree."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key
+
+from alexnet_jax.models import AlexNet
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of training on one device; every device holds the same.
+
+    Attributes:
+      params: weights and biases, float32.
+      batch_stats: running means and variances of batch normalisation; empty without.
+      opt_state: the optimizer's state; its trace is the velocity.
+      learning_rates: one scalar for each array of `params`, set by the loop.
+      key: the root of all randomness in training.
+    """
+
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    learning_rates: Any
+    key: Key[Array, ""]
+
+
+def init_variables(model: AlexNet, crop: int, seed: int) -> dict[str, Any]:
+    """The network's freshly drawn parameters and batch statistics for crop x crop images."""
+    key = jax.random.fold_in(jax.random.key(seed), _INIT)
+    return jax.jit(model.init)(key, jnp.zeros((1, crop, crop, 3)))
+
+
+def create_train_state(variables: dict[str, Any], optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first step; the learning rates are 0 until the loop sets them."""
+    params = variables["params"]
+    return TrainState(
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        learning_rates=jax.tree.map(lambda _: jnp.zeros(()), params),
+        key=jax.random.fold_in(jax.random.key(seed), _TRAIN),
+    )
+
+
+_INIT, _TRAIN = 0, 1

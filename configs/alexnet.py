@@ -1,0 +1,186 @@
+"""AlexNet: `--config=configs/alexnet.py:CHOICES`, CHOICES a comma-separated list of a data set, a preset and "smoke".
+
+Data sets: digits (the default; real scans, nothing to download), imagenet2012, synthetic, or tfds:NAME for any image
+classification set of TFDS that is prepared as ArrayRecord. Presets: see PRESETS below; `alexnet_jax/models.py` cites each
+number of their networks. "smoke" is a run of seconds that tries everything.
+
+The values below are paper section 5's: 90 epochs, batch 128, momentum 0.9, decay 0.0005, rate 0.01, divided by 10 when the
+validation error stops improving. Any key can be given on the command line: --config.optimizer.learning_rate=0.02
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(choices: str = "") -> ConfigDict:
+    """The configuration for a data set and a preset."""
+    data, preset, smoke = _parse(choices)
+    config = _default()
+    config.model.preset = preset
+    config.update(PRESETS[preset])
+    config.update(DATASETS[data] if data in DATASETS else {"data": {"name": data}})
+    small = preset.startswith(("cifar_", "lenet"))
+    if small:
+        # The source's CIFAR-10 networks see 24x24 crops of 32x32 (CHM convdata_cifar.py); a digit would lose its ends.
+        config.data.update({"image_size": 32, "crop": 28 if data == "digits" else 24})
+    elif data == "digits":
+        config.model.hidden_width = 512
+    if preset == "source" and data == "imagenet2012":
+        # The notes in CHM layers/layer-params-145.cfg: conv1's rate is cut at epoch 67, conv1 is frozen at 72.
+        config.optimizer.rate_multipliers = (("conv1/kernel", 67.0, 0.1), ("conv1/*", 72.0, 0.0))
+    if smoke:
+        config.update(SMOKE)
+        if data != "digits":
+            config.data.name = "synthetic"
+        if config.data.image_size > 72:
+            config.data.update({"image_size": 72, "crop": 67})
+        if not small:
+            config.model.hidden_width = 32
+    return config
+
+
+def _default() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,  # root of all randomness: initialisation, order, crops, dropout
+            "batch_size": 128,  # images a step, over all devices
+            "epochs": 90.0,  # passes over the training split
+            "max_steps": 0,  # ends the run after so many steps; 0: only `epochs` counts
+            "eval_every_epochs": 1.0,  # epochs between evaluations on the validation split
+            "eval_batch_size": 128,  # images a step of evaluation; changes no result
+            "log_every_steps": 50,  # steps between loss lines in metrics.jsonl
+            "data": {
+                "name": "digits",  # digits, synthetic or tfds:NAME
+                "prepared_dir": "data",  # folder of prepared data sets
+                "validation_fraction": 0.1,  # share of train held out where a data set has no validation split
+                "synthetic_examples": 1024,  # training images of the synthetic data set
+                "image_size": 256,  # pixels; shorter side to this, then the central square (paper section 2)
+                "crop": 227,  # pixels; side of the window that the network sees
+                "mirror": True,  # reflect half of the training images
+                "mean": (127.305, 119.715, 104.913),  # grey levels of R, G, B to subtract; ImageNet's (CC2 input_meta)
+                "std": (1.0, 1.0, 1.0),  # grey levels of R, G, B to divide by; the 2012 source does not divide
+                "num_threads": 16,  # decoding threads
+            },
+            "model": {
+                "preset": "source",  # which AlexNet; the keys below replace parts of it, None: as the preset says
+                "activation": placeholder(str),  # relu, tanh, scaled_tanh, sigmoid, leaky_relu, prelu
+                "lrn": placeholder(str),  # convention of response normalisation: source, paper, caffe, none
+                "pool_window": placeholder(str),  # overlapping (3x3 every 2 pixels), plain (2x2 every 2 pixels)
+                "pool_kind": placeholder(str),  # max, avg
+                "dropout_rate": placeholder(float),  # probability of dropping a unit, in [0, 1)
+                "dropout_convention": placeholder(str),  # 2012 (test: x0.5), inverted (train: x2)
+                "towers": placeholder(int),  # 1, 2
+                "hidden_width": placeholder(int),  # units in each hidden fully connected layer
+            },
+            "optimizer": {
+                "learning_rate": 0.01,  # of kernels, at the start
+                "momentum": 0.9,  # share of the velocity that a step keeps
+                "weight_decay": 0.0005,  # of kernels, inside the gradient (L2)
+                "weight_decay_overrides": (),  # ((pattern, decay), ...) over names like conv1/kernel
+                "decay_biases": False,  # decay the other parameters as well
+                "bias_rate_multiplier": 2.0,  # biases learn so many times as fast as kernels
+                "bias_rate_follows_schedule": True,  # False: biases keep their first rate
+                "rate_multipliers": (),  # ((pattern, from epoch, factor), ...); 0 freezes
+                "schedule": "plateau",  # plateau, constant, step, dexp
+                "factor": 0.1,  # of plateau and step: the rate is multiplied by this
+                "patience": 5,  # of plateau: evaluations without improvement before a division
+                "threshold": 0.001,  # of plateau: relative improvement that counts
+                "cooldown": 0,  # of plateau: evaluations after a division that do not count
+                "minimum_rate": 1e-5,  # of plateau: never lower
+                "min_divisions": 3,  # of plateau: at least so many, spread evenly over the run if need be
+                "step_epochs": (30.0, 60.0, 80.0),  # of step: epochs of the divisions
+                "dexp_target": 250.0,  # of dexp: the rate ends divided by this
+                "dexp_steps": 4,  # of dexp: number of equal parts with a rate of their own
+            },
+            "parallel": {
+                "num_devices": 0,  # local devices to use; 0: all
+            },
+            "checkpoint": {
+                "keep": 2,  # latest checkpoints kept beside the best one
+                "every_steps": 0,  # steps between checkpoints beside those of evaluations; 0: none
+            },
+        }
+    )
+
+
+_SOURCE = {"data": {"crop": 224}, "optimizer": {"bias_rate_follows_schedule": False}}
+# Caffe models/bvlc_alexnet/solver.prototxt: batch 256, divided by 10 each 100,000 steps, which are 20 epochs.
+_CAFFE = {"batch_size": 256, "optimizer": {"schedule": "step", "step_epochs": (20.0, 40.0, 60.0, 80.0)}}
+# Section 5 prints one rule for all parameters.
+_PAPER = {"optimizer": {"bias_rate_multiplier": 1.0, "decay_biases": True}}
+# CHM example-layers/layer-params-18pct.cfg: rate 0.001, divided by 10 after 120 epochs and again after 130.
+_CIFAR = {
+    "epochs": 140.0,
+    "optimizer": {"learning_rate": 0.001, "weight_decay": 0.004, "schedule": "step", "step_epochs": (120.0, 130.0)},
+}
+
+PRESETS = {
+    "source": _SOURCE,
+    "paper": _PAPER,
+    "caffe": _CAFFE,
+    "caffenet": _CAFFE,
+    "single_tower": _PAPER,
+    # torchvision references/classification/README.md: 8 GPUs x 32, decay 1e-4 of all parameters, /10 each 30 epochs.
+    "owt": {
+        "batch_size": 256,
+        "data": {"crop": 224, "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
+        "optimizer": {
+            "weight_decay": 1e-4,
+            "decay_biases": True,
+            "bias_rate_multiplier": 1.0,
+            "schedule": "step",
+            "step_epochs": (30.0, 60.0),
+        },
+    },
+    "bn": {},
+    "cifar_80sec": {**_CIFAR, "optimizer": {**_CIFAR["optimizer"], "weight_decay_overrides": (("fc*/kernel", 0.03),)}},
+    "cifar_19pct": {**_CIFAR, "optimizer": {**_CIFAR["optimizer"], "weight_decay_overrides": (("fc4/kernel", 3.0),)}},
+    "cifar_18pct": {**_CIFAR, "optimizer": {**_CIFAR["optimizer"], "weight_decay_overrides": (("fc4/kernel", 1.0),)}},
+    "cifar_13pct": {**_CIFAR, "optimizer": {**_CIFAR["optimizer"], "weight_decay_overrides": (("conv*/kernel", 0.0),)}},
+    "cifar_11pct": {
+        **_CIFAR,
+        "optimizer": {
+            **_CIFAR["optimizer"],
+            "weight_decay_overrides": (("conv*/kernel", 0.0), ("fc5/kernel", 0.01)),
+        },
+    },
+    "lenet": {},
+}
+
+DATASETS = {
+    "digits": {
+        "batch_size": 64,
+        "epochs": 30.0,
+        "data": {"name": "digits", "image_size": 72, "crop": 67, "mirror": False, "mean": (78.0, 78.0, 78.0)},
+        "optimizer": {"rate_multipliers": (), "min_divisions": 2},
+    },
+    "imagenet2012": {"data": {"name": "tfds:imagenet2012"}},
+    "synthetic": {"data": {"name": "synthetic"}},
+}
+
+SMOKE = {
+    "max_steps": 3,
+    "batch_size": 16,
+    "log_every_steps": 1,
+    "data": {"synthetic_examples": 32},
+}
+
+
+def _parse(choices: str) -> tuple[str, str, bool]:
+    """Splits CHOICES; each kind may be given once and in any order."""
+    data, presets, smoke = [], [], False
+    for choice in filter(None, choices.split(",")):
+        if choice == "smoke":
+            smoke = True
+        elif choice in DATASETS or (choice.startswith("tfds:") and len(choice) > 5):
+            data.append(choice)
+        elif choice in PRESETS:
+            presets.append(choice)
+        else:
+            raise ValueError(
+                f"{choice!r} is neither a data set ({', '.join(DATASETS)}, tfds:NAME) nor a preset "
+                f"({', '.join(PRESETS)}) nor smoke"
+            )
+    if len(data) > 1 or len(presets) > 1:
+        raise ValueError(f"choose one data set and one preset, not {' and '.join(data if len(data) > 1 else presets)}")
+    return (data or ["digits"])[0], (presets or ["source"])[0], smoke
