@@ -19,7 +19,7 @@ _ITEM = "run"
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint holds: a tree of NumPy arrays and the plain data that was saved beside it."""
+    """What a checkpoint holds: nested dicts of NumPy arrays, and the plain data that was saved beside them."""
 
     examples_seen: int
     tree: Any
@@ -70,7 +70,7 @@ class Checkpoints:
 
         Args:
           examples_seen: the checkpoint's name; one of the same name is replaced.
-          tree: arrays on the host or on devices.
+          tree: nested dicts of arrays on the host or on devices.
           metadata: plain data that JSON can hold.
           best: the checkpoint to keep whatever its age.
         """
@@ -111,19 +111,15 @@ def checkpoint_names(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
 
 
-def restore_latest(directory: Path, abstract: Any) -> tuple[Restored | None, list[str]]:
+def restore_latest(directory: Path) -> tuple[Restored | None, list[str]]:
     """The newest readable checkpoint, None if there are none yet; and a warning for each damaged one that it skipped.
-
-    Args:
-      directory: the folder of the checkpoints.
-      abstract: a tree of arrays or shapes like the one that was saved.
 
     Raises UserError if there are checkpoints but none can be read.
     """
     warnings: list[str] = []
     for name in reversed(checkpoint_names(directory)):
         try:
-            return restore(directory, name, abstract), warnings
+            return restore(directory, name), warnings
         except UserError as error:
             warnings.append(str(error))
     if warnings:
@@ -131,13 +127,12 @@ def restore_latest(directory: Path, abstract: Any) -> tuple[Restored | None, lis
     return None, []
 
 
-def restore(directory: Path, examples_seen: int, abstract: Any) -> Restored:
+def restore(directory: Path, examples_seen: int) -> Restored:
     """The named checkpoint. Raises UserError if it cannot be read or its content is not what was saved."""
     path = directory.absolute() / str(examples_seen)
     try:
         metadata = read_metadata(directory, examples_seen)
-        shapes = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
-        tree = ocp.load_checkpointables(path, {_ITEM: shapes})[_ITEM]
+        tree = ocp.load_checkpointables(path)[_ITEM]
         if _digest(tree) != metadata["digest"]:
             raise ValueError("its content does not match its digest")
     except Exception as error:  # Orbax raises anything from KeyError to its own errors on damaged files.

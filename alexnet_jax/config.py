@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import itertools
 import math
 import re
 import sys
@@ -49,7 +50,7 @@ def _check_keys(argv: list[str]) -> None:
     """Raises UserError if --config is missing or some --config.KEY does not exist, naming the nearest key."""
     words = argv[1:]
     files = [word.split("=", 1)[1] for word in words if re.match(r"--?config=", word)]
-    files += [value for word, value in zip(words, words[1:], strict=False) if re.fullmatch(r"--?config", word)]
+    files += [value for word, value in itertools.pairwise(words) if re.fullmatch(r"--?config", word)]
     if any(re.fullmatch(r"--?(help|helpfull|helpshort|helpxml)", word) for word in words):
         return
     if not files:
@@ -84,7 +85,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 FREE_KEYS = ("epochs", "max_steps", "eval_batch_size", "log_every_steps", "data.prepared_dir", "data.num_threads")
-"""Keys that a resumed run may change, beside those of "parallel" and "checkpoint": they continue the same experiment."""
+"""Keys that a resumed run may change, beside those of "parallel" and "checkpoint"."""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -104,39 +105,39 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-_RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
-        ("batch_size", "eval_batch_size", "log_every_steps", "data.synthetic_examples", "data.num_threads", "data.crop")
-        + ("model.hidden_width", "optimizer.patience", "checkpoint.keep"),
+        "batch_size eval_batch_size log_every_steps data.synthetic_examples data.num_threads data.crop "
+        "model.hidden_width optimizer.patience checkpoint.keep",
         lambda value: value >= 1,
         "must be at least 1",
     ),
     (
-        ("epochs", "eval_every_epochs", "optimizer.learning_rate", "optimizer.bias_rate_multiplier"),
+        "epochs eval_every_epochs optimizer.learning_rate optimizer.bias_rate_multiplier",
         lambda value: value > 0,
         "must be more than 0",
     ),
     (
-        ("seed", "max_steps", "optimizer.weight_decay", "optimizer.cooldown", "optimizer.threshold")
-        + ("optimizer.minimum_rate", "optimizer.min_divisions", "parallel.num_devices", "checkpoint.every_steps"),
+        "seed max_steps optimizer.weight_decay optimizer.cooldown optimizer.threshold optimizer.minimum_rate "
+        "optimizer.min_divisions parallel.num_devices checkpoint.every_steps",
         lambda value: value >= 0,
         "must not be negative",
     ),
-    (("seed",), lambda value: value < 2**31, "must be less than 2^31"),
-    (("model.dropout_rate", "optimizer.momentum"), lambda value: 0 <= value < 1, "must be in [0, 1)"),
-    (("data.validation_fraction", "optimizer.factor"), lambda value: 0 < value < 1, "must be between 0 and 1"),
-    (("optimizer.dexp_target",), lambda value: value > 1, "must be more than 1"),
-    (("optimizer.dexp_steps",), lambda value: value >= 2, "must be at least 2"),
-    (("data.mean", "data.std"), lambda value: _is_row(value, float, float, float), "must be three numbers: R, G, B"),
-    (("data.std",), lambda value: all(std > 0 for std in value), "must be more than 0"),
-    (("optimizer.step_epochs",), lambda value: _is_row(value, *[float] * len(value)), "must be numbers of epochs"),
+    ("seed", lambda value: value < 2**31, "must be less than 2^31"),
+    ("model.dropout_rate optimizer.momentum", lambda value: 0 <= value < 1, "must be in [0, 1)"),
+    ("data.validation_fraction optimizer.factor", lambda value: 0 < value < 1, "must be between 0 and 1"),
+    ("optimizer.dexp_target", lambda value: value > 1, "must be more than 1"),
+    ("optimizer.dexp_steps", lambda value: value >= 2, "must be at least 2"),
+    ("data.mean data.std", lambda value: _is_row(value, float, float, float), "must be three numbers: R, G, B"),
+    ("data.std", lambda value: all(std > 0 for std in value), "must be more than 0"),
+    ("optimizer.step_epochs", lambda value: _is_row(value, *[float] * len(value)), "must be numbers of epochs"),
     (
-        ("optimizer.weight_decay_overrides",),
+        "optimizer.weight_decay_overrides",
         lambda value: all(_is_row(row, str, float) for row in value),
         "must be ((pattern, decay), ...)",
     ),
     (
-        ("optimizer.rate_multipliers",),
+        "optimizer.rate_multipliers",
         lambda value: all(_is_row(row, str, float, float) for row in value),
         "must be ((pattern, from epoch, factor), ...)",
     ),
@@ -151,7 +152,7 @@ def check(config: Mapping[str, Any]) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"config.{key}={value} must be finite")
     for keys, holds, text in _RULES:
-        for key in keys:
+        for key in keys.split():
             if values[key] is not None and not holds(values[key]):
                 raise UserError(f"config.{key}={values[key]!r} {text}")
     if values["data.crop"] > values["data.image_size"]:

@@ -6,7 +6,7 @@ Everything is a TFDS data set in ArrayRecord files, read without TensorFlow, exc
 import dataclasses
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ class Records(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set ready to read: records by split ("train", "validation", "test") and the names of the classes by label."""
+    """A data set ready to read: records by split ("train", "validation", "test") and class names by label."""
 
     splits: dict[str, Records]
     class_names: tuple[str, ...]
@@ -45,10 +45,10 @@ def get_dataset(name: str, prepared_dir: str, validation_fraction: float, synthe
     """Opens a data set, preparing our own on first use.
 
     Args:
-      name: "digits", "synthetic" or "tfds:NAME", where NAME is as in `tfds.builder`, e.g. tfds:mnist or tfds:cifar10:3.0.2.
-      prepared_dir: folder of prepared data sets; ours are written there. For tfds:NAME, TFDS's own folder is searched too.
-      validation_fraction: share of the training split that becomes the validation split where a data set has none.
-      synthetic_examples: size of the synthetic training split.
+      name: "digits", "synthetic" or "tfds:NAME", where NAME is as in `tfds.builder`, e.g. tfds:mnist or
+      tfds:cifar10:3.0.2. prepared_dir: folder of prepared data sets; ours are written there. For tfds:NAME, TFDS's own
+      folder is searched too. validation_fraction: share of the training split that becomes the validation split where a
+      data set has none. synthetic_examples: size of the synthetic training split.
 
     Raises UserError if there is no such data set, it is not prepared, or it holds no images with labels.
     """
@@ -75,8 +75,8 @@ def _find_prepared(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
         if builder.is_prepared():
             return builder
     raise UserError(
-        f"config.data.name='tfds:{name}': not found as ArrayRecord in {' or '.join(folders)}; prepare it where TensorFlow is "
-        f"installed: tfds build {name} --file_format=array_record --data_dir={prepared_dir}"
+        f"config.data.name='tfds:{name}': not found as ArrayRecord in {' or '.join(folders)}; prepare it where "
+        f"TensorFlow is installed: tfds build {name} --file_format=array_record --data_dir={prepared_dir}"
     )
 
 
@@ -130,7 +130,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         parts = np.split(order, ends[:-1])
         return {split: self._generate_examples(digits, part) for split, part in zip(self.SIZES, parts, strict=True)}
 
-    def _generate_examples(self, digits: Any, indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, digits: Any, indices: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in indices:
             grey = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
             encoded = io.BytesIO()

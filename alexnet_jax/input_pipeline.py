@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import grain
@@ -19,11 +19,11 @@ Batch = dict[str, np.ndarray]
 
 def train_batches(
     records: Records, *, image_size: int, batch_size: int, seed: int, start_example: int, num_threads: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The endless stream of training batches from the given position on, decoded ahead of time in threads.
 
-    Position p of the stream is in epoch p // n at place p % n of a permutation drawn from (seed, epoch), so neither threads
-    nor interruptions nor the batch size change which example stands where.
+    Position p of the stream is in epoch p // n at place p % n of a permutation drawn from (seed, epoch), so neither
+    threads nor interruptions nor the batch size change which example stands where.
     """
     examples = grain.MapDataset.source(_Examples(records, image_size)).seed(seed).shuffle().repeat()
     numbered = examples.map_with_index(lambda p, example: {**example, "epoch": np.int32(p // len(records))})
@@ -31,7 +31,7 @@ def train_batches(
     yield from _read(batches, num_threads)
 
 
-def eval_batches(records: Records, *, image_size: int, batch_size: int, num_threads: int) -> Iterator[Batch]:
+def eval_batches(records: Records, *, image_size: int, batch_size: int, num_threads: int) -> Generator[Batch]:
     """Every record once, in order; the last batch is filled up with zeros that the mask leaves out."""
     batches = grain.MapDataset.source(_Examples(records, image_size)).batch(batch_size, drop_remainder=False)
     for batch in _read(batches, num_threads):
@@ -40,7 +40,7 @@ def eval_batches(records: Records, *, image_size: int, batch_size: int, num_thre
         yield {**padded, "mask": np.arange(batch_size) < batch_size - missing}
 
 
-def _read(batches: grain.MapDataset, num_threads: int) -> Iterator[Batch]:
+def _read(batches: grain.MapDataset, num_threads: int) -> Generator[Batch]:
     """Iterates with decoding threads that end when the consumer does."""
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * num_threads)
     with contextlib.closing(iter(batches.to_iter_dataset(options))) as iterator:

@@ -1,8 +1,8 @@
 """AlexNet's layers as pure functions on NHWC arrays, each convention in which codebases differ made explicit.
 
-Sources, here and in `models.py`: "paper" is Krizhevsky, Sutskever and Hinton, NIPS 2012; "CHM" is the original code and its
-configurations (github.com/computerhistory/AlexNet-Source-Code); "CC2" is github.com/akrizhevsky/cuda-convnet2; "Caffe" is
-github.com/BVLC/caffe; "torchvision" is github.com/pytorch/vision.
+Sources, here and in `models.py`: "paper" is Krizhevsky, Sutskever and Hinton, NIPS 2012; "CHM" is the original code and
+its configurations (github.com/computerhistory/AlexNet-Source-Code); "CC2" is github.com/akrizhevsky/cuda-convnet2;
+"Caffe" is github.com/BVLC/caffe; "torchvision" is github.com/pytorch/vision.
 """
 
 import dataclasses
@@ -103,8 +103,8 @@ def conv(lhs: Array, rhs: Array, *args, feature_group_count: int = 1, **kwargs) 
 def output_size(size: int, kernel: int, stride: int, pad: int, ceil: bool) -> int:
     """How many windows a row of `size` pixels holds: (size - kernel + 2 pad) / stride + 1, rounded.
 
-    `ceil` lets the last window hang over the edge, as cuda-convnet does in convolutions and in pooling (CHM layer.py:1003)
-    and Caffe in pooling: so 224 pixels give the 55 outputs of the paper, where rounding down needs 227.
+    `ceil` lets the last window hang over the edge, as cuda-convnet does in convolutions and in pooling (CHM
+    layer.py:1003) and Caffe in pooling: so 224 pixels give the 55 outputs of the paper, where rounding down needs 227.
     """
     span = size - kernel + 2 * pad
     return (math.ceil(span / stride) if ceil else math.floor(span / stride)) + 1

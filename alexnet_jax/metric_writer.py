@@ -1,7 +1,7 @@
 """The run's record: metrics.jsonl is the truth, TensorBoard a view of it, timing.jsonl what the clock said.
 
-metrics.jsonl holds nothing that depends on the machine's speed, so an interrupted and resumed run leaves the same bytes as
-an uninterrupted one.
+metrics.jsonl holds nothing that depends on the machine's speed, so an interrupted and resumed run leaves the same bytes
+as an uninterrupted one.
 """
 
 import json

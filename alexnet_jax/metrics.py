@@ -1,4 +1,4 @@
-"""Loss and error as masked sums: they add up over batches and devices to the same integers, however the data are cut."""
+"""Loss and error as masked sums: they add up over batches and devices alike, however the data are cut."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -204,8 +204,8 @@ _CUDA_CONVNET = {"conv_ceil": True, "pool_ceil": True}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Run 145 of the 2012 source, whose errors are those of the paper's "1 CNN": CHM layers/layers-145.cfg. conv1 is
-    # normalised before its ReLU, which sits on the pooling layer (so does conv5's); layer 2 has a second, within-map norm
-    # (scale 0.001, size 5); conv3-5 start from 0.03; 224 pixels with windows that overhang; hs layers drop as "2012".
+    # normalised before its ReLU, which sits on the pooling layer (so does conv5's); layer 2 has a second, within-map
+    # norm (scale 0.001, size 5); conv3-5 start from 0.03; 224 pixels with windows that overhang; dropout as "2012".
     "source": {
         "layers": _alexnet_2012(
             conv1=("lrn", "pool", "act"),
@@ -223,8 +223,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "towers": 2,
         "lrn": LRN_CONVENTIONS["paper"],
     },
-    # Caffe models/bvlc_alexnet/train_val.prototxt: bias 0.1 ("initialization to 1 gave flat loss", its readme.md), fc6 and
-    # fc7 from 0.005, 227 pixels; pooling_layer.cpp rounds up; dropout_layer.cpp is inverted.
+    # Caffe models/bvlc_alexnet/train_val.prototxt: bias 0.1 ("initialization to 1 gave flat loss", its readme.md), fc6
+    # and fc7 from 0.005, 227 pixels; pooling_layer.cpp rounds up; dropout_layer.cpp is inverted.
     "caffe": {
         "layers": _alexnet_2012(conv1=("act", "lrn", "pool"), conv2=("act", "lrn", "pool"), fc_init=0.005, bias=0.1),
         "towers": 2,
@@ -245,8 +245,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "layers": _alexnet_2012(conv1=("act", "lrn", "pool"), conv2=("act", "lrn", "pool")),
         "lrn": LRN_CONVENTIONS["paper"],
     },
-    # "One weird trick" (Krizhevsky 2014) in torchvision's layout, models/alexnet.py: no normalisation, dropout before fc6
-    # and before fc7, torch's default initialisation, 224 pixels with padding 2.
+    # "One weird trick" (Krizhevsky 2014) in torchvision's layout, models/alexnet.py: no normalisation, dropout before
+    # fc6 and before fc7, torch's default initialisation, 224 pixels with padding 2.
     "owt": {
         "layers": (
             conv(64, ("act", "pool"), kernel=11, stride=4, pad=2, init="torch"),
@@ -260,8 +260,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         ),
         "dropout_convention": "inverted",
     },
-    # One tower with batch normalisation (Ioffe and Szegedy 2015) before each of the seven ReLUs in place of LRN; started
-    # as He et al. 2015 prescribe for ReLU, biases 0.
+    # One tower with batch normalisation (Ioffe and Szegedy 2015) before each of the seven ReLUs in place of LRN;
+    # started as He et al. 2015 prescribe for ReLU, biases 0.
     "bn": {
         "layers": _alexnet_2012(
             conv1=("bn", "act", "pool"),
@@ -277,7 +277,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # CHM example-layers/layers-80sec.cfg: 26 % test error on CIFAR-10.
     "cifar_80sec": {"layers": (*_CIFAR_CONV3, fc(64, ("act",), init=0.1), fc(0, init=0.1)), **_CUDA_CONVNET},
-    # CHM example-layers/layers-19pct.cfg: four layers with weights, a candidate for the network of the paper's Figure 1.
+    # CHM example-layers/layers-19pct.cfg: four layers with weights, a candidate for the net of the paper's Figure 1.
     "cifar_19pct": {"layers": (*_CIFAR_CONV3, fc(0)), **_CUDA_CONVNET},
     # CHM example-layers/layers-18pct.cfg: within-map norm (size 3, scale 0.00005) over the first two pooling layers.
     "cifar_18pct": {
@@ -392,7 +392,8 @@ def summarize(model: AlexNet, crop: int) -> list[LayerSummary]:
         return variables
 
     variables = jax.eval_shape(init, jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32))
-    rows, previous = [], (crop, crop, 3)
+    rows: list[LayerSummary] = []
+    previous: tuple[int, ...] = (crop, crop, 3)
     for name, shape in shapes.items():
         parameters = variables["params"].get(name, {})
         macs = parameters["kernel"].size if "kernel" in parameters else 0

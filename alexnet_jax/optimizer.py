@@ -5,14 +5,14 @@ The rule of paper section 5 and of the 2012 source (CHM src/weights.cu, `Weights
     v <- 0.9 v - 0.0005 rate w - rate gradient
     w <- w + v
 
-The learning rate sits inside the velocity, so after a division the old velocity is still that of the old rate. `optax.sgd`
-keeps the rate outside and differs from the first step after a division on.
+The learning rate sits inside the velocity, so after a division the old velocity is still that of the old rate.
+`optax.sgd` keeps the rate outside and differs from the first step after a division on.
 """
 
 import fnmatch
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransfor
     """
     decays = _map_names(lambda name: config.weight_decay if _is_kernel(name) or config.decay_biases else 0.0, params)
     for pattern, decay in config.weight_decay_overrides:
-        decays = _override("weight_decay_overrides", pattern, decays, lambda _, decay=decay: decay)
+        decays = _override("weight_decay_overrides", pattern, decays, decay)
     return optax.chain(
         *(
             optax.add_decayed_weights(decay, mask=jax.tree.map(lambda x, decay=decay: x == decay, decays))
@@ -59,7 +59,7 @@ def _scale_by_learning_rates() -> optax.GradientTransformationExtraArgs:
 
 
 def _hold_frozen() -> optax.GradientTransformationExtraArgs:
-    """A rate of 0 freezes an array at once: the source then skips the update, velocity included (CHM src/weights.cu)."""
+    """A rate of 0 freezes an array at once: the source then skips the update (CHM src/weights.cu)."""
 
     def update(updates: Params, state: Any, params: Params = None, *, learning_rates: Params) -> tuple[Params, Any]:
         return jax.tree.map(lambda u, rate: jnp.where(rate == 0, 0.0, u), updates, learning_rates), state
@@ -101,16 +101,16 @@ def make_schedule(config: ConfigDict, epochs: float) -> Callable[[float, float],
 def make_learning_rates(config: ConfigDict, params: Params) -> Callable[[float, float], Params]:
     """Returns (epoch, rate of kernels) -> the rate of each array, as Python floats.
 
-    Biases and other small parameters learn `bias_rate_multiplier` times as fast; without `bias_rate_follows_schedule` they
-    keep their first rate (the source's notes only ever divide epsW; CHM layers/layer-params-145.cfg ends at epsB=0.02).
-    `rate_multipliers` lists (pattern, from epoch, factor); the last that applies wins, and 0 freezes.
+    Biases and other small parameters learn `bias_rate_multiplier` times as fast; without `bias_rate_follows_schedule`
+    they keep their first rate (the source's notes only ever divide epsW; CHM layers/layer-params-145.cfg ends at
+    epsB=0.02). `rate_multipliers` lists (pattern, from epoch, factor); the last that applies wins, and 0 freezes.
 
     Raises UserError for a pattern that matches nothing.
     """
     first_rate, rules = config.learning_rate, config.rate_multipliers
     bias_multiplier, bias_follows = config.bias_rate_multiplier, config.bias_rate_follows_schedule
     for pattern, _, _ in rules:
-        _override("rate_multipliers", pattern, params, lambda leaf: leaf)
+        _override("rate_multipliers", pattern, params, None)
 
     def learning_rates(epoch: float, rate: float) -> Params:
         def of(name: str) -> float:
@@ -136,26 +136,26 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _override(key: str, pattern: str, tree: Params, function: Callable[[Any], Any]) -> Params:
-    """The tree with function applied to the leaves whose name matches; a pattern without a match is an error."""
+def _override(key: str, pattern: str, tree: Params, value: Any) -> Params:
+    """The tree with a value for the leaves whose name matches; a pattern without a match is an error."""
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     if not fnmatch.filter(names, pattern):
         raise UserError(f"config.optimizer.{key}: {pattern!r} matches no parameter; there are: {', '.join(names)}")
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(leaf) if fnmatch.fnmatch(_name(path), pattern) else leaf, tree
+        lambda path, leaf: value if fnmatch.fnmatch(_name(path), pattern) else leaf, tree
     )
 
 
-PlateauState = optax.contrib.ReduceLROnPlateauState
+PlateauState: TypeAlias = optax.contrib.ReduceLROnPlateauState
 
 
 class Plateau:
-    """The paper's rule: divide the rate by 10 when the validation error stops improving. Pure; called once an evaluation.
+    """The paper's rule: divide the rate by 10 when the validation error stops improving. Called once an evaluation.
 
     An error counts as an improvement if it is below the best by more than the relative threshold. When `patience`
     evaluations in a row are none, the rate is multiplied by `factor`, at the least to `minimum_rate`; for `cooldown`
-    evaluations after that nothing is counted. `min_divisions` m makes sure of m divisions in a run of `epochs`: the k-th
-    comes at the latest after k / (m + 1) of it (the paper's run had 3, after 25, 51 and 79 of 90 epochs).
+    evaluations after that nothing is counted. `min_divisions` m makes sure of m divisions in a run of `epochs`: the
+    k-th comes at the latest after k / (m + 1) of it (the paper's run had 3, after 25, 51 and 79 of 90 epochs).
     """
 
     def __init__(self, config: ConfigDict, epochs: float):
@@ -193,5 +193,5 @@ class Plateau:
                 plateau_count=jnp.zeros_like(new.plateau_count),
                 cooldown_count=jnp.full_like(new.cooldown_count, self.cooldown),
             )
-            return new, f"{self.min_divisions} divisions are due in {self.epochs:g} epochs, and this is epoch {epoch:g}"
+            return new, f"division {due} of at least {self.min_divisions} in {self.epochs:g} epochs is due"
         return new, None

@@ -12,8 +12,8 @@ from alexnet_jax.errors import UserError
 class RunPlan:
     """A run counted in training examples; every step sees `batch_size` of them, the last of an epoch too.
 
-    The order of examples is one endless stream, epoch after epoch, so a batch may hold the end of one epoch and the start
-    of the next. Each example is seen exactly once an epoch.
+    The order of examples is one endless stream, epoch after epoch, so a batch may hold the end of one epoch and the
+    start of the next. Each example is seen exactly once an epoch.
 
     Attributes:
       num_examples: size of the training split.
@@ -41,7 +41,7 @@ class RunPlan:
             below, above = batch_size // num_devices * num_devices, -(-batch_size // num_devices) * num_devices
             sizes = f"{below} or {above}" if below else f"{above}"
             raise UserError(
-                f"config.batch_size={batch_size} does not divide by {num_devices} devices; the nearest that does: {sizes}"
+                f"config.batch_size={batch_size} does not divide by {num_devices} devices; the nearest size: {sizes}"
             )
         total_steps = math.ceil(config.epochs * num_examples / batch_size)
         return cls(

@@ -1,9 +1,10 @@
 """One step of training and one of evaluation: pure functions of state and batch, not yet compiled.
 
-`axis_name` names the mapped axis of the devices, None on one device. Each device gets its part of the batch and returns the
-sums of all.
+`axis_name` names the mapped axis of the devices, None on one device. Each device gets its part of the batch and returns
+the sums of all.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -70,7 +71,7 @@ def make_train_step(
             gradients, state.opt_state, state.params, learning_rates=state.learning_rates
         )
         params = optax.apply_updates(state.params, updates)
-        return state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state), sums
+        return dataclasses.replace(state, params=params, batch_stats=batch_stats, opt_state=opt_state), sums
 
     return train_step
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -48,6 +49,26 @@ def show_layers(rows: Sequence[LayerSummary]) -> None:
 def percent(error: float | None) -> str:
     """An error in [0, 1] as people read it; None, for what has no meaning, as a dash."""
     return "-" if error is None else f"{error:.2%}"
+
+
+def show_epoch(record: Mapping[str, Any], patience: int, images_per_second: float) -> None:
+    """Prints the line of an epoch."""
+    top1, top5 = (percent(record[f"validation_top{k}_error"]) for k in (1, 5))
+    show(
+        f"epoch {record['epoch']:6.2f}  train loss {record['train_loss']:.4f}  "
+        f"validation top-1 {top1:>6} top-5 {top5:>6}  "
+        f"rate {record['learning_rate']:.3g}  plateau {record['plateau_count']}/{patience}  "
+        f"{images_per_second:,.0f} images/s"
+    )
+
+
+def show_end(result: Mapping[str, Any], state: str, workdir: Path, commands: Mapping[str, str]) -> None:
+    """Prints a run's last error, where it lies and what can be done next."""
+    top1, top5 = percent(result["top1_error"]), percent(result["top5_error"])
+    show(f"\n{result['split']} error: top-1 {top1}, top-5 {top5} ({result['count']:,} images)", style="bold")
+    show(f"The run {state} and lies in {workdir}")
+    for name, command in commands.items():
+        show(f"  {name}  {command}")
 
 
 class StepProgress:

@@ -4,11 +4,9 @@ import contextlib
 import dataclasses
 import math
 import shlex
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import jax
@@ -28,6 +26,7 @@ from alexnet_jax.optimizer import Plateau, make_learning_rates, make_optimizer, 
 from alexnet_jax.parallel import AXIS, DataParallel
 from alexnet_jax.run_plan import RunPlan
 from alexnet_jax.steps import make_eval_step, make_train_step
+from alexnet_jax.stop_signals import StopSignals
 from alexnet_jax.train_state import create_train_state, init_variables
 
 
@@ -48,30 +47,6 @@ class Progress:
     totals: dict[str, Any] = dataclasses.field(default_factory=dict)
     best_top1_error: float = math.inf
     best_examples_seen: int | None = None
-
-
-class StopSignals:
-    """Notes SIGINT and SIGTERM while the context lasts, so that the run can save first; a second one is not held back."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "StopSignals":
-        self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        signal.signal(number, self._previous[self.received])
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequence[str] = ()) -> dict[str, Any]:
@@ -116,7 +91,7 @@ def make_evaluate(
 
 
 class _Run:
-    """A run in a folder: what its config determines, and the little that changes: state, plateau_state, progress, rate."""
+    """A run in a folder: what its config determines, and what changes: state, plateau_state, progress, rates."""
 
     def __init__(self, config: ConfigDict, workdir: Path, dataset: Dataset, command: Sequence[str]):
         data = config.data
@@ -151,7 +126,7 @@ class _Run:
     def execute(self) -> dict[str, Any]:
         """The whole run, from wherever it stands."""
         checkpoints_dir = self.workdir / "checkpoints"
-        restored, warnings = restore_latest(checkpoints_dir, self._tree())
+        restored, warnings = restore_latest(checkpoints_dir)
         for warning in warnings:
             terminal.warn(f"{warning}; the one before is used")
         if restored:
@@ -160,7 +135,7 @@ class _Run:
         self._show_header()
         finished = [r for r in read_metrics(self.workdir) if r["kind"] == "test" and r["examples_seen"] == seen]
         if seen >= self.plan.total_examples and finished:
-            self._show_end(finished[-1], "is finished already")
+            terminal.show_end(finished[-1], "is finished already", self.workdir, self._next_commands())
             return finished[-1]
         self._write_description()
         with (
@@ -172,7 +147,7 @@ class _Run:
             self.checkpoints.set_aside_after(seen)
             self._train()
             result = self._test()
-        self._show_end(result, "is finished")
+        terminal.show_end(result, "is finished", self.workdir, self._next_commands())
         return result
 
     def _train(self) -> None:
@@ -248,7 +223,7 @@ class _Run:
         if rates != self.rates:
             self.rates = rates
             scalars = jax.tree.map(np.float32, rates)
-            self.state = self.state.replace(learning_rates=self.devices.replicate(scalars))
+            self.state = dataclasses.replace(self.state, learning_rates=self.devices.replicate(scalars))
 
     def _evaluate(self) -> None:
         """Validation, the plateau's decision, the epoch's record and a checkpoint."""
@@ -271,7 +246,7 @@ class _Run:
         }
         self.writer.write("epoch", position, record)
         self.writer.write_timing(position, {"evaluate_seconds": time.monotonic() - began})
-        self._show_epoch(record)
+        terminal.show_epoch(record, self.plateau.patience, self.images_per_second)
         if validation["top1_error"] < progress.best_top1_error:
             progress.best_top1_error, progress.best_examples_seen = validation["top1_error"], position
         progress.totals, progress.evaluated_at = {}, position
@@ -289,9 +264,10 @@ class _Run:
 
     def _totals_of(self, split: str) -> dict[str, Any]:
         totals: dict[str, Any] = {}
-        for totals in self.evaluate(self.state.params, self.state.batch_stats, split):
+        for totals_so_far in self.evaluate(self.state.params, self.state.batch_stats, split):
             if self.stop.received:
                 self._save_and_exit()
+            totals = totals_so_far
         return totals
 
     def _tree(self) -> dict[str, Any]:
@@ -332,12 +308,14 @@ class _Run:
             )
         if changes:
             raise UserError(
-                f"{self.workdir} holds a run of another config ({'; '.join(changes)}); for a new run give another --workdir"
+                f"{self.workdir} holds a run of another config ({'; '.join(changes)}); "
+                "for a new run give another --workdir"
             )
         self.progress = Progress(**metadata["progress"])
         self.plateau_state = type(self.plateau_state)(**tree["plateau"])
         self.state = self.devices.replicate(
-            self.state.replace(
+            dataclasses.replace(
+                self.state,
                 params=tree["params"],
                 batch_stats=tree["batch_stats"],
                 opt_state=optax.tree.set(self.state.opt_state, trace=tree["velocity"]),
@@ -367,6 +345,13 @@ class _Run:
     def _command(self, *more: str) -> str:
         return shlex.join(["python", *(self.command or ["main.py"]), *more])
 
+    def _next_commands(self) -> dict[str, str]:
+        return {
+            "continue": self._command(f"--config.epochs={2 * self.plan.epochs:g}"),
+            "evaluate": f"python -m alexnet_jax evaluate {shlex.quote(str(self.workdir))}",
+            "override": self._command("--config.optimizer.learning_rate=0.005", "--workdir=runs/another"),
+        }
+
     def _show_header(self) -> None:
         sizes = ", ".join(f"{len(records):,} {split}" for split, records in self.dataset.splits.items())
         devices = self.devices.devices
@@ -387,29 +372,8 @@ class _Run:
         if self.dataset.num_classes <= 5:
             terminal.show("With 5 or fewer classes every top-5 guess is right: top-5 error is left out.")
 
-    def _show_epoch(self, record: dict[str, Any]) -> None:
-        top1, top5 = (terminal.percent(record[f"validation_top{k}_error"]) for k in (1, 5))
-        terminal.show(
-            f"epoch {record['epoch']:6.2f}  train loss {record['train_loss']:.4f}  validation top-1 {top1:>6} top-5 {top5:>6}  "
-            f"rate {record['learning_rate']:.3g}  plateau {record['plateau_count']}/{self.plateau.patience}  "
-            f"{self.images_per_second:,.0f} images/s"
-        )
 
-    def _show_end(self, result: dict[str, Any], state: str) -> None:
-        top1, top5 = terminal.percent(result["top1_error"]), terminal.percent(result["top5_error"])
-        terminal.show(
-            f"\n{result['split']} error: top-1 {top1}, top-5 {top5} ({result['count']:,} images)", style="bold"
-        )
-        longer = f"--config.epochs={2 * self.plan.epochs:g}"
-        terminal.show(
-            f"The run {state} and lies in {self.workdir}\n"
-            f"  continue  {self._command(longer)}\n"
-            f"  evaluate  python -m alexnet_jax evaluate {shlex.quote(str(self.workdir))}\n"
-            f"  override  {self._command('--config.optimizer.learning_rate=0.005', '--workdir=runs/mine')}"
-        )
-
-
-def _ahead(host_batches: Iterator[Any], put: Callable[[Any], Any]) -> Iterator[Any]:
+def _ahead(host_batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Any]:
     """Batches on the devices, each sent there before the one ahead of it is asked for."""
     upcoming = put(next(host_batches))
     for batch in host_batches:

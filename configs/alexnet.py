@@ -1,12 +1,14 @@
 """AlexNet: `--config=configs/alexnet.py:CHOICES`, CHOICES a comma-separated list of a data set, a preset and "smoke".
 
 Data sets: digits (the default; real scans, nothing to download), imagenet2012, synthetic, or tfds:NAME for any image
-classification set of TFDS that is prepared as ArrayRecord. Presets: see PRESETS below; `alexnet_jax/models.py` cites each
-number of their networks. "smoke" is a run of seconds that tries everything.
+classification set of TFDS that is prepared as ArrayRecord. Presets: see PRESETS below; `alexnet_jax/models.py` cites
+each number of their networks. "smoke" is a run of seconds that tries everything.
 
-The values below are paper section 5's: 90 epochs, batch 128, momentum 0.9, decay 0.0005, rate 0.01, divided by 10 when the
-validation error stops improving. Any key can be given on the command line: --config.optimizer.learning_rate=0.02
+The values below are paper section 5's: 90 epochs, batch 128, momentum 0.9, decay 0.0005, rate 0.01, divided by 10 when
+the validation error stops improving. Any key can be given on the command line: --config.optimizer.learning_rate=0.02
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -18,7 +20,7 @@ def get_config(choices: str = "") -> ConfigDict:
     config = _default()
     config.model.preset = preset
     config.update(PRESETS[preset])
-    config.update(DATASETS[data] if data in DATASETS else {"data": {"name": data}})
+    config.update(DATASETS.get(data, {"data": {"name": data}}))
     small = preset.startswith(("cifar_", "lenet"))
     if small:
         # The source's CIFAR-10 networks see 24x24 crops of 32x32 (CHM convdata_cifar.py); a digit would lose its ends.
@@ -108,13 +110,23 @@ _SOURCE = {"data": {"crop": 224}, "optimizer": {"bias_rate_follows_schedule": Fa
 _CAFFE = {"batch_size": 256, "optimizer": {"schedule": "step", "step_epochs": (20.0, 40.0, 60.0, 80.0)}}
 # Section 5 prints one rule for all parameters.
 _PAPER = {"optimizer": {"bias_rate_multiplier": 1.0, "decay_biases": True}}
-# CHM example-layers/layer-params-18pct.cfg: rate 0.001, divided by 10 after 120 epochs and again after 130.
-_CIFAR = {
-    "epochs": 140.0,
-    "optimizer": {"learning_rate": 0.001, "weight_decay": 0.004, "schedule": "step", "step_epochs": (120.0, 130.0)},
-}
 
-PRESETS = {
+
+def _cifar(*weight_decay_overrides: tuple[str, float]) -> dict[str, Any]:
+    """CHM example-layers/layer-params-18pct.cfg and its siblings: 0.001, divided by 10 after 120 and 130 epochs."""
+    return {
+        "epochs": 140.0,
+        "optimizer": {
+            "learning_rate": 0.001,
+            "weight_decay": 0.004,
+            "weight_decay_overrides": weight_decay_overrides,
+            "schedule": "step",
+            "step_epochs": (120.0, 130.0),
+        },
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
     "source": _SOURCE,
     "paper": _PAPER,
     "caffe": _CAFFE,
@@ -133,26 +145,20 @@ PRESETS = {
         },
     },
     "bn": {},
-    "cifar_80sec": {**_CIFAR, "optimizer": {**_CIFAR["optimizer"], "weight_decay_overrides": (("fc*/kernel", 0.03),)}},
-    "cifar_19pct": {**_CIFAR, "optimizer": {**_CIFAR["optimizer"], "weight_decay_overrides": (("fc4/kernel", 3.0),)}},
-    "cifar_18pct": {**_CIFAR, "optimizer": {**_CIFAR["optimizer"], "weight_decay_overrides": (("fc4/kernel", 1.0),)}},
-    "cifar_13pct": {**_CIFAR, "optimizer": {**_CIFAR["optimizer"], "weight_decay_overrides": (("conv*/kernel", 0.0),)}},
-    "cifar_11pct": {
-        **_CIFAR,
-        "optimizer": {
-            **_CIFAR["optimizer"],
-            "weight_decay_overrides": (("conv*/kernel", 0.0), ("fc5/kernel", 0.01)),
-        },
-    },
+    "cifar_80sec": _cifar(("fc*/kernel", 0.03)),
+    "cifar_19pct": _cifar(("fc4/kernel", 3.0)),
+    "cifar_18pct": _cifar(("fc4/kernel", 1.0)),
+    "cifar_13pct": _cifar(("conv*/kernel", 0.0)),
+    "cifar_11pct": _cifar(("conv*/kernel", 0.0), ("fc5/kernel", 0.01)),
     "lenet": {},
 }
 
-DATASETS = {
+DATASETS: dict[str, dict[str, Any]] = {
     "digits": {
         "batch_size": 64,
         "epochs": 30.0,
         "data": {"name": "digits", "image_size": 72, "crop": 67, "mirror": False, "mean": (78.0, 78.0, 78.0)},
-        "optimizer": {"rate_multipliers": (), "min_divisions": 2},
+        "optimizer": {"min_divisions": 2},
     },
     "imagenet2012": {"data": {"name": "tfds:imagenet2012"}},
     "synthetic": {"data": {"name": "synthetic"}},

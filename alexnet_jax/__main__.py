@@ -1,0 +1,24 @@
+"""`python -m alexnet_jax COMMAND`: everything that can be done with a run beside training it."""
+
+import importlib
+import sys
+
+from alexnet_jax.config import exit_on_user_error
+
+COMMANDS = {
+    "evaluate": "the error of a run on one of its splits",
+}
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command that argv[1] names."""
+    if len(argv) < 2 or argv[1] not in COMMANDS:
+        print("usage: python -m alexnet_jax COMMAND [...]\n", file=sys.stderr)
+        for name, purpose in COMMANDS.items():
+            print(f"  {name:<10} {purpose}", file=sys.stderr)
+        sys.exit(0 if argv[1:] in (["-h"], ["--help"]) else 2)
+    importlib.import_module(f"alexnet_jax.programs.{argv[1]}").main(argv[2:])
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)(sys.argv)
