@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
 Pixels = UInt8[Array, "batch size size 3"]
+Crops = UInt8[Array, "batch crop crop 3"]
 
 
-def random_crop_and_mirror(images: Pixels, keys: Key[Array, " batch"], crop: int, mirror: bool) -> Pixels:
+def random_crop_and_mirror(images: Pixels, keys: Key[Array, " batch"], crop: int, mirror: bool) -> Crops:
     """A random crop x crop window of each image, mirrored with probability 1/2 if `mirror` (paper section 4.1).
 
     Every offset from 0 to size - crop is equally likely, as in the source (CHM convdata_jpeg.py).
@@ -24,7 +25,7 @@ def random_crop_and_mirror(images: Pixels, keys: Key[Array, " batch"], crop: int
     return jax.vmap(one)(images, keys)
 
 
-def center_crop(images: Pixels, crop: int) -> Pixels:
+def center_crop(images: Pixels, crop: int) -> Crops:
     """The crop x crop window in the middle of each image."""
     offset = (images.shape[1] - crop) // 2
     return images[:, offset : offset + crop, offset : offset + crop]

@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -20,6 +20,7 @@ NAMES = ("digits", "synthetic")
 """What `get_dataset` knows beside tfds:NAME."""
 
 
+@runtime_checkable
 class Records(Protocol):
     """Random access to the records of a split."""
 

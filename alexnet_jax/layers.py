@@ -125,7 +125,7 @@ def window_padding(size: int, kernel: int, stride: int, pad: int, ceil: bool) ->
     return pad, pad + max(overhang, 0)
 
 
-def pool(x: Images, kind: str, size: int, stride: int, ceil: bool) -> Images:
+def pool(x: Images, kind: str, size: int, stride: int, ceil: bool) -> Float[Array, "batch rows columns channel"]:
     """Max or average pooling. An average counts the pixels inside the map alone, as cuda-convnet and Caffe do."""
     padding = [window_padding(extent, size, stride, 0, ceil) for extent in x.shape[1:3]]
     if kind == "max":

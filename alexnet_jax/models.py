@@ -105,7 +105,11 @@ class AlexNet(nn.Module):
                 name = f"{operation}{index}"
                 match operation:
                     case "act":
-                        x = nn.PReLU(0.25, name=name)(x) if self.activation == "prelu" else self._activate(x)
+                        x = (
+                            nn.PReLU(negative_slope_init=0.25, name=name)(x)
+                            if self.activation == "prelu"
+                            else self._activate(x)
+                        )
                     case "lrn" if self.lrn is not None:
                         x = layers.cross_map_norm(x, self.lrn, self.towers)
                     case "map_norm" if self.lrn is not None:

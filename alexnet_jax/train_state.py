@@ -3,12 +3,11 @@
 from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
-
-from alexnet_jax.models import AlexNet
 
 
 @flax.struct.dataclass
@@ -30,7 +29,7 @@ class TrainState:
     key: Key[Array, ""]
 
 
-def init_variables(model: AlexNet, crop: int, seed: int) -> dict[str, Any]:
+def init_variables(model: nn.Module, crop: int, seed: int) -> dict[str, Any]:
     """The network's freshly drawn parameters and batch statistics for crop x crop images."""
     key = jax.random.fold_in(jax.random.key(seed), _INIT)
     return jax.jit(model.init)(key, jnp.zeros((1, crop, crop, 3)))

@@ -1,0 +1,89 @@
+"""Who may import whom, read from the syntax tree."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+LEVELS = [
+    {"errors"},
+    {"layers", "augment", "metrics", "optimizer", "run_plan", "datasets", "config", "stop_signals"},
+    {"models", "input_pipeline", "train_state"},
+    {"steps", "checkpoint", "metric_writer", "terminal"},
+    {"parallel"},
+    {"train"},
+    {"programs"},
+    {"__main__"},
+]
+HEAVY = {"tensorflow", "torch", "optuna", "matplotlib", "sklearn"}
+PACKAGE = REPOSITORY / "alexnet_jax"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
+    tree = ast.parse(path.read_text())
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def level(module: str) -> int:
+    return next(number for number, names in enumerate(LEVELS) if module in names)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_module_has_a_level() -> None:
+    assert {name_of(path) for path in MODULES} == set.union(*LEVELS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_lower_levels_alone(path: Path) -> None:
+    for imported in imports(path):
+        parts = imported.split(".")
+        assert parts[0] not in {"configs", "main", "tests"}
+        if parts[0] == "alexnet_jax":
+            assert level(parts[1]) < level(name_of(path)), f"{path.name} imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
+    assert not {imported.split(".")[0] for imported in imports(path, top_level_only=True)} & HEAVY
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.py")), ids=lambda path: path.name)
+def test_configs_import_ml_collections_alone(path: Path) -> None:
+    assert {imported.split(".")[0] for imported in imports(path)} <= {"ml_collections", "typing", "configs"}
+
+
+def test_only_parallel_knows_pmap_and_meshes() -> None:
+    for path in MODULES:
+        if path.name != "parallel.py":
+            assert not {"pmap", "Mesh", "NamedSharding", "shard_map"} & {
+                node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+            }
+
+
+def test_no_default_hides_in_code() -> None:
+    for path in [*MODULES, REPOSITORY / "main.py"]:
+        assert "config.get(" not in path.read_text(), path
+
+
+def test_files_stay_short() -> None:
+    for path in [*MODULES, REPOSITORY / "main.py"]:
+        assert len(path.read_text().splitlines()) <= (60 if path.name == "main.py" else 420), path
+
+
+def test_importing_the_training_loop_loads_nothing_heavy() -> None:
+    code = f"import sys, alexnet_jax.train; sys.exit(bool({HEAVY!r} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0

@@ -1,0 +1,115 @@
+"""Checkpoints: what is kept, what damage does."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax.checkpoint import Checkpoints, checkpoint_names, restore, restore_latest
+from alexnet_jax.errors import UserError
+
+
+def tree(value: float) -> dict[str, dict[str, jax.Array]]:
+    return {"params": {"kernel": jnp.full((300, 7), value) + jnp.arange(7.0)[None, :]}, "batch_stats": {}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Checkpoints 10, 20 and 30; 10 is the best."""
+    directory = tmp_path / "checkpoints"
+    with Checkpoints(directory, keep=2) as checkpoints:
+        for name in (10, 20, 30):
+            checkpoints.save(name, tree(name), {"progress": {"share": 0.1 + 0.2}, "name": name}, best=10)
+    return directory
+
+
+def test_what_was_saved_comes_back_to_the_bit(folder: Path) -> None:
+    restored, warnings = restore_latest(folder)
+    assert restored is not None and not warnings
+    assert (restored.examples_seen, restored.metadata["name"]) == (30, 30)
+    assert restored.metadata["progress"]["share"] == 0.1 + 0.2
+    np.testing.assert_array_equal(restored.tree["params"]["kernel"], tree(30)["params"]["kernel"])
+
+
+def test_an_empty_folder_has_none(tmp_path: Path) -> None:
+    assert restore_latest(tmp_path / "nowhere") == (None, [])
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        for name in range(10, 70, 10):
+            checkpoints.save(name, tree(name), {}, best=20 if name >= 20 else 10)
+    assert checkpoint_names(tmp_path / "c") == [20, 50, 60]
+
+
+def test_saving_again_under_the_same_name_replaces(folder: Path) -> None:
+    with Checkpoints(folder, keep=2) as checkpoints:
+        checkpoints.save(30, tree(31), {"name": "again"}, best=None)
+        checkpoints.save(30, tree(32), {"name": "and again"}, best=None)
+    restored = restore(folder, 30)
+    assert restored.metadata["name"] == "and again"
+    assert restored.tree["params"]["kernel"][0, 0] == 32
+
+
+def test_what_is_saved_may_be_overwritten_at_once(tmp_path: Path) -> None:
+    values = np.zeros((1000, 1000), np.float32)
+    with Checkpoints(tmp_path / "c", keep=1) as checkpoints:
+        checkpoints.save(1, {"values": values}, {}, best=None)
+        values[:] = 1
+    assert not restore(tmp_path / "c", 1).tree["values"].any()
+
+
+def largest_file(checkpoint: Path) -> Path:
+    return max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    data = largest_file(checkpoint)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+
+
+def truncate(checkpoint: Path) -> None:
+    data = largest_file(checkpoint)
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+
+
+def empty(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+def lose_metadata(checkpoint: Path) -> None:
+    (checkpoint / "_CHECKPOINT_METADATA").unlink()
+
+
+def garble_metadata(checkpoint: Path) -> None:
+    (checkpoint / "_CHECKPOINT_METADATA").write_text("{")
+
+
+DAMAGES = [flip_a_bit, truncate, empty, lose_metadata, garble_metadata]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage: Callable[[Path], None], folder: Path) -> None:
+    damage(folder / "30")
+    restored, warnings = restore_latest(folder)
+    assert restored is not None and restored.examples_seen == 20
+    assert len(warnings) == 1 and str(folder / "30") in warnings[0] and "damaged" in warnings[0]
+    with Checkpoints(folder, keep=2) as checkpoints:  # and training can go on
+        checkpoints.set_aside_after(20)
+        checkpoints.save(30, tree(33), {}, best=None)
+    assert restore(folder, 30).tree["params"]["kernel"][0, 0] == 33
+    assert (folder.parent / "damaged" / "30").is_dir()
+
+
+def test_if_none_can_be_read_the_run_does_not_begin_anew(folder: Path) -> None:
+    for name in (10, 20, 30):
+        flip_a_bit(folder / str(name))
+    with pytest.raises(UserError, match=r"30 is damaged.*20 is damaged.*10 is damaged.*No other is left"):
+        restore_latest(folder)

@@ -1,0 +1,58 @@
+"""Every config: built, run for a step, each key read."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.models import PRESETS
+from alexnet_jax.train import train_and_evaluate
+from configs import alexnet
+
+
+def recording(config: ConfigDict, read: set[str], prefix: str = "") -> ConfigDict:
+    """A copy that notes which keys are read as attributes."""
+
+    class Recorder(ConfigDict):  # type: ignore[misc]
+        def __getattr__(self, name: str) -> Any:
+            value = super().__getattr__(name)
+            if not isinstance(value, ConfigDict):
+                read.add(prefix + name)
+            return value
+
+    recorder = Recorder()
+    for key, value in config.items():
+        recorder[key] = recording(value, read, f"{prefix}{key}.") if isinstance(value, ConfigDict) else value
+    return recorder
+
+
+def test_the_presets_of_the_config_are_those_of_the_models() -> None:
+    assert set(alexnet.PRESETS) == set(PRESETS)
+
+
+@pytest.mark.parametrize("data", [*alexnet.DATASETS, "tfds:mnist"])
+@pytest.mark.parametrize("preset", alexnet.PRESETS)
+def test_every_combination_has_possible_values(data: str, preset: str) -> None:
+    config_lib.check(alexnet.get_config(f"{data},{preset}").to_dict())
+    config_lib.check(alexnet.get_config(f"smoke,{preset},{data}").to_dict())
+
+
+@pytest.mark.parametrize("preset", alexnet.PRESETS)
+def test_every_preset_trains_a_step_and_reads_every_key(preset: str, tmp_path: Path, prepared_dir: str) -> None:
+    config = alexnet.get_config(f"digits,{preset},smoke")
+    config.data.prepared_dir = prepared_dir
+    config.max_steps = 1
+    read: set[str] = set()
+    result = train_and_evaluate(recording(config, read), tmp_path / "run")
+    assert result["count"] == 360
+    assert read == {key for key, _ in config_lib.flatten(config)}
+
+
+def test_every_key_has_a_comment() -> None:
+    source = Path(alexnet.__file__).read_text()
+    for key, _ in config_lib.flatten(alexnet.get_config()):
+        name = key.rsplit(".", 1)[-1]
+        lines = [line for line in source.splitlines() if line.strip().startswith(f'"{name}": ')]
+        assert any("# " in line for line in lines), key

@@ -1,0 +1,42 @@
+"""Strict settings for every test: ranks must match, warnings are errors, two virtual devices."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Read by jax when it is first imported. NPROC: jax 0.10.2 deadlocks in collectives of virtual devices on few cores.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+os.environ["NPROC"] = "16"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import pytest
+from absl import flags
+from ml_collections import ConfigDict
+
+from configs import alexnet
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+flags.FLAGS.mark_as_parsed()
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def prepared_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One folder of prepared data sets for all tests."""
+    return str(tmp_path_factory.getbasetemp() / "data")
+
+
+@pytest.fixture
+def make_config(prepared_dir: str) -> Callable[..., ConfigDict]:
+    """A small config: make_config("synthetic,lenet,smoke", batch_size=8, **{"data.mirror": False})."""
+
+    def make(choices: str = "synthetic,lenet,smoke", **changes: object) -> ConfigDict:
+        config = alexnet.get_config(choices)
+        config.data.prepared_dir = prepared_dir
+        config.data.num_threads = 2
+        config.update_from_flattened_dict(changes)
+        return config
+
+    return make

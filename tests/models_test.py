@@ -1,0 +1,212 @@
+"""The variants: exact sizes, wiring and switches."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.models import PRESETS, AlexNet, get_model, summarize
+
+CROPS = {"source": 224, "owt": 224, "lenet": 28}
+
+# preset: classes, parameters, multiply-accumulates (None where facts of no primary source exist)
+SIZES = {
+    "source": (1000, 60_965_224, 724_406_816),
+    "paper": (1000, 60_965_224, 724_406_816),
+    "caffe": (1000, 60_965_224, 724_406_816),
+    "caffenet": (1000, 60_965_224, 724_406_816),
+    "single_tower": (1000, 62_378_344, 1_135_256_096),
+    "owt": (1000, 61_100_840, 714_188_480),
+    # single_tower and a scale and a bias for each of 96 + 256 + 384 + 384 + 256 + 2 * 4096 normalised channels
+    "bn": (1000, 62_378_344 + 2 * 9568, 1_135_256_096),
+    # 3 * 25 * 32 + 32 + 32 * 25 * 32 + 32 + 32 * 25 * 64 + 64 = 79,328 in the convolutions of CIFAR's 24 pixels -> 3x3x64
+    "cifar_80sec": (10, 79_328 + 576 * 64 + 64 + 64 * 10 + 10, None),
+    "cifar_19pct": (10, 79_328 + 576 * 10 + 10, None),
+    "cifar_18pct": (10, 79_328 + 576 * 10 + 10, None),
+    # local layers have a kernel and a bias at each of 6x6 places
+    "cifar_13pct": (10, 4_864 + 102_464 + 36 * (576 * 32 + 32) + 36 * (288 * 32 + 32) + 1152 * 10 + 10, None),
+    "cifar_11pct": (10, 4_864 + 102_464 + 36 * (576 * 64 + 64) + 36 * (576 * 32 + 32) + 1152 * 10 + 10, None),
+    # 28 pixels: 6 maps of 14x14, 16 of 5x5
+    "lenet": (10, 456 + 2_416 + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10, None),
+}
+
+TWO_TOWER_SHAPES = {
+    "conv1": (55, 55, 96),
+    "pool1": (27, 27, 96),
+    "conv2": (27, 27, 256),
+    "pool2": (13, 13, 256),
+    "conv3": (13, 13, 384),
+    "conv4": (13, 13, 384),
+    "conv5": (13, 13, 256),
+    "pool5": (6, 6, 256),
+    "fc6": (4096,),
+    "fc7": (4096,),
+    "fc8": (1000,),
+}
+OWT_SHAPES = {
+    **TWO_TOWER_SHAPES,
+    "conv1": (55, 55, 64),
+    "pool1": (27, 27, 64),
+    "conv2": (27, 27, 192),
+    "pool2": (13, 13, 192),
+    "conv4": (13, 13, 256),
+}
+
+
+def crop_of(preset: str) -> int:
+    return CROPS.get(preset, 24 if preset.startswith("cifar") else 227)
+
+
+def small(preset: str, **changes: object) -> AlexNet:
+    """The variant with narrow hidden layers and 10 classes, for 67-pixel images."""
+    keys = ("activation", "lrn", "pool_window", "pool_kind", "dropout_rate", "dropout_convention", "towers")
+    config = ConfigDict({"preset": preset, "hidden_width": 32, **dict.fromkeys(keys), **changes})
+    return get_model(config, num_classes=10)
+
+
+def init(model: AlexNet, crop: int = 67) -> Any:
+    return jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, crop, crop, 3)))
+
+
+@functools.cache
+def variables_of(preset: str) -> Any:
+    return init(small(preset))
+
+
+def test_every_preset_has_its_size_here() -> None:
+    assert set(SIZES) == set(PRESETS)
+
+
+@pytest.mark.parametrize("preset", SIZES)
+def test_parameters_and_macs(preset: str) -> None:
+    classes, parameters, macs = SIZES[preset]
+    rows = summarize(AlexNet(**{**PRESETS[preset], "num_classes": classes}), crop_of(preset))
+    assert sum(row.parameters for row in rows) == parameters
+    if macs is not None:
+        assert sum(row.macs for row in rows) == macs
+
+
+@pytest.mark.parametrize("preset", ["source", "paper", "caffe", "caffenet", "single_tower", "owt", "bn"])
+def test_shape_of_every_layer(preset: str) -> None:
+    shapes = {row.name: row.shape for row in summarize(AlexNet(**PRESETS[preset]), crop_of(preset))}
+    expected = OWT_SHAPES if preset == "owt" else TWO_TOWER_SHAPES
+    assert {name: shape for name, shape in shapes.items() if name in expected} == expected
+
+
+def test_source_normalises_before_the_first_relu_and_twice_in_layer_2() -> None:
+    model = AlexNet(**PRESETS["source"], num_classes=10)
+    (_, activations), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    order = [name for layer in model.layers for name in layer.then]
+    assert order[:3] == ["lrn", "pool", "act"]
+    assert order[3:7] == ["act", "lrn", "map_norm", "pool"]
+    assert "map_norm2" in activations
+
+
+@pytest.mark.parametrize(
+    ("preset", "layer", "std", "bias"),
+    [
+        ("source", "conv1", 0.01, 0.0),
+        ("source", "conv2", 0.01, 1.0),
+        ("source", "conv3", 0.03, 0.0),
+        ("source", "conv4", 0.03, 1.0),
+        ("source", "conv5", 0.03, 1.0),
+        ("paper", "conv3", 0.01, 0.0),
+        ("paper", "conv5", 0.01, 1.0),
+        ("caffe", "conv4", 0.01, 0.1),
+        ("caffenet", "conv4", 0.01, 1.0),
+        ("bn", "conv4", (2 / (9 * 384)) ** 0.5, 0.0),
+    ],
+)
+def test_initialisation(preset: str, layer: str, std: float, bias: float) -> None:
+    params = variables_of(preset)["params"][layer]
+    kernel = params["kernel"]
+    # The standard error of a standard deviation is std / sqrt(2 n).
+    assert abs(float(kernel.std()) - std) < 5 * std / (2 * kernel.size) ** 0.5
+    np.testing.assert_array_equal(params["bias"], np.float32(bias))
+
+
+def test_torch_initialisation_is_uniform_within_one_over_root_fan_in() -> None:
+    params = variables_of("owt")["params"]["conv2"]
+    bound = (64 * 25) ** -0.5
+    for values in params.values():
+        assert 0.95 * bound < float(jnp.abs(values).max()) <= bound
+
+
+@pytest.mark.parametrize(("conv", "own_tower"), [("conv2", True), ("conv3", False), ("conv4", True), ("conv5", True)])
+def test_which_layers_see_the_other_tower(conv: str, own_tower: bool) -> None:
+    channels_seen = {"conv2": 48, "conv3": 256, "conv4": 192, "conv5": 192}
+    variables = jax.eval_shape(AlexNet(**PRESETS["paper"]).init, jax.random.key(0), jnp.zeros((1, 227, 227, 3)))
+    assert variables["params"][conv]["kernel"].shape[2] == channels_seen[conv]
+    previous = {"conv2": 96, "conv3": 256, "conv4": 384, "conv5": 384}[conv]
+    assert (channels_seen[conv] * 2 == previous) == own_tower
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation": "tanh"},
+        {"activation": "scaled_tanh"},
+        {"activation": "sigmoid"},
+        {"activation": "leaky_relu"},
+        {"activation": "prelu"},
+        {"lrn": "none"},
+        {"lrn": "paper"},
+        {"lrn": "caffe"},
+        {"pool_window": "plain"},
+        {"pool_kind": "avg"},
+        {"dropout_rate": 0.25},
+        {"dropout_convention": "inverted"},
+        {"towers": 1},
+    ],
+    ids=lambda changes: "-".join(map(str, *changes.items())),
+)
+def test_each_switch_changes_what_the_network_computes(changes: dict[str, object]) -> None:
+    images = 60 * jax.random.normal(jax.random.key(1), (2, 67, 67, 3))
+    has_other_parameters = changes.keys() & {"towers", "pool_window"} or "prelu" in changes.values()
+
+    def logits(model: AlexNet, variables: Any) -> jax.Array:
+        return jax.jit(model.apply)(variables, images)[0]
+
+    base, model = logits(small("source"), variables_of("source")), small("source", **changes)
+    changed = logits(model, init(model) if has_other_parameters else variables_of("source"))
+    assert changed.shape == base.shape
+    assert not np.allclose(base, changed, rtol=1e-5)
+
+
+def test_prelu_has_one_slope_a_layer_that_learns() -> None:
+    model = small("lenet", activation="prelu")
+    images, keys = jnp.ones((2, 28, 28, 3)), jax.random.split(jax.random.key(0), 2)
+    variables = init(model, crop=28)
+    logits_sum = lambda params: model.apply({"params": params}, images, keys)[0].sum()  # noqa: E731
+    gradient = jax.jit(jax.grad(logits_sum))(variables["params"])
+    slopes = [name for name in variables["params"] if name.startswith("act")]
+    assert slopes == ["act1", "act2", "act3", "act4"]
+    assert any(float(gradient[name]["negative_slope"]) != 0 for name in slopes)
+
+
+def test_testing_with_the_2012_convention_halves_the_hidden_activations() -> None:
+    images = 60 * jax.random.normal(jax.random.key(1), (1, 67, 67, 3))
+    _, activations = jax.jit(small("source").apply)(variables_of("source"), images)
+    np.testing.assert_allclose(activations["dropout6"], 0.5 * activations["act6"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("preset", "alexnt"),
+        ("activation", "rleu"),
+        ("lrn", "yes"),
+        ("pool_window", "3"),
+        ("pool_kind", "min"),
+        ("dropout_convention", "2013"),
+        ("towers", 3),
+    ],
+)
+def test_an_unknown_name_is_refused_with_those_that_exist(key: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"config\.model\.{key}=.* there are: .+"):
+        small(**{"preset": "source", key: value})

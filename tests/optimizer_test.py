@@ -1,0 +1,406 @@
+"""The paper's update rule against float64 NumPy, the learning rates of each array, and what divides them."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.optimizer import Plateau, make_learning_rates, make_optimizer, make_schedule
+from configs.alexnet import get_config
+
+SHAPES = {"conv1/kernel": (3, 3, 3, 8), "conv1/bias": (8,), "fc2/kernel": (24, 10), "fc2/bias": (10,)}
+
+STEPS = 50
+RATES = [0.01] * 25 + [0.001] * 25
+
+
+def optimizer_config(**changes: Any) -> ConfigDict:
+    """The paper's settings, which this data set and this preset leave alone, with changes."""
+    config = get_config("synthetic,bn").optimizer
+    config.update(changes)
+    return config
+
+
+def normal_tree(seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """{layer: {parameter: float32 array}} of SHAPES, standard normal."""
+    rng = np.random.default_rng(seed)
+    tree: dict[str, dict[str, np.ndarray]] = {}
+    for name, shape in SHAPES.items():
+        layer, parameter = name.split("/")
+        tree.setdefault(layer, {})[parameter] = rng.normal(size=shape).astype(np.float32)
+    return tree
+
+
+PARAMS = normal_tree(seed=0)
+GRADIENTS = [normal_tree(seed) for seed in range(1, STEPS + 1)]
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    return {f"{layer}/{parameter}": leaf for layer, leaves in tree.items() for parameter, leaf in leaves.items()}
+
+
+def train(config: ConfigDict, rates: Sequence[float] = RATES) -> tuple[dict[str, np.ndarray], Any]:
+    """The parameters after one step with each of the kernel rates, and the optimizer's state; a step is an epoch."""
+    optimizer, learning_rates = make_optimizer(config, PARAMS), make_learning_rates(config, PARAMS)
+    update = jax.jit(optimizer.update)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for epoch, (gradient, rate) in enumerate(zip(GRADIENTS, rates, strict=False)):
+        updates, state = update(gradient, state, params, learning_rates=learning_rates(float(epoch), rate))
+        params = optax.apply_updates(params, updates)
+    return by_name(params), state
+
+
+def paper_rule(name: str, decay: float, rates: Sequence[float] = RATES) -> np.ndarray:
+    """Section 5 of the paper in float64."""
+    w = by_name(PARAMS)[name].astype(np.float64)
+    v = np.zeros_like(w)
+    for gradient, rate in zip(GRADIENTS, rates, strict=False):
+        v = 0.9 * v - decay * rate * w - rate * by_name(gradient)[name]
+        w += v
+    return w
+
+
+def largest_difference(x: np.ndarray, y: np.ndarray) -> float:
+    return np.abs(x - y).max()
+
+
+# The update
+
+
+@pytest.mark.parametrize("name", ["conv1/kernel", "fc2/kernel"])
+def test_kernels_follow_the_papers_rule_across_a_division(name: str) -> None:
+    params, _ = train(optimizer_config())
+    assert largest_difference(params[name], paper_rule(name, decay=0.0005)) <= 1e-6
+
+
+def test_optax_sgd_is_another_rule_from_the_first_division_on() -> None:
+    """It multiplies the whole velocity by the new rate: a division brakes at once what the paper lets roll out."""
+    sgd = optax.chain(optax.add_decayed_weights(0.0005), optax.sgd(lambda step: RATES[0] * 0.1 ** (step >= 25), 0.9))
+    update = jax.jit(sgd.update)
+    params, state = PARAMS, sgd.init(PARAMS)
+    differences = []
+    for step, gradient in enumerate(GRADIENTS, start=1):
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        ours = paper_rule("fc2/kernel", 0.0005, RATES[:step])
+        differences.append(largest_difference(by_name(params)["fc2/kernel"], ours))
+    assert max(differences[:25]) <= 1e-6
+    assert min(differences[25:]) > 0.01
+
+
+@pytest.mark.parametrize("name", ["conv1/bias", "fc2/bias"])
+def test_biases_learn_twice_as_fast_and_do_not_decay(name: str) -> None:
+    params, _ = train(optimizer_config())
+    expected = paper_rule(name, decay=0.0, rates=[2 * rate for rate in RATES])
+    assert largest_difference(params[name], expected) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "decays"),  # decays: of conv1/kernel, conv1/bias, fc2/kernel, fc2/bias
+    [
+        ({}, (0.0005, 0, 0.0005, 0)),
+        ({"weight_decay": 0.0}, (0, 0, 0, 0)),
+        ({"weight_decay": 0.004}, (0.004, 0, 0.004, 0)),
+        ({"decay_biases": True}, (0.0005, 0.0005, 0.0005, 0.0005)),
+        ({"weight_decay_overrides": (("fc2/kernel", 0.03),)}, (0.0005, 0, 0.03, 0)),
+        ({"weight_decay_overrides": (("conv*/kernel", 0.0),)}, (0, 0, 0.0005, 0)),
+        ({"weight_decay_overrides": (("*/bias", 0.01),)}, (0.0005, 0.01, 0.0005, 0.01)),
+        ({"weight_decay_overrides": (("fc?/*", 0.01), ("*/bias", 0.02))}, (0.0005, 0.02, 0.01, 0.02)),
+        ({"weight_decay_overrides": (("*/kernel", 0.03),), "decay_biases": True}, (0.03, 0.0005, 0.03, 0.0005)),
+    ],
+)
+def test_weight_decay_of_each_array(changes: dict[str, Any], decays: tuple[float, ...]) -> None:
+    params, _ = train(optimizer_config(bias_rate_multiplier=1.0, **changes))
+    for name, decay in zip(SHAPES, decays, strict=True):
+        assert largest_difference(params[name], paper_rule(name, decay)) <= 1e-6, name
+
+
+def test_a_rate_of_zero_freezes_at_once_though_the_velocity_is_not_zero() -> None:
+    config = optimizer_config(rate_multipliers=(("conv1/*", 3.0, 0.0),))
+    before, state = train(config, RATES[:3])
+    after, _ = train(config, RATES[:10])
+    velocity = by_name(optax.tree.get(state, "trace"))
+    for name in ("conv1/kernel", "conv1/bias"):
+        assert np.abs(velocity[name]).min() > 0
+        np.testing.assert_array_equal(after[name], before[name])
+    assert largest_difference(after["fc2/kernel"], paper_rule("fc2/kernel", 0.0005, RATES[:10])) <= 1e-6
+
+
+# The rate of each array
+
+
+@pytest.mark.parametrize(
+    ("rules", "epoch", "expected"),  # expected: of conv1/kernel, conv1/bias, fc2/kernel, fc2/bias
+    [
+        ((), 5.0, (1, 2, 1, 2)),
+        ((("conv1/kernel", 0.0, 0.1),), 0.0, (0.1, 2, 1, 2)),
+        ((("*/bias", 0.0, 0.5),), 0.0, (1, 1, 1, 1)),
+        ((("fc*", 67.0, 0.1),), 66.99, (1, 2, 1, 2)),
+        ((("fc*", 67.0, 0.1),), 67.0, (1, 2, 0.1, 0.2)),
+        # Factors replace each other, they do not multiply.
+        ((("conv1/kernel", 67.0, 0.1), ("conv1/*", 72.0, 0.0)), 70.0, (0.1, 2, 1, 2)),
+        ((("conv1/kernel", 67.0, 0.1), ("conv1/*", 72.0, 0.0)), 72.0, (0, 0, 1, 2)),
+        ((("conv1/kernel", 10.0, 0.1), ("*", 20.0, 0.5)), 30.0, (0.5, 1, 0.5, 1)),
+        # The last that applies wins by its place in the list, not by its epoch.
+        ((("*", 20.0, 0.5), ("conv1/kernel", 10.0, 0.1)), 30.0, (0.1, 1, 0.5, 1)),
+    ],
+)
+def test_rate_multipliers(rules: tuple[Any, ...], epoch: float, expected: tuple[float, ...]) -> None:
+    rates = by_name(make_learning_rates(optimizer_config(rate_multipliers=rules), PARAMS)(epoch, 1.0))
+    assert rates == pytest.approx(dict(zip(SHAPES, expected, strict=True)), rel=1e-12)
+
+
+@pytest.mark.parametrize(("follows", "bias_rate"), [(True, 0.0002), (False, 0.02)])
+def test_bias_rate_follows_the_schedule_only_if_told_to(follows: bool, bias_rate: float) -> None:
+    learning_rates = make_learning_rates(optimizer_config(bias_rate_follows_schedule=follows), PARAMS)
+    assert by_name(learning_rates(50.0, 0.0001)) == pytest.approx(
+        {"conv1/kernel": 0.0001, "conv1/bias": bias_rate, "fc2/kernel": 0.0001, "fc2/bias": bias_rate}, rel=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (make_optimizer, {"weight_decay_overrides": (("fc2/*", 0.1), ("fc3/*", 0.1))}),
+        (make_learning_rates, {"rate_multipliers": (("fc3/*", 10.0, 0.0),)}),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused(make: Callable[..., Any], changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as raised:
+        make(optimizer_config(**changes), PARAMS)
+    for words in (*changes, "'fc3/*'", *SHAPES):
+        assert words in str(raised.value)
+
+
+# Schedules
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs_and_factors"),
+    [
+        ({"schedule": "constant"}, [(0, 1), (50, 1), (100, 1)]),
+        (
+            {"schedule": "step", "step_epochs": (20.0, 40.0), "factor": 0.1},
+            [(0, 1), (19.99, 1), (20, 0.1), (39.99, 0.1), (40, 0.01), (100, 0.01)],
+        ),
+        ({"schedule": "step", "step_epochs": (10.0,), "factor": 0.25}, [(9.99, 1), (10, 0.25)]),
+        ({"schedule": "step", "step_epochs": ()}, [(0, 1), (100, 1)]),
+        (
+            {"schedule": "dexp", "dexp_target": 250.0, "dexp_steps": 4},
+            [
+                (0, 1),
+                (24.99, 1),
+                (25, 250 ** (-1 / 3)),
+                (50, 250 ** (-2 / 3)),
+                (74.99, 250 ** (-2 / 3)),
+                (75, 1 / 250),
+                (100, 1 / 250),
+                (120, 1 / 250),
+            ],
+        ),
+        ({"schedule": "dexp", "dexp_target": 10.0, "dexp_steps": 2}, [(49.99, 1), (50, 0.1)]),
+    ],
+)
+def test_scheduled_rates(changes: dict[str, Any], epochs_and_factors: list[tuple[float, float]]) -> None:
+    schedule = make_schedule(optimizer_config(**changes), epochs=100.0)
+    for epoch, factor in epochs_and_factors:
+        # The plateau's scale is there in any case and must not count.
+        assert schedule(float(epoch), 0.1) == pytest.approx(0.01 * factor, rel=1e-12), epoch
+
+
+def test_plateau_schedule_multiplies_by_the_plateaus_scale() -> None:
+    schedule = make_schedule(optimizer_config(schedule="plateau"), epochs=100.0)
+    assert schedule(0.0, 1.0) == 0.01
+    assert schedule(99.0, 0.1) == pytest.approx(0.001, rel=1e-12)
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    with pytest.raises(UserError, match=r"config\.optimizer\.schedule='cosine'.*plateau, constant, step, dexp"):
+        make_schedule(optimizer_config(schedule="cosine"), epochs=100.0)
+
+
+# The plateau rule
+
+
+def reference_scales(config: ConfigDict, errors: Sequence[float], epochs: float) -> list[float]:
+    """The scale after each evaluation, one an epoch, by the rule of Plateau's docstring in plain Python."""
+    best, without_improvement, cooldown = math.inf, 0, 0
+    divisions, scale = 0, 1.0
+    scales = []
+    for epoch, error in enumerate(errors, start=1):
+        improved = error < best * (1 - config.threshold)
+        best = error if improved else best
+        without_improvement = 0 if improved or cooldown else without_improvement + 1
+        cooldown = max(cooldown - 1, 0)
+        overdue = any(
+            divisions < k and epoch >= k * epochs / (config.min_divisions + 1)
+            for k in range(1, config.min_divisions + 1)
+        )
+        if without_improvement == config.patience or overdue:
+            without_improvement, cooldown = 0, config.cooldown
+            divisions += 1
+            scale = max(scale * config.factor, config.minimum_rate / config.learning_rate)
+        scales.append(scale)
+    return scales
+
+
+def play(
+    plateau: Plateau, errors: Sequence[float], store: Callable[[Any], Any] = lambda state: state
+) -> tuple[list[float], list[str | None]]:
+    """The scale and the reason after each evaluation, one an epoch; `store` is what happens to the state between."""
+    state = plateau.init()
+    scales, reasons = [], []
+    for epoch, error in enumerate(errors, start=1):
+        state, reason = plateau.update(store(state), error, float(epoch))
+        scales.append(plateau.scale(state))
+        reasons.append(reason)
+    return scales, reasons
+
+
+def changes_of(scales: Sequence[float]) -> list[int]:
+    """The evaluations, counted from 1, after which the scale is another than before."""
+    return [i for i, (before, after) in enumerate(zip([1.0, *scales], scales, strict=False), 1) if before != after]
+
+
+FALLING = [0.9**k for k in range(1, 41)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "errors", "divisions"),
+    [
+        ({}, [0.5, 0.4, 0.3], []),
+        # The first error is always an improvement; patience counts from there.
+        ({"patience": 3}, [0.5] * 7, [4, 7]),
+        ({"patience": 1}, [0.5, 0.5, 0.4, 0.4, 0.4], [2, 4, 5]),
+        # An improvement begins the count anew, also if it only returns to the trend.
+        ({"patience": 2}, [0.5, 0.6, 0.4, 0.6, 0.5], [5]),
+        # What counts is the best so far, not the evaluation before.
+        ({"patience": 2}, [0.3, 0.5, 0.4], [3]),
+        # 10 % of 0.5 are 0.05: 0.46 is too little, 0.44 is enough.
+        ({"patience": 2, "threshold": 0.1}, [0.5, 0.46, 0.46], [3]),
+        ({"patience": 2, "threshold": 0.1}, [0.5, 0.46, 0.44], []),
+        # Small steps add up: each is compared with the last that counted.
+        ({"patience": 2, "threshold": 0.1}, [0.5, 0.47, 0.44, 0.42, 0.39], []),
+        # With a threshold of 0 the least improvement counts, and equality is none.
+        ({"patience": 2, "threshold": 0.0}, [0.5, 0.5, 0.4999, 0.4999, 0.4999], [5]),
+        ({"patience": 2, "cooldown": 3}, [0.5] * 13, [3, 8, 13]),
+        # The cooldown counts no failures, but remembers the best.
+        ({"patience": 2, "cooldown": 1}, [0.5, 0.5, 0.5, 0.2, 0.3, 0.3], [3, 6]),
+        ({"patience": 1, "minimum_rate": 0.001}, [0.5] * 6, [2]),
+        ({"patience": 1, "minimum_rate": 0.0005}, [0.5] * 6, [2, 3]),
+        ({"patience": 1, "factor": 0.5, "minimum_rate": 0.0035}, [0.5] * 6, [2, 3]),
+        # Forced divisions, in a run of 40 epochs.
+        ({"min_divisions": 1}, FALLING, [20]),
+        ({"min_divisions": 3}, FALLING, [10, 20, 30]),
+        ({"min_divisions": 7}, FALLING, [5, 10, 15, 20, 25, 30, 35]),
+        # Neither patience nor cooldown puts a forced one off, and it begins both anew.
+        ({"min_divisions": 3, "patience": 3, "cooldown": 20}, FALLING[:9] + [0.9] * 31, [10, 20, 30]),
+        ({"min_divisions": 1, "patience": 4}, [*FALLING[:17], 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [20, 24]),
+        # A division that came early is not repeated when it would have been due.
+        ({"min_divisions": 3, "patience": 2}, [0.95, 0.95, 0.95, *FALLING[3:]], [3, 20, 30]),
+    ],
+)
+def test_divisions(changes: dict[str, Any], errors: list[float], divisions: list[int]) -> None:
+    config = optimizer_config(**{"min_divisions": 0, "minimum_rate": 1e-9, **changes})
+    scales, _ = play(Plateau(config, epochs=40.0), errors)
+    assert changes_of(scales) == divisions
+    assert scales == pytest.approx(reference_scales(config, errors, epochs=40.0), rel=1e-6)
+
+
+def random_case(seed: int) -> tuple[ConfigDict, list[float]]:
+    """Settings, and 60 errors that fall, stall and repeat themselves."""
+    rng = np.random.default_rng(seed)
+    config = optimizer_config(
+        factor=float(rng.choice([0.1, 0.3, 0.5])),
+        patience=int(rng.integers(1, 6)),
+        threshold=float(rng.choice([0.001, 0.01, 0.1])),
+        cooldown=int(rng.integers(0, 4)),
+        learning_rate=float(rng.choice([0.01, 0.02])),
+        minimum_rate=float(rng.choice([1e-9, 1e-5, 0.003])),
+        min_divisions=int(rng.integers(0, 5)),
+    )
+    errors = np.exp(-np.linspace(0, rng.uniform(0, 3), 60)) * rng.uniform(0.9, 1.0, 60)
+    errors = np.where(rng.random(60) < 0.2, np.roll(errors, 1), errors)
+    return config, errors.tolist()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_errors_divide_as_the_reference_says(seed: int) -> None:
+    config, errors = random_case(seed)
+    expected = reference_scales(config, errors, epochs=60.0)
+    scales, reasons = play(Plateau(config, epochs=60.0), errors)
+    assert scales == pytest.approx(expected, rel=1e-6)
+    assert [i for i, reason in enumerate(reasons, start=1) if reason is not None] == changes_of(scales)
+    assert "" not in reasons
+
+
+def test_random_cases_divide_at_all() -> None:
+    """Otherwise the test above would compare nothing."""
+    divisions = [len(changes_of(reference_scales(*random_case(seed), epochs=60.0))) for seed in range(30)]
+    assert min(divisions) == 0
+    assert max(divisions) >= 8
+
+
+def test_reasons_tell_the_best_error_or_the_number_of_the_division() -> None:
+    config = optimizer_config(patience=2, min_divisions=1)
+    _, reasons = play(Plateau(config, epochs=10.0), [0.5, 0.25, 0.25, 0.25, 0.2])
+    assert reasons == [
+        None,
+        None,
+        None,
+        "no validation error below 25.00% in 2 evaluations",
+        None,
+    ]
+    _, reasons = play(Plateau(config, epochs=10.0), FALLING[:5])
+    assert reasons == [None, None, None, None, "division 1 of at least 1 in 10 epochs is due"]
+
+
+def test_the_scale_is_a_power_of_the_factor_in_double_precision() -> None:
+    """float32(0.1) times 0.01 would show as a rate of 0.0010000000149."""
+    config = optimizer_config(patience=1, min_divisions=0)
+    scales, _ = play(Plateau(config, epochs=10.0), [0.5] * 4)
+    assert scales == pytest.approx([1, 0.1, 0.01, 0.001], rel=1e-15)
+
+
+@pytest.mark.parametrize("learning_rate", [0.01, 0.02, 0.05])
+def test_divisions_end_at_the_minimum_rate(learning_rate: float) -> None:
+    config = optimizer_config(learning_rate=learning_rate, patience=1, minimum_rate=1e-5)
+    plateau = Plateau(config, epochs=40.0)
+    scales, _ = play(plateau, [0.5] * 10)
+    rate = make_schedule(config, epochs=40.0)(10.0, scales[-1])
+    assert rate == pytest.approx(1e-5, rel=1e-6)
+
+
+def test_a_first_rate_below_the_minimum_is_never_raised() -> None:
+    plateau = Plateau(optimizer_config(learning_rate=1e-6, minimum_rate=1e-5, patience=1), epochs=40.0)
+    scales, reasons = play(plateau, [0.5] * 10)
+    assert plateau.scale(plateau.init()) == 1.0
+    assert scales == [1.0] * 10
+    assert reasons == [None] * 10
+
+
+def test_without_a_minimum_rate_divisions_go_on_for_ever() -> None:
+    """The scale leaves the range of float32 after 46 of them."""
+    plateau = Plateau(optimizer_config(patience=1, minimum_rate=0.0, min_divisions=0), epochs=1000.0)
+    scales, _ = play(plateau, [0.5] * 60)
+    assert all(0 <= after <= before for before, after in zip(scales, scales[1:], strict=False))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_state_survives_a_checkpoint(seed: int) -> None:
+    """A checkpoint holds the fields as plain arrays of the types they have."""
+
+    def store(state: Any) -> Any:
+        arrays = {name: np.asarray(field) for name, field in state._asdict().items()}
+        assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32), np.dtype(np.int32)}
+        return type(state)(**{name: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape) for name, a in arrays.items()})
+
+    config, errors = random_case(seed)
+    plateau = Plateau(config, epochs=60.0)
+    assert play(plateau, errors, store) == play(plateau, errors)
