@@ -1,5 +1,7 @@
 """Augmentation and normalisation inside the compiled step: bytes in, floating point out, one key an example."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
@@ -31,9 +33,7 @@ def center_crop(images: Pixels, crop: int) -> Crops:
     return images[:, offset : offset + crop, offset : offset + crop]
 
 
-def normalize(
-    images: Pixels, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> Float[Array, "batch size size 3"]:
+def normalize(images: Pixels, mean: Sequence[float], std: Sequence[float]) -> Float[Array, "batch size size 3"]:
     """(pixel - mean) / std for each of R, G and B; all in grey levels of 0 to 255. The source has std 1."""
     mean_array, std_array = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, 3) for values in (mean, std))
     return (images.astype(jnp.float32) - mean_array) / std_array

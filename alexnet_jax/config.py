@@ -75,7 +75,7 @@ def _load(config_file: str) -> ConfigDict:
     return config
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields ("section.key", value) for every key of a nested config."""
     for key, value in config.items():
         if isinstance(value, Mapping | ConfigDict):

@@ -5,7 +5,7 @@ the sums of all.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -36,8 +36,8 @@ def make_train_step(
     *,
     crop: int,
     mirror: bool,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: Sequence[float],
+    std: Sequence[float],
     axis_name: str | None = None,
 ) -> TrainStep:
     """Returns (state, batch) -> (state after the step, sums of the batch before it); see `metrics.classification_sums`.
@@ -80,8 +80,8 @@ def make_eval_step(
     model: AlexNet,
     *,
     crop: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: Sequence[float],
+    std: Sequence[float],
     axis_name: str | None = None,
 ) -> EvalStep:
     """Returns (params, batch_stats, batch) -> sums over the central crops of the images that the batch's mask keeps."""

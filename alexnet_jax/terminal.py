@@ -28,6 +28,8 @@ def warn(text: str) -> None:
 def show_facts(facts: Mapping[str, str]) -> None:
     """Prints name and value, a line each."""
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in facts.items():
         table.add_row(name, value)
     _console.print(table)
@@ -57,8 +59,8 @@ def show_epoch(record: Mapping[str, Any], patience: int, images_per_second: floa
     show(
         f"epoch {record['epoch']:6.2f}  train loss {record['train_loss']:.4f}  "
         f"validation top-1 {top1:>6} top-5 {top5:>6}  "
-        f"rate {record['learning_rate']:.3g}  plateau {record['plateau_count']}/{patience}  "
-        f"{images_per_second:,.0f} images/s"
+        f"rate {record['learning_rate']:.3g}  plateau {record['plateau_count']}/{patience}"
+        + (f"  {images_per_second:,.0f} images/s" if images_per_second else "")
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -122,6 +123,7 @@ class _Run:
         self.progress = Progress()
         self.rate = config.optimizer.learning_rate
         self.rates: Any = None
+        self.images_per_second = 0.0
 
     def execute(self) -> dict[str, Any]:
         """The whole run, from wherever it stands."""
@@ -280,6 +282,8 @@ class _Run:
         }
 
     def _save(self) -> None:
+        if not _is_finite(self.state.params):
+            self._diverged("a parameter is NaN or infinite", self.progress.examples_seen)
         self.writer.sync()
         metadata = {
             "progress": dataclasses.asdict(self.progress),
@@ -342,12 +346,16 @@ class _Run:
     def _epoch(self, position: int) -> str:
         return f"{self.plan.epoch(position):.2f}/{self.plan.epochs:g}"
 
-    def _command(self, *more: str) -> str:
-        return shlex.join(["python", *(self.command or ["main.py"]), *more])
+    def _command(self, *changes: str) -> str:
+        """The run's own command with flags changed or added."""
+        flags = {change.split("=")[0] for change in changes}
+        kept = [word for word in self.command if word.split("=")[0] not in flags]
+        return shlex.join(["python", *(kept or ["main.py"]), *changes])
 
     def _next_commands(self) -> dict[str, str]:
+        longer = {"max_steps": self.config.max_steps} if self.config.max_steps else {"epochs": self.plan.epochs}
         return {
-            "continue": self._command(f"--config.epochs={2 * self.plan.epochs:g}"),
+            "continue": self._command(*(f"--config.{key}={2 * value:g}" for key, value in longer.items())),
             "evaluate": f"python -m alexnet_jax evaluate {shlex.quote(str(self.workdir))}",
             "override": self._command("--config.optimizer.learning_rate=0.005", "--workdir=runs/another"),
         }
@@ -371,6 +379,11 @@ class _Run:
         terminal.show_layers(self.layers)
         if self.dataset.num_classes <= 5:
             terminal.show("With 5 or fewer classes every top-5 guess is right: top-5 error is left out.")
+
+
+@jax.jit
+def _is_finite(tree: Any) -> jax.Array:
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _ahead(host_batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Any]:

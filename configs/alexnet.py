@@ -150,7 +150,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar_18pct": _cifar(("fc4/kernel", 1.0)),
     "cifar_13pct": _cifar(("conv*/kernel", 0.0)),
     "cifar_11pct": _cifar(("conv*/kernel", 0.0), ("fc5/kernel", 0.01)),
-    "lenet": {},
+    # Its initialisation (He) wants inputs of about unit variance; the others were made for raw pixels.
+    "lenet": {"data": {"std": (64.0, 64.0, 64.0)}},
 }
 
 DATASETS: dict[str, dict[str, Any]] = {

@@ -32,7 +32,7 @@ def ids(
         Numbered(size), image_size=4, batch_size=batch_size, seed=seed, start_example=start, num_threads=threads
     )
     pairs: list[tuple[int, int]] = []
-    for batch in itertools.takewhile(lambda _: len(pairs) < count, stream):
+    for batch in itertools.islice(stream, -(-count // batch_size)):
         assert (batch["image"][:, 0, 0, 0] == batch["id"]).all()
         assert (batch["label"] == batch["id"] % 3).all()
         pairs += zip(batch["epoch"].tolist(), batch["id"].tolist(), strict=True)

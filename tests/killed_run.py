@@ -1,7 +1,7 @@
 """Trains in a process of its own and kills it at a named point: python -m tests.killed_run WORKDIR PREPARED_DIR POINT.
 
-Points: none; step (in the middle of an epoch); evaluation; save (while a checkpoint is being written); SIGTERM, SIGINT (a
-signal in the middle of an epoch); SIGTERM-evaluation.
+Points: none; step (in the middle of an epoch); evaluation; save (while a checkpoint is being written); SIGTERM and
+SIGINT (a signal in the middle of an epoch); SIGTERM-evaluation.
 """
 
 import os

@@ -1,0 +1,397 @@
+"""Bad input: each mistake ends in one line that names the key, the file or the choice, and never in a traceback."""
+
+import functools
+import math
+import operator
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import main
+from alexnet_jax import config as config_lib
+from alexnet_jax.errors import TrainingDivergedError, UserError
+from configs.alexnet import get_config
+from tests.conftest import REPOSITORY
+
+# ml_collections loads config files by a method that Python will drop.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+CONFIG_FILE = REPOSITORY / "configs" / "alexnet.py"
+
+
+def config_with(changes: dict[str, Any]) -> dict[str, Any]:
+    """A plain config with changes to dotted keys that ConfigDict's types would not allow."""
+    config = get_config().to_dict()
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        functools.reduce(operator.getitem, sections, config)[name] = value
+    return config
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch_size", 0),
+        ("batch_size", "64"),
+        ("eval_batch_size", 0),
+        ("log_every_steps", 0),
+        ("epochs", 0.0),
+        ("epochs", math.inf),
+        ("eval_every_epochs", 0.0),
+        ("max_steps", -1),
+        ("seed", -1),
+        ("seed", 2**31),
+        ("data.crop", 0),
+        ("data.crop", 73),  # image_size is 72
+        ("data.validation_fraction", 0.0),
+        ("data.validation_fraction", 1.0),
+        ("data.synthetic_examples", 0),
+        ("data.num_threads", 0),
+        ("data.mean", (1.0, 2.0)),
+        ("data.mean", ("a", "b", "c")),
+        ("data.mean", 127.0),
+        ("data.mean", (math.nan, 0.0, 0.0)),
+        ("data.std", (1.0, 0.0, 1.0)),
+        ("data.std", (1.0, 1.0, math.inf)),
+        ("model.dropout_rate", 1.5),
+        ("model.dropout_rate", 1.0),
+        ("model.dropout_rate", -0.1),
+        ("model.hidden_width", 0),
+        ("optimizer.learning_rate", 0.0),
+        ("optimizer.learning_rate", math.nan),
+        ("optimizer.momentum", 1.0),
+        ("optimizer.momentum", -0.9),
+        ("optimizer.weight_decay", -0.0005),
+        ("optimizer.weight_decay_overrides", (("fc8/kernel",),)),
+        ("optimizer.weight_decay_overrides", ((0.1, "fc8/kernel"),)),
+        ("optimizer.weight_decay_overrides", ("fc8/kernel", 0.1)),
+        ("optimizer.weight_decay_overrides", (("fc8/kernel", -0.1),)),
+        ("optimizer.bias_rate_multiplier", 0.0),
+        ("optimizer.rate_multipliers", (("conv1/*", 0.1),)),
+        ("optimizer.rate_multipliers", ("conv1/*", 67.0, 0.1)),
+        ("optimizer.rate_multipliers", (("conv1/*", "67", 0.1),)),
+        ("optimizer.rate_multipliers", (("conv1/*", 67.0, math.nan),)),
+        ("optimizer.rate_multipliers", (("conv1/*", 67.0, -0.1),)),
+        ("optimizer.factor", 0.0),
+        ("optimizer.factor", 1.0),
+        ("optimizer.patience", 0),
+        ("optimizer.threshold", -0.001),
+        ("optimizer.threshold", 1.5),
+        ("optimizer.cooldown", -1),
+        ("optimizer.minimum_rate", -1e-5),
+        ("optimizer.min_divisions", -1),
+        ("optimizer.step_epochs", (30.0, "60")),
+        ("optimizer.step_epochs", (30.0, math.nan)),
+        ("optimizer.dexp_target", 1.0),
+        ("optimizer.dexp_steps", 1),
+        ("parallel.num_devices", -1),
+        ("checkpoint.keep", 0),
+        ("checkpoint.every_steps", -1),
+    ],
+)
+def test_impossible_values_are_refused_by_the_name_of_their_key(key: str, value: Any) -> None:
+    with pytest.raises(UserError) as raised:
+        config_lib.check(config_with({key: value}))
+    assert f"config.{key}=" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch_size", 1),
+        ("epochs", 0.5),
+        ("seed", 2**31 - 1),
+        ("data.crop", 72),
+        ("data.mean", (0, 0, 0)),
+        ("data.mean", [1.0, 2.0, 3.0]),  # JSON has no tuples
+        ("model.dropout_rate", 0.0),
+        ("model.dropout_rate", None),
+        ("optimizer.momentum", 0.0),
+        ("optimizer.weight_decay", 0.0),
+        ("optimizer.weight_decay_overrides", [["fc8/kernel", 0.0]]),
+        ("optimizer.rate_multipliers", (("conv1/*", 67, 0),)),
+        ("optimizer.step_epochs", ()),
+        ("optimizer.cooldown", 0),
+        ("optimizer.minimum_rate", 0.0),
+        ("optimizer.min_divisions", 0),
+    ],
+)
+def test_possible_values_at_the_edge_are_not_refused(key: str, value: Any) -> None:
+    config_lib.check(config_with({key: value}))
+
+
+def test_a_config_without_a_key_is_refused() -> None:
+    config = get_config().to_dict()
+    del config["optimizer"]["patience"]
+    with pytest.raises(UserError, match=r"config\.optimizer\.patience"):
+        config_lib.check(config)
+
+
+# What makes two configs different experiments
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"epochs": 180.0},
+        {"max_steps": 7},
+        {"eval_batch_size": 1},
+        {"log_every_steps": 1},
+        {"data.prepared_dir": "elsewhere", "data.num_threads": 1},
+        {"parallel.num_devices": 8},
+        {"checkpoint.keep": 9, "checkpoint.every_steps": 3},
+        {"data.mean": [78.0, 78.0, 78.0]},
+        {"data.mean": (78, 78, 78)},
+        {"optimizer.step_epochs": [30.0, 60.0, 80.0], "optimizer.rate_multipliers": []},
+    ],
+)
+def test_configs_of_the_same_experiment_have_no_differences(changes: dict[str, Any]) -> None:
+    assert config_lib.differences(get_config().to_dict(), config_with(changes)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "differences"),
+    [
+        ({"seed": 1}, ["config.seed: 0 -> 1"]),
+        ({"batch_size": 32, "epochs": 1.0}, ["config.batch_size: 64 -> 32"]),
+        (
+            {"optimizer.momentum": 0.8, "data.mirror": True},
+            ["config.data.mirror: False -> True", "config.optimizer.momentum: 0.9 -> 0.8"],
+        ),
+        ({"data.std": (1.0, 1.0, 2.0)}, ["config.data.std: [1.0, 1.0, 1.0] -> [1.0, 1.0, 2.0]"]),
+        ({"model.lrn": "caffe"}, ["config.model.lrn: None -> 'caffe'"]),
+        ({"data.new_key": 3}, ["config.data.new_key: None -> 3"]),
+    ],
+)
+def test_configs_of_another_experiment_differ_in_these_keys(changes: dict[str, Any], differences: list[str]) -> None:
+    assert config_lib.differences(get_config().to_dict(), config_with(changes)) == differences
+
+
+def test_rows_in_lists_equal_rows_in_tuples() -> None:
+    as_tuples = config_with({"optimizer.rate_multipliers": (("conv1/*", 72.0, 0.0),)})
+    as_lists = config_with({"optimizer.rate_multipliers": [["conv1/*", 72.0, 0.0]]})
+    assert config_lib.differences(as_tuples, as_lists) == []
+
+
+# Choices
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ("alexnet", ["'alexnet'", "digits", "tfds:NAME", "caffenet", "smoke"]),
+        ("digits,Source", ["'Source'", "source"]),
+        ("digits source", ["'digits source'"]),
+        ("tfds:", ["'tfds:'", "tfds:NAME"]),
+        ("digits,synthetic", ["one data set", "digits and synthetic"]),
+        ("digits,tfds:mnist", ["one data set", "digits and tfds:mnist"]),
+        ("paper,caffe", ["one preset", "paper and caffe"]),
+    ],
+)
+def test_choices_that_do_not_exist_or_exclude_each_other_are_refused(choices: str, words: list[str]) -> None:
+    with pytest.raises(ValueError) as raised:
+        get_config(choices)
+    for word in words:
+        assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("choices", "data", "preset", "max_steps"),
+    [
+        ("", "digits", "source", 0),
+        ("caffe", "digits", "caffe", 0),
+        ("imagenet2012", "tfds:imagenet2012", "source", 0),
+        ("tfds:mnist,lenet", "tfds:mnist", "lenet", 0),
+        ("lenet,tfds:mnist", "tfds:mnist", "lenet", 0),
+        ("smoke", "digits", "source", 3),
+        ("smoke,imagenet2012,owt", "synthetic", "owt", 3),
+    ],
+)
+def test_choices_in_any_order(choices: str, data: str, preset: str, max_steps: int) -> None:
+    config = get_config(choices)
+    assert (config.data.name, config.model.preset, config.max_steps) == (data, preset, max_steps)
+
+
+# The command line, as far as it is read before the flags
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that parsing these arguments ends with."""
+    with pytest.raises(SystemExit) as exit:
+        config_lib.parse_flags(["main.py", *arguments])
+    assert exit.value.code == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("optimizer.lerning_rate", "optimizer.learning_rate"),
+        ("optimizer.learning-rate", "optimizer.learning_rate"),
+        ("optimizer.learningrate", "optimizer.learning_rate"),
+        ("optimiser.learning_rate", "optimizer.learning_rate"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("optimizer.lr", "optimizer.learning_rate"),
+        ("lr", "optimizer.learning_rate"),
+        ("optimizer.momentun", "optimizer.momentum"),
+        ("momentum", "optimizer.momentum"),
+        ("weight_decay", "optimizer.weight_decay"),
+        ("optimizer.decay", "optimizer.weight_decay"),
+        ("optimizer.scheduler", "optimizer.schedule"),
+        ("optimizer.min_lr", "optimizer.minimum_rate"),
+        ("batchsize", "batch_size"),
+        ("batch_sise", "batch_size"),
+        ("batch", "batch_size"),
+        ("num_epochs", "epochs"),
+        ("epoch", "epochs"),
+        ("max_step", "max_steps"),
+        ("random_seed", "seed"),
+        ("dropout", "model.dropout_rate"),
+        ("model.dropout", "model.dropout_rate"),
+        ("model.width", "model.hidden_width"),
+        ("preset", "model.preset"),
+        ("data.crop_size", "data.crop"),
+        ("data.imagesize", "data.image_size"),
+        ("data.num_workers", "data.num_threads"),
+        ("parallel.devices", "parallel.num_devices"),
+        ("checkpoint.every", "checkpoint.every_steps"),
+    ],
+)
+def test_a_mistyped_key_gets_the_nearest_as_a_hint(wrong: str, right: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = error_of(capsys, f"--config={CONFIG_FILE}", f"--config.{wrong}=1")
+    assert f"unknown key config.{wrong}; did you mean config.{right} (" in error
+
+
+def test_the_hint_shows_the_value_that_the_config_has(capsys: pytest.CaptureFixture[str]) -> None:
+    for choices, batch_size in [("digits", 64), ("caffe,synthetic", 256)]:
+        assert f"config.batch_size ({batch_size})" in error_of(
+            capsys, f"--config={CONFIG_FILE}:{choices}", "--config.bach_size=1"
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--config.miror=1"], ["--config.miror", "1"], ["-config.miror=1"], ["--noconfig.miror"]]
+)
+def test_a_key_may_be_given_in_all_ways_of_a_flag(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    hint = "unknown key config.miror; did you mean config.data.mirror (False)?"
+    assert hint in error_of(capsys, f"--config={CONFIG_FILE}", *arguments)
+    assert hint in error_of(capsys, *arguments, "--config", str(CONFIG_FILE))
+
+
+def test_a_key_like_no_other_gets_no_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, f"--config={CONFIG_FILE}", "--config.xyzzy=1") == "error: unknown key config.xyzzy\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("def get_config(:", "invalid syntax"),
+        ("import no_such_module", "no_such_module"),
+        ("x = 1", "get_config"),
+        ("def get_config():\n    raise KeyError", ""),
+        ("def get_config():\n    return {'seed': 1}", "ConfigDict"),
+    ],
+)
+def test_a_broken_config_file_is_named(
+    content: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(content)
+    error = error_of(capsys, f"--config={path}")
+    assert "broken.py" in error
+    assert word in error
+    assert "no such file" not in error
+
+
+# The program
+
+
+def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "main.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+
+
+GOOD = "--config=configs/alexnet.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--config=configs/alexnet.py"]),
+        ([GOOD, "--config.optimizer.lerning_rate=0.1"], ["config.optimizer.learning_rate"]),
+        ([GOOD, "--config.batch_size=abc"], ["config.batch_size", "'abc'"]),
+        ([GOOD, "--config.batch_size=1.5"], ["config.batch_size", "'1.5'"]),
+        ([GOOD, "--config.data.mirror=maybe"], ["config.data.mirror", "maybe"]),
+        ([GOOD, "--config.optimizer.momentum=1"], ["config.optimizer.momentum"]),
+        ([GOOD + ":digits,alexnet2"], ["'alexnet2'", "single_tower"]),
+        ([GOOD, "--config.model.preset=alexnet2"], ["config.model.preset", "'alexnet2'", "single_tower"]),
+        ([GOOD, "--config.data.name=mnist"], ["config.data.name", "'mnist'", "digits", "tfds:NAME"]),
+        ([GOOD + ":tfds:no_such_set"], ["no_such_set", "tfds build no_such_set"]),
+        (["--config=configs/no_such_file.py"], ["configs/no_such_file.py", "no such file"]),
+        ([GOOD, "--confg.x=1"], ["confg"]),
+        ([GOOD, "--workdri=runs/x"], ["workdri", "workdir"]),
+        ([GOOD, "batch_size=3"], ["'batch_size=3'", "--config.KEY=VALUE"]),
+    ],
+)
+def test_the_program_answers_a_mistake_with_one_line_and_status_2(
+    arguments: list[str], words: list[str], tmp_path: Path
+) -> None:
+    result = run_program(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+    for word in words:
+        assert word in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError, 2), (TrainingDivergedError, 1)])
+def test_user_errors_become_one_line_and_a_status(
+    error: type[UserError], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @config_lib.exit_on_user_error
+    def program(argv: list[str]) -> None:
+        raise error(f"{argv[0]} is no good")
+
+    with pytest.raises(SystemExit) as exit:
+        program(["this"])
+    assert exit.value.code == status
+    assert capsys.readouterr().err == "error: this is no good\n"
+
+
+def test_errors_of_the_program_itself_keep_their_traceback() -> None:
+    @config_lib.exit_on_user_error
+    def program(argv: list[str]) -> None:
+        raise ValueError(argv)
+
+    with pytest.raises(ValueError):
+        program(["this"])
+
+
+@pytest.mark.parametrize(
+    ("config", "workdir"),
+    [
+        ("configs/alexnet.py", "runs/alexnet"),
+        ("configs/alexnet.py:", "runs/alexnet"),
+        ("configs/alexnet.py:digits,smoke", "runs/alexnet-digits-smoke"),
+        ("configs/alexnet.py:tfds:imagenet2012,paper", "runs/alexnet-tfds-imagenet2012-paper"),
+        ("/else where/my net.py:cifar_11pct", "runs/my-net-cifar_11pct"),
+        ("../config.v2.py", "runs/config.v2"),
+    ],
+)
+def test_default_workdir_is_named_by_the_config(config: str, workdir: str) -> None:
+    assert main.default_workdir(config) == workdir

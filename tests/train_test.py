@@ -1,0 +1,139 @@
+"""The main job from outside: files, refusals, divergence."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from alexnet_jax.checkpoint import checkpoint_names, restore
+from alexnet_jax.datasets import Dataset
+from alexnet_jax.errors import TrainingDivergedError, UserError
+from alexnet_jax.metric_writer import read_metrics
+from alexnet_jax.programs import evaluate
+from alexnet_jax.train import train_and_evaluate
+from tests.conftest import REPOSITORY
+
+MakeConfig = Callable[..., ConfigDict]
+
+
+def test_a_run_leaves_its_record_and_is_evaluated_from_its_folder(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(max_steps=0, epochs=3.0)
+    result = train_and_evaluate(config, tmp_path, command=["main.py", "--config=c.py"])
+    shown = capsys.readouterr().out
+    for part in ("fc5", "MACs an image", "epoch   3.00", "test error: top-1", "python main.py --config=c.py"):
+        assert part in shown
+
+    metrics = read_metrics(tmp_path)
+    kinds = [record["kind"] for record in metrics]
+    assert kinds.count("epoch") == 3 and kinds.count("step") == 6 and kinds[-1] == "test"
+    assert metrics[-1]["top1_error"] == result["top1_error"]
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["preset"] == "lenet"
+    assert json.loads((tmp_path / "versions.json").read_text())["command"] == ["main.py", "--config=c.py"]
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    assert not any("second" in key for record in metrics for key in record)
+
+    evaluate.main([str(tmp_path)])
+    right = round((1 - result["top1_error"]) * result["count"])
+    assert f"({right} and" in capsys.readouterr().out
+    evaluate.main([str(tmp_path), "--split=validation", "--checkpoint=best"])
+    best = min(record["validation_top1_error"] for record in metrics if record["kind"] == "epoch")
+    assert f"top-1 error {best:.2%}" in capsys.readouterr().out
+
+
+def test_learning_happens_and_more_epochs_continue(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config("synthetic,lenet", **{"data.synthetic_examples": 200, "batch_size": 16, "epochs": 2.0})
+    first = train_and_evaluate(config, tmp_path)
+    config.epochs = 5.0
+    second = train_and_evaluate(config, tmp_path)
+    epochs = [record["epoch"] for record in read_metrics(tmp_path) if record["kind"] == "epoch"]
+    assert [round(epoch) for epoch in epochs] == [1, 2, 3, 4, 5]
+    assert second["loss"] < first["loss"] < 2.4
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"seed": 1}, "config.seed: 0 -> 1"),
+        ({"model.activation": "tanh"}, "config.model.activation: None -> 'tanh'"),
+        ({"data.mirror": False}, "config.data.mirror: True -> False"),
+    ],
+)
+def test_a_changed_config_is_refused_and_loses_nothing(
+    changes: dict[str, Any], key: str, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    train_and_evaluate(make_config(max_steps=1), tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=f"holds a run of another config.*{key}"):
+        train_and_evaluate(make_config(max_steps=1, **changes), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_a_damaged_checkpoint_costs_no_more_than_the_steps_after_the_one_before(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(max_steps=4, **{"checkpoint.every_steps": 1})
+    expected = train_and_evaluate(config, tmp_path)
+    names = checkpoint_names(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / str(names[-1]) / "_CHECKPOINT_METADATA").unlink()
+    assert train_and_evaluate(config, tmp_path) == expected
+    assert f"checkpoints/{names[-1]} is damaged" in capsys.readouterr().out.replace("\n", "")
+    assert checkpoint_names(tmp_path / "checkpoints") == names
+
+
+def test_a_run_that_diverges_names_step_rate_and_last_good_checkpoint(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(max_steps=9, **{"optimizer.learning_rate": 1e6})
+    with pytest.raises(TrainingDivergedError, match=r"in step \d .* at learning rate 1e\+06; none was saved"):
+        train_and_evaluate(config, tmp_path)
+
+
+def test_divergence_after_a_checkpoint_names_it(tmp_path: Path, make_config: MakeConfig) -> None:
+    # Step 3 is the first whose rate is too high: from epoch 1, which ends in step 2, kernels learn 10^9 times as fast.
+    changes = {
+        "checkpoint.every_steps": 1,
+        "optimizer.rate_multipliers": (("*/kernel", 1.0, 1e9),),
+        "log_every_steps": 1,
+    }
+    with pytest.raises(TrainingDivergedError, match=r"the last good checkpoint is .*checkpoints/(32|48)"):
+        train_and_evaluate(make_config(max_steps=9, **changes), tmp_path)
+    names = checkpoint_names(tmp_path / "checkpoints")
+    params = restore(tmp_path / "checkpoints", names[-1]).tree["params"]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+class OneClass:
+    """Five images of the only class there is."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": np.full((32, 32, 3), index, np.uint8), "label": 0}
+
+
+def test_few_classes_have_no_top5_error(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = Dataset(dict.fromkeys(("train", "validation", "test"), OneClass()), ("only",))
+    monkeypatch.setattr("alexnet_jax.train.get_dataset", lambda *_: dataset)
+    result = train_and_evaluate(make_config(max_steps=1), tmp_path)
+    assert (result["top1_error"], result["top5_error"]) == (0, None)
+    assert "top-5 error is left out" in capsys.readouterr().out
+
+
+def test_the_command_line(tmp_path: Path, prepared_dir: str) -> None:
+    command = [sys.executable, "main.py", "--config=configs/alexnet.py:synthetic,lenet,smoke", f"--workdir={tmp_path}"]
+    completed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert "test error: top-1" in completed.stdout
+    assert not completed.stderr
+    command = [sys.executable, "-m", "alexnet_jax", "evaluate", str(tmp_path)]
+    assert "test: top-1 error" in subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True).stdout
