@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
@@ -32,13 +33,17 @@ def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses absl flags with a --config; a mistake ends the program with one line and status 2."""
     try:
-        _check_keys(argv)
-        return flags.FLAGS(argv)
+        config_file = _config_file(argv[1:])
+        if config_file:
+            _check_keys(argv[1:], config_file)
+        remaining = flags.FLAGS(argv)
+        if not config_file:
+            raise UserError("which configuration? Give --config=configs/alexnet.py")
+        return remaining
     except UserError as error:
         _exit(str(error))
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        # Errors inside a config file arrive with a traceback for text; its last line is the message.
-        _exit(re.sub(r"^\w+Error: ", "", str(error).strip().splitlines()[-1]))
+        _exit(" ".join(str(error).split()))
 
 
 def _exit(message: str, status: int = 2) -> NoReturn:
@@ -46,32 +51,52 @@ def _exit(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
-def _check_keys(argv: list[str]) -> None:
-    """Raises UserError if --config is missing or some --config.KEY does not exist, naming the nearest key."""
-    words = argv[1:]
+def _config_file(words: list[str]) -> str | None:
+    """The last value given to --config, also where absl would take it from the next word."""
     files = [word.split("=", 1)[1] for word in words if re.match(r"--?config=", word)]
     files += [value for word, value in itertools.pairwise(words) if re.fullmatch(r"--?config", word)]
-    if any(re.fullmatch(r"--?(help|helpfull|helpshort|helpxml)", word) for word in words):
-        return
-    if not files:
-        raise UserError("which configuration? Give --config=configs/alexnet.py")
-    keys = dict(flatten(_load(files[-1])))
+    return files[-1] if files else None
+
+
+def _check_keys(words: list[str], config_file: str) -> None:
+    """Raises UserError if some --config.KEY does not exist, naming the nearest key."""
+    keys = dict(flatten(_load(config_file)))
     for word in words:
-        if not (match := re.match(r"--?(?:no)?config\.([^=]+)", word)):
-            continue
-        key = match[1]
-        if key not in keys:
-            names = {name.rsplit(".", 1)[-1]: name for name in keys}
-            near = difflib.get_close_matches(key, keys, 1, 0.5)
-            near = near or [names[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], names, 1, 0.5)]
-            hint = f"; did you mean config.{near[0]} ({keys[near[0]]!r})?" if near else ""
-            raise UserError(f"unknown key config.{key}{hint}")
+        match = re.match(r"--?(?:no)?config\.([^=]+)", word)
+        if match and match[1] not in keys:
+            near = _nearest(match[1], list(keys))
+            hint = f"; did you mean config.{near} ({keys[near]!r})?" if near else ""
+            raise UserError(f"unknown key config.{match[1]}{hint}")
+
+
+def _nearest(key: str, keys: list[str]) -> str | None:
+    """The key that was probably meant: the same name in another section, its initials (lr), or a similar spelling."""
+    name = key.rsplit(".", 1)[-1]
+    names = {known.rsplit(".", 1)[-1]: known for known in keys}
+    initials = {"".join(word[0] for word in known.split("_")): known for known in names if "_" in known}
+    if name in initials:
+        name = initials[name]
+    if name in names:
+        return names[name]
+    similar = difflib.get_close_matches(key, keys, 1)
+    return similar[0] if similar else next((names[n] for n in difflib.get_close_matches(name, names, 1)), None)
 
 
 def _load(config_file: str) -> ConfigDict:
-    config = ConfigFileFlagParser(name="config").parse(config_file)
-    if not isinstance(config, ConfigDict):
+    """What the file's get_config returns. Raises UserError that names the file if it cannot be had."""
+    path = Path(config_file.split(":", 1)[0])
+    if not path.exists():
         raise UserError(f"--config={config_file}: no such file; there is configs/alexnet.py")
+    try:
+        config = ConfigFileFlagParser(name="config").parse(config_file)
+    except Exception as error:  # a config file is code: anything can happen in it
+        # ml_collections gives ValueErrors a traceback for text; its last line is the message.
+        message = (str(error).strip().splitlines() or [""])[-1]
+        raise UserError(
+            f"--config={config_file}: {re.sub(r'^[A-Za-z]+Error: ', '', message) or repr(error)}"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={config_file}: get_config() must return a ConfigDict")
     return config
 
 
@@ -130,16 +155,17 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("optimizer.dexp_steps", lambda value: value >= 2, "must be at least 2"),
     ("data.mean data.std", lambda value: _is_row(value, float, float, float), "must be three numbers: R, G, B"),
     ("data.std", lambda value: all(std > 0 for std in value), "must be more than 0"),
+    ("optimizer.threshold", lambda value: value < 1, "must be less than 1"),
     ("optimizer.step_epochs", lambda value: _is_row(value, *[float] * len(value)), "must be numbers of epochs"),
     (
         "optimizer.weight_decay_overrides",
-        lambda value: all(_is_row(row, str, float) for row in value),
-        "must be ((pattern, decay), ...)",
+        lambda value: all(_is_row(row, str, float) and row[1] >= 0 for row in value),
+        "must be ((pattern, decay), ...), no decay negative",
     ),
     (
         "optimizer.rate_multipliers",
-        lambda value: all(_is_row(row, str, float, float) for row in value),
-        "must be ((pattern, from epoch, factor), ...)",
+        lambda value: all(_is_row(row, str, float, float) and row[2] >= 0 for row in value),
+        "must be ((pattern, from epoch, factor), ...), no factor negative",
     ),
 )
 """Keys, what their values must be, and how to say so."""
@@ -153,7 +179,9 @@ def check(config: Mapping[str, Any]) -> None:
             raise UserError(f"config.{key}={value} must be finite")
     for keys, holds, text in _RULES:
         for key in keys.split():
-            if values[key] is not None and not holds(values[key]):
+            if key not in values:
+                raise UserError(f"config.{key} is missing; configs/alexnet.py shows all keys")
+            if values[key] is not None and not _holds(holds, values[key]):
                 raise UserError(f"config.{key}={values[key]!r} {text}")
     if values["data.crop"] > values["data.image_size"]:
         raise UserError(
@@ -161,10 +189,18 @@ def check(config: Mapping[str, Any]) -> None:
         )
 
 
+def _holds(rule: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return rule(value)
+    except TypeError:
+        return False
+
+
 def _is_row(value: Any, *kinds: type) -> bool:
-    """True for a sequence of the given kinds; an int will do for a float."""
+    """True for a sequence of the given kinds, numbers finite; an int will do for a float."""
     if not isinstance(value, list | tuple) or len(value) != len(kinds):
         return False
     return all(
-        isinstance(item, (int, float) if kind is float else kind) for item, kind in zip(value, kinds, strict=True)
+        isinstance(item, int | float) and math.isfinite(item) if kind is float else isinstance(item, kind)
+        for item, kind in zip(value, kinds, strict=True)
     )

@@ -14,7 +14,7 @@ def classification_sums(
     """Sums over the examples that the mask keeps.
 
     An example is right at top k if fewer than k classes beat its label. Of equal logits the lower class wins, as in
-    `lax.top_k`; NaN is always wrong.
+    `lax.top_k`; an example with a NaN is wrong.
 
     Returns:
       loss_sum (float32, nats), top1_correct, top5_correct and count (int32).
@@ -23,10 +23,11 @@ def classification_sums(
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     holds = (logits < own) | ((logits == own) & (jnp.arange(logits.shape[1])[None, :] >= labels[:, None]))
     rank = jnp.sum(~holds, axis=1)
+    valid = mask & ~jnp.isnan(logits).any(axis=1)
     return {
         "loss_sum": jnp.sum(jnp.where(mask, losses, 0.0)),
-        "top1_correct": jnp.sum(mask & (rank < 1), dtype=jnp.int32),
-        "top5_correct": jnp.sum(mask & (rank < 5), dtype=jnp.int32),
+        "top1_correct": jnp.sum(valid & (rank < 1), dtype=jnp.int32),
+        "top5_correct": jnp.sum(valid & (rank < 5), dtype=jnp.int32),
         "count": jnp.sum(mask, dtype=jnp.int32),
     }
 

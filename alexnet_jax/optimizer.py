@@ -10,9 +10,8 @@ The learning rate sits inside the velocity, so after a division the old velocity
 """
 
 import fnmatch
-import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +145,8 @@ def _override(key: str, pattern: str, tree: Params, value: Any) -> Params:
     )
 
 
-PlateauState: TypeAlias = optax.contrib.ReduceLROnPlateauState
+PlateauState = dict[str, jax.Array]
+"""The fields of `optax.contrib.ReduceLROnPlateauState`, and the number of divisions so far."""
 
 
 class Plateau:
@@ -160,38 +160,41 @@ class Plateau:
 
     def __init__(self, config: ConfigDict, epochs: float):
         self.factor, self.patience, self.epochs = config.factor, config.patience, epochs
-        self.cooldown, self.min_divisions = config.cooldown, config.min_divisions
-        self.min_scale = config.minimum_rate / config.learning_rate
-        self._transform = optax.contrib.reduce_on_plateau(
-            factor=self.factor,
-            patience=self.patience,
-            rtol=config.threshold,
-            cooldown=self.cooldown,
-            min_scale=self.min_scale,
+        self.min_divisions = config.min_divisions
+        self.min_scale = min(config.minimum_rate / config.learning_rate, 1.0)
+        # Optax counts; the scale is ours, in double precision. It refuses a threshold of 0 without an absolute one.
+        counter = optax.contrib.reduce_on_plateau(
+            factor=self.factor, patience=self.patience, rtol=config.threshold, atol=1e-12, cooldown=config.cooldown
         )
+        self._begin, self._count = counter.init, jax.jit(counter.update)
+        self._cooldown = config.cooldown
 
     def init(self) -> PlateauState:
-        """The state before the first evaluation, scale 1."""
-        return self._transform.init(jnp.zeros(()))
+        """The state before the first evaluation."""
+        return {**self._begin(jnp.zeros(()))._asdict(), "divisions": jnp.zeros((), jnp.int32)}
 
     def scale(self, state: PlateauState) -> float:
-        """What the divisions so far multiply the first rate by; in double precision, unlike the state's own field."""
-        return max(self.factor ** self._divisions(state), self.min_scale)
-
-    def _divisions(self, state: PlateauState) -> int:
-        return round(math.log(float(state.scale)) / math.log(self.factor))
+        """What the divisions so far multiply the first rate by."""
+        return max(self.factor ** int(state["divisions"]), self.min_scale)
 
     def update(self, state: PlateauState, error: float, epoch: float) -> tuple[PlateauState, str | None]:
         """The state after an evaluation that found `error`, and the reason if the rate was divided."""
-        _, new = self._transform.update(jnp.zeros(()), state, value=jnp.asarray(error, jnp.float32))
-        if new.scale < state.scale:
-            return new, f"no validation error below {float(state.best_value):.2%} in {self.patience} evaluations"
+        fields = {name: value for name, value in state.items() if name != "divisions"}
+        before = optax.contrib.ReduceLROnPlateauState(**{**fields, "scale": jnp.ones(())})
+        _, after = self._count(jnp.zeros(()), before, value=jnp.asarray(error, jnp.float32))
+        divisions = done = int(state["divisions"])
         due = min(int(epoch / self.epochs * (self.min_divisions + 1) + 1e-9), self.min_divisions)
-        if self._divisions(new) < due and new.scale > self.min_scale:
-            new = new._replace(
-                scale=jnp.maximum(new.scale * self.factor, self.min_scale).astype(new.scale.dtype),
-                plateau_count=jnp.zeros_like(new.plateau_count),
-                cooldown_count=jnp.full_like(new.cooldown_count, self.cooldown),
-            )
-            return new, f"division {due} of at least {self.min_divisions} in {self.epochs:g} epochs is due"
-        return new, None
+        reason = None
+        if self.scale(state) > self.min_scale:
+            if after.scale < 1:
+                divisions = done + 1
+                reason = f"no validation error below {float(before.best_value):.2%} in {self.patience} evaluations"
+            if divisions < due:
+                divisions = due
+                reason = f"division {due} of at least {self.min_divisions} in {self.epochs:g} epochs is due"
+                after = after._replace(
+                    plateau_count=jnp.zeros_like(after.plateau_count),
+                    cooldown_count=jnp.full_like(after.cooldown_count, self._cooldown),
+                )
+        new = {**after._asdict(), "divisions": jnp.asarray(divisions, jnp.int32)}
+        return new, reason

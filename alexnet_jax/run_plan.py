@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 
 from ml_collections import ConfigDict
 
@@ -43,7 +44,7 @@ class RunPlan:
             raise UserError(
                 f"config.batch_size={batch_size} does not divide by {num_devices} devices; the nearest size: {sizes}"
             )
-        total_steps = math.ceil(config.epochs * num_examples / batch_size)
+        total_steps = math.ceil(_exact(config.epochs) * num_examples / batch_size)
         return cls(
             num_examples=num_examples,
             batch_size=batch_size,
@@ -64,7 +65,7 @@ class RunPlan:
 
     def is_evaluation(self, examples_seen: int) -> bool:
         """True after the step that completes a multiple of `eval_every_epochs`, and after the last step."""
-        period = self.eval_every_epochs * self.num_examples
+        period = _exact(self.eval_every_epochs) * self.num_examples
         before = max(examples_seen - self.batch_size, 0)
         return examples_seen >= self.total_examples or examples_seen // period > before // period
 
@@ -72,3 +73,8 @@ class RunPlan:
         """True where an evaluation or `checkpoint_every_steps` asks for a checkpoint."""
         every = self.checkpoint_every_steps
         return self.is_evaluation(examples_seen) or bool(every and examples_seen // self.batch_size % every == 0)
+
+
+def _exact(decimal: float) -> Fraction:
+    """What was written: 1.1 as eleven tenths, not as the nearest binary fraction."""
+    return Fraction(repr(decimal))

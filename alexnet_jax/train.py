@@ -64,6 +64,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequenc
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
     config_lib.check(config.to_dict())
+    # Wrong names are found before the data are prepared, which may take long.
+    get_model(config.model, num_classes=1)
+    make_schedule(config.optimizer, config.epochs)
     dataset = get_dataset(
         config.data.name, config.data.prepared_dir, config.data.validation_fraction, config.data.synthetic_examples
     )
@@ -244,7 +247,7 @@ class _Run:
             "train_top1_error": train["top1_error"],
             **{f"validation_{name}": value for name, value in validation.items()},
             "learning_rate": self.rate,
-            "plateau_count": int(self.plateau_state.plateau_count),
+            "plateau_count": int(self.plateau_state["plateau_count"]),
         }
         self.writer.write("epoch", position, record)
         self.writer.write_timing(position, {"evaluate_seconds": time.monotonic() - began})
@@ -278,7 +281,7 @@ class _Run:
             "params": self.state.params,
             "batch_stats": self.state.batch_stats,
             "velocity": optax.tree.get(self.state.opt_state, "trace"),
-            "plateau": self.plateau_state._asdict(),
+            "plateau": self.plateau_state,
         }
 
     def _save(self) -> None:
@@ -316,7 +319,7 @@ class _Run:
                 "for a new run give another --workdir"
             )
         self.progress = Progress(**metadata["progress"])
-        self.plateau_state = type(self.plateau_state)(**tree["plateau"])
+        self.plateau_state = tree["plateau"]
         self.state = self.devices.replicate(
             dataclasses.replace(
                 self.state,

@@ -70,10 +70,10 @@ def test_nan_is_never_right(classes: int, only_the_label: bool) -> None:
     assert np.isnan(sums["loss_sum"])
 
 
-def test_nan_of_another_class_beats_the_label() -> None:
+def test_nan_of_another_class_makes_an_example_wrong() -> None:
     logits = np.array([[9, 1, 1, np.nan, 1, 1]], np.float32)
     sums = sums_of(logits, np.array([0]), np.array([True]))
-    assert (sums["top1_correct"], sums["top5_correct"]) == (0, 1)
+    assert (sums["top1_correct"], sums["top5_correct"]) == (0, 0)
 
 
 def test_masked_examples_do_not_count_even_if_they_are_nan() -> None:

@@ -260,11 +260,10 @@ def play(
     """The scale and the reason after each evaluation, one an epoch; `store` is what happens to the state between."""
     state = plateau.init()
     scales, reasons = [], []
-    with jax.disable_jit():  # each of these few scalar operations takes far longer to compile than to run
-        for epoch, error in enumerate(errors, start=1):
-            state, reason = plateau.update(store(state), error, float(epoch))
-            scales.append(plateau.scale(state))
-            reasons.append(reason)
+    for epoch, error in enumerate(errors, start=1):
+        state, reason = plateau.update(store(state), error, float(epoch))
+        scales.append(plateau.scale(state))
+        reasons.append(reason)
     return scales, reasons
 
 
@@ -402,9 +401,9 @@ def test_the_state_survives_a_checkpoint(seed: int) -> None:
     """A checkpoint holds the fields as plain arrays of the types they have."""
 
     def store(state: Any) -> Any:
-        arrays = {name: np.asarray(field) for name, field in state._asdict().items()}
+        arrays = {name: np.asarray(field) for name, field in state.items()}
         assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32), np.dtype(np.int32)}
-        return type(state)(**{name: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape) for name, a in arrays.items()})
+        return dict(**{name: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape) for name, a in arrays.items()})
 
     config, errors = random_case(seed)
     plateau = Plateau(config, epochs=60.0)
