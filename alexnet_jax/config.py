@@ -79,7 +79,7 @@ def _nearest(key: str, keys: list[str]) -> str | None:
     if name in names:
         return names[name]
     similar = difflib.get_close_matches(key, keys, 1)
-    return similar[0] if similar else next((names[n] for n in difflib.get_close_matches(name, names, 1)), None)
+    return similar[0] if similar else next((names[n] for n in difflib.get_close_matches(name, names, 1, 0.5)), None)
 
 
 def _load(config_file: str) -> ConfigDict:

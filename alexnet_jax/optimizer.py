@@ -145,7 +145,7 @@ def _override(key: str, pattern: str, tree: Params, value: Any) -> Params:
     )
 
 
-PlateauState = dict[str, jax.Array]
+PlateauState = dict[str, Any]
 """The fields of `optax.contrib.ReduceLROnPlateauState`, and the number of divisions so far."""
 
 
