@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
     """Runs the training that the flags describe and exits with its status."""
     if argv[1:]:
         raise UserError(f"what is {argv[1]!r}? Settings are given as --config.KEY=VALUE")
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.FATAL)  # Orbax logs each error with a page of traceback before it raises it
     from alexnet_jax.train import train_and_evaluate
 
     source = config_flags.get_config_filename(flags.FLAGS["config"])

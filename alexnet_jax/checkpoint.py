@@ -89,7 +89,7 @@ class Checkpoints:
         try:
             self._orbax.wait()
         except Exception as error:  # Orbax passes on whatever its writers raised.
-            reason = str(error).splitlines()[0][:200]
+            reason = str(error).splitlines()[0][:100]
             raise UserError(
                 f"saving to {self.directory} failed ({reason}); is the disk full? The checkpoints before it are intact"
             ) from error

@@ -3,6 +3,7 @@
 Everything is a TFDS data set in ArrayRecord files, read without TensorFlow, except the synthetic one.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -57,7 +58,9 @@ def get_dataset(name: str, prepared_dir: str, validation_fraction: float, synthe
         return _synthetic(synthetic_examples)
     if name == "digits":
         builder = Digits(data_dir=prepared_dir, file_format="array_record")
-        builder.download_and_prepare()
+        # TFDS speaks of downloads and unknown sizes.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            builder.download_and_prepare()
     elif name.startswith("tfds:"):
         builder = _find_prepared(name.removeprefix("tfds:"), prepared_dir)
     else:

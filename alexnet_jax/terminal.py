@@ -78,7 +78,7 @@ class StepProgress:
 
     def __init__(self, progress: Progress, total_steps: int, step: int):
         self._progress = progress
-        self._task = progress.add_task("", total=total_steps, completed=step, epoch="", speed="")
+        self._task = progress.add_task("", total=total_steps, completed=step, epoch="compiling the step", speed="")
 
     def update(self, step: int, epoch: str, images_per_second: float) -> None:
         """Moves the bar to a step."""
