@@ -151,7 +151,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar_13pct": _cifar(("conv*/kernel", 0.0)),
     "cifar_11pct": _cifar(("conv*/kernel", 0.0), ("fc5/kernel", 0.01)),
     # Its initialisation (He) wants inputs of about unit variance; the others were made for raw pixels.
-    "lenet": {"data": {"std": (64.0, 64.0, 64.0)}},
+    "lenet": {"data": {"std": (64.0, 64.0, 64.0)}, "optimizer": {"learning_rate": 0.002}},
 }
 
 DATASETS: dict[str, dict[str, Any]] = {

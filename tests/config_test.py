@@ -17,7 +17,6 @@ from configs.alexnet import get_config
 from tests.conftest import REPOSITORY
 
 # ml_collections loads config files by a method that Python will drop.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 CONFIG_FILE = REPOSITORY / "configs" / "alexnet.py"
 

@@ -1,6 +1,7 @@
 """The main job from outside: files, refusals, divergence."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,13 +51,14 @@ def test_a_run_leaves_its_record_and_is_evaluated_from_its_folder(
 
 
 def test_learning_happens_and_more_epochs_continue(tmp_path: Path, make_config: MakeConfig) -> None:
-    config = make_config("synthetic,lenet", **{"data.synthetic_examples": 200, "batch_size": 16, "epochs": 2.0})
+    changes = {"data.synthetic_examples": 200, "optimizer.schedule": "constant"}
+    config = make_config("synthetic,lenet", batch_size=16, epochs=2.0, **changes)
     first = train_and_evaluate(config, tmp_path)
     config.epochs = 5.0
     second = train_and_evaluate(config, tmp_path)
     epochs = [record["epoch"] for record in read_metrics(tmp_path) if record["kind"] == "epoch"]
     assert [round(epoch) for epoch in epochs] == [1, 2, 3, 4, 5]
-    assert second["loss"] < first["loss"] < 2.4
+    assert second["loss"] < first["loss"] < math.log(10)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_divergence_after_a_checkpoint_names_it(tmp_path: Path, make_config: Mak
         "optimizer.rate_multipliers": (("*/kernel", 1.0, 1e9),),
         "log_every_steps": 1,
     }
-    with pytest.raises(TrainingDivergedError, match=r"the last good checkpoint is .*checkpoints/(32|48)"):
+    with pytest.raises(TrainingDivergedError, match=r"the last good checkpoint is .*checkpoints/\d+"):
         train_and_evaluate(make_config(max_steps=9, **changes), tmp_path)
     names = checkpoint_names(tmp_path / "checkpoints")
     params = restore(tmp_path / "checkpoints", names[-1]).tree["params"]

@@ -1,0 +1,60 @@
+"""The commands of README.md are possible."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.__main__ import COMMANDS
+from alexnet_jax.config import _check_keys
+from configs import alexnet
+from tests.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def commands(program: str) -> list[list[str]]:
+    """The words after `program` in every command that README shows."""
+    lines = re.findall(rf"{re.escape(program)}([^\n`|#]*)", README)
+    assert lines
+    return [shlex.split(line.split(" && ")[0].replace("$rate", "0.01")) for line in lines]
+
+
+@pytest.mark.parametrize("words", commands("python main.py"), ids=" ".join)
+def test_main(words: list[str]) -> None:
+    file, _, choices = words[0].removeprefix("--config=").partition(":")
+    assert (REPOSITORY / file).exists()
+    _check_keys(words, words[0].removeprefix("--config="))
+    config = alexnet.get_config("" if choices == "CHOICES" else choices)
+    for word in words[1:]:
+        key, _, value = word.removeprefix("--").partition("=")
+        if key.startswith("config."):
+            kind = type(dict(config_lib.flatten(config))[key.removeprefix("config.")])
+            config.update_from_flattened_dict(
+                {key.removeprefix("config."): value if kind is type(None) else kind(value)}
+            )
+        else:
+            assert key == "workdir"
+    config_lib.check(config.to_dict())
+
+
+@pytest.mark.parametrize("words", commands("python -m alexnet_jax"), ids=" ".join)
+def test_programs(words: list[str]) -> None:
+    assert words[0] in COMMANDS
+
+
+def test_the_two_commands_name_files_that_exist() -> None:
+    for name in re.findall(r"-r (\S+\.txt)", README):
+        assert (REPOSITORY / name).exists()
+    assert "&& python main.py --config=configs/alexnet.py\n" in README
+    assert "&& python -m pytest\n" in README
+
+
+def test_the_files_it_names_exist() -> None:
+    names = re.findall(r"\((alexnet_jax/\S+|configs/\S+)\)", README)
+    assert names
+    assert all((REPOSITORY / name).exists() for name in names)
+    for module in re.findall(r"`(\w+\.py)`", README.split("## The code")[1]):
+        assert list(Path(REPOSITORY / "alexnet_jax").rglob(module)), module
