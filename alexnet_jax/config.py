@@ -133,7 +133,7 @@ def _plain(value: Any) -> Any:
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "batch_size eval_batch_size log_every_steps data.synthetic_examples data.num_threads data.crop "
-        "model.hidden_width optimizer.patience checkpoint.keep",
+        "model.hidden_width model.num_classes optimizer.patience checkpoint.keep",
         lambda value: value >= 1,
         "must be at least 1",
     ),

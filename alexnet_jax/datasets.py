@@ -57,15 +57,24 @@ def get_dataset(name: str, prepared_dir: str, validation_fraction: float, synthe
     if name == "synthetic":
         return _synthetic(synthetic_examples)
     if name == "digits":
-        builder = Digits(data_dir=prepared_dir, file_format="array_record")
-        # TFDS speaks of downloads and unknown sizes.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            builder.download_and_prepare()
+        builder = _prepare(Digits, prepared_dir)
     elif name.startswith("tfds:"):
         builder = _find_prepared(name.removeprefix("tfds:"), prepared_dir)
     else:
         raise UserError(f"config.data.name={name!r} is unknown; there are: {', '.join(NAMES)} and tfds:NAME")
     return _open(builder, name, validation_fraction)
+
+
+def _prepare(builder_class: type[tfds.core.DatasetBuilder], prepared_dir: str) -> tfds.core.DatasetBuilder:
+    """One of our own data sets, made on first use. TFDS writes aside and renames, so there is all of it or nothing."""
+    nowhere = io.StringIO()  # TFDS would speak of downloads and unknown sizes
+    with (
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+        contextlib.suppress(FileExistsError),  # another process was faster
+    ):
+        builder_class(data_dir=prepared_dir, file_format="array_record").download_and_prepare()
+    return builder_class(data_dir=prepared_dir, file_format="array_record")
 
 
 def _find_prepared(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
@@ -86,14 +95,14 @@ def _find_prepared(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
 
 def _open(builder: tfds.core.DatasetBuilder, name: str, validation_fraction: float) -> Dataset:
     features = builder.info.features
-    if "image" not in features or "label" not in features:
-        raise UserError(f"config.data.name={name!r} has no image and label features but {', '.join(features)}")
+    if "image" not in features or not isinstance(features.get("label"), tfds.features.ClassLabel):
+        raise UserError(f"config.data.name={name!r} has no image with a class label, but {', '.join(features)}")
     splits = {split: split for split in ("train", "validation", "test") if split in builder.info.splits}
     if "train" not in splits:
         raise UserError(f"config.data.name={name!r} has no training split")
     if "validation" not in splits:
         size = builder.info.splits["train"].num_examples
-        held_out = round(size * validation_fraction)
+        held_out = max(round(size * validation_fraction), 1)
         splits |= {"train": f"train[:{size - held_out}]", "validation": f"train[{size - held_out}:]"}
     decoders = {"image": tfds.decode.SkipDecoding()}
     return Dataset(

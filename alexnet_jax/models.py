@@ -335,10 +335,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
     """The network that `config.model` asks for: a preset with the keys that are not None in place of its own values.
 
-    Raises UserError if a name is unknown.
+    Raises UserError if a name is unknown or there are fewer outputs than the `num_classes` of the data.
     """
     preset = PRESETS[_known("preset", config.preset, PRESETS)]
-    model = AlexNet(**{**preset, "num_classes": num_classes})
+    outputs = num_classes if config.num_classes is None else config.num_classes
+    if outputs < num_classes:
+        raise UserError(f"config.model.num_classes={outputs}, but the data have {num_classes} classes")
+    model = AlexNet(**{**preset, "num_classes": outputs})
     changes: dict[str, Any] = {}
     if config.towers is not None:
         changes["towers"] = _known("towers", config.towers, (1, 2))

@@ -46,7 +46,7 @@ class Progress:
     examples_seen: int = 0
     evaluated_at: int = 0
     totals: dict[str, Any] = dataclasses.field(default_factory=dict)
-    best_top1_error: float = math.inf
+    best_top1_error: float | None = None
     best_examples_seen: int | None = None
 
 
@@ -126,7 +126,7 @@ class _Run:
         self.progress = Progress()
         self.rate = config.optimizer.learning_rate
         self.rates: Any = None
-        self.images_per_second = 0.0
+        self.compiled, self.images_per_second = False, 0.0
 
     def execute(self) -> dict[str, Any]:
         """The whole run, from wherever it stands."""
@@ -193,13 +193,15 @@ class _Run:
             pending = sums
             position += self.plan.batch_size
             self._set_rates(position)
+            if not self.compiled:  # the first step of the process takes seconds: count from its end
+                jax.block_until_ready(sums)
+                began, first, self.compiled = time.monotonic(), position, True
             self.images_per_second = (position - first) / (time.monotonic() - began)
         self._record_step(position, pending)
         seconds = time.monotonic() - began
         self.images_per_second = (position - first) / seconds
-        self.writer.write_timing(
-            position, {"train_seconds": seconds, "train_images_per_second": self.images_per_second}
-        )
+        values = {"train_seconds": seconds, "train_images_per_second": self.images_per_second}
+        self.writer.write_timing(position, values)
 
     def _record_step(self, position: int, sums: dict[str, jax.Array]) -> None:
         """Adds up the sums of the step that ended at a position."""
@@ -211,7 +213,9 @@ class _Run:
         self.progress.totals = {name: self.progress.totals.get(name, 0) + value for name, value in values.items()}
         step = position // self.plan.batch_size
         if step % self.config.log_every_steps == 0:
-            self.writer.write("step", position, {"loss": loss, "learning_rate": self.rate})
+            began_at = self.plan.epoch(position - self.plan.batch_size)
+            rate = self.schedule(began_at, self.plateau.scale(self.plateau_state))
+            self.writer.write("step", position, {"loss": loss, "learning_rate": rate})
         self.bar.update(step, f"epoch {self._epoch(position)}  loss {loss:.3f}", self.images_per_second)
 
     def _set_rates(self, position: int, reason: str | None = None) -> None:
@@ -252,7 +256,7 @@ class _Run:
         self.writer.write("epoch", position, record)
         self.writer.write_timing(position, {"evaluate_seconds": time.monotonic() - began})
         terminal.show_epoch(record, self.plateau.patience, self.images_per_second)
-        if validation["top1_error"] < progress.best_top1_error:
+        if progress.best_top1_error is None or validation["top1_error"] < progress.best_top1_error:
             progress.best_top1_error, progress.best_examples_seen = validation["top1_error"], position
         progress.totals, progress.evaluated_at = {}, position
         self._set_rates(position, reason)
@@ -290,6 +294,7 @@ class _Run:
         self.writer.sync()
         metadata = {
             "progress": dataclasses.asdict(self.progress),
+            "learning_rate": self.rate,
             "config": self.config.to_dict(),
             "class_names": self.dataset.class_names,
             "versions": describe_environment(list(self.command)),

@@ -73,6 +73,7 @@ def _default() -> ConfigDict:
                 "dropout_convention": placeholder(str),  # 2012 (test: x0.5), inverted (train: x2)
                 "towers": placeholder(int),  # 1, 2
                 "hidden_width": placeholder(int),  # units in each hidden fully connected layer
+                "num_classes": placeholder(int),  # units of the last layer; None: as many as the data have classes
             },
             "optimizer": {
                 "learning_rate": 0.01,  # of kernels, at the start

@@ -53,6 +53,16 @@ def test_a_half_made_data_set_is_not_taken_for_a_whole_one(tmp_path: Path) -> No
     assert len(digits(str(tmp_path)).splits["train"]) == 1257
 
 
+def test_two_processes_may_prepare_at_once(tmp_path: Path) -> None:
+    code = (
+        "from alexnet_jax.datasets import get_dataset\n"
+        f"print(len(get_dataset('digits', {str(tmp_path)!r}, 0.1, 1).splits['train']))"
+    )
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) for _ in range(3)]
+    assert [process.communicate()[0] for process in processes] == [b"1257\n"] * 3
+
+
 class Greys(tfds.core.GeneratorBasedBuilder):
     """A stand-in for a stock data set that someone has prepared: grey images, no validation split."""
 
