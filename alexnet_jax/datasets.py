@@ -95,7 +95,8 @@ def _find_prepared(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
 
 def _open(builder: tfds.core.DatasetBuilder, name: str, validation_fraction: float) -> Dataset:
     features = builder.info.features
-    if "image" not in features or not isinstance(features.get("label"), tfds.features.ClassLabel):
+    has_label = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
+    if "image" not in features or not has_label:
         raise UserError(f"config.data.name={name!r} has no image with a class label, but {', '.join(features)}")
     splits = {split: split for split in ("train", "validation", "test") if split in builder.info.splits}
     if "train" not in splits:
