@@ -148,6 +148,18 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda value: value >= 0,
         "must not be negative",
     ),
+    ("test_views", lambda value: value in (1, 2, 10), "must be 1, 2 or 10"),
+    ("data.color_noise data.color_noise_until_epoch", lambda value: value >= 0, "must not be negative"),
+    (
+        "data.pca_std",
+        lambda value: _is_row(value, float, float, float) and min(value) >= 0,
+        "must be three numbers >= 0",
+    ),
+    (
+        "data.pca_vectors",
+        lambda value: len(value) == 3 and all(_is_row(row, float, float, float) for row in value),
+        "must be three rows of three numbers",
+    ),
     ("seed", lambda value: value < 2**31, "must be less than 2^31"),
     ("model.dropout_rate optimizer.momentum", lambda value: 0 <= value < 1, "must be in [0, 1)"),
     ("data.validation_fraction optimizer.factor", lambda value: 0 < value < 1, "must be between 0 and 1"),

@@ -5,7 +5,7 @@ the sums of all.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from alexnet_jax import augment, metrics
+from alexnet_jax.augment import Preprocessing
 from alexnet_jax.models import AlexNet
 from alexnet_jax.train_state import TrainState
 
@@ -33,11 +34,7 @@ def example_keys(key: Key[Array, ""], epoch: Int[Array, " batch"], id: Int[Array
 def make_train_step(
     model: AlexNet,
     optimizer: optax.GradientTransformationExtraArgs,
-    *,
-    crop: int,
-    mirror: bool,
-    mean: Sequence[float],
-    std: Sequence[float],
+    preprocessing: Preprocessing,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Returns (state, batch) -> (state after the step, sums of the batch before it); see `metrics.classification_sums`.
@@ -49,8 +46,7 @@ def make_train_step(
         augment_keys, dropout_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(
             example_keys(state.key, batch["epoch"], batch["id"])
         )
-        crops = augment.random_crop_and_mirror(batch["image"], augment_keys, crop, mirror)
-        images = augment.normalize(crops, mean, std)
+        images = augment.training_images(preprocessing, batch["image"], augment_keys, batch["epoch"])
 
         def loss(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
             (logits, _), updated = model.apply(
@@ -77,19 +73,21 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: AlexNet,
-    *,
-    crop: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    axis_name: str | None = None,
+    model: AlexNet, preprocessing: Preprocessing, views: int = 1, axis_name: str | None = None
 ) -> EvalStep:
-    """Returns (params, batch_stats, batch) -> sums over the central crops of the images that the batch's mask keeps."""
+    """Returns (params, batch_stats, batch) -> sums over the images that the batch's mask keeps.
+
+    A prediction is the mean of the softmax probabilities over the views of an image (paper section 4.1), and the loss
+    is minus the logarithm of that mean.
+    """
 
     def eval_step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Array]:
-        images = augment.normalize(augment.center_crop(batch["image"], crop), mean, std)
-        logits, _ = model.apply({"params": params, "batch_stats": batch_stats}, images)
-        sums = metrics.classification_sums(logits, batch["label"], batch["mask"])
+        def log_probabilities(images: Array) -> Array:
+            return jax.nn.log_softmax(model.apply({"params": params, "batch_stats": batch_stats}, images)[0])
+
+        of_views = jax.lax.map(log_probabilities, augment.testing_images(preprocessing, batch["image"], views))
+        mean = jax.nn.logsumexp(of_views, axis=0) - jnp.log(views)
+        sums = metrics.classification_sums(mean, batch["label"], batch["mask"])
         return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
     return eval_step

@@ -53,14 +53,14 @@ def percent(error: float | None) -> str:
     return "-" if error is None else f"{error:.2%}"
 
 
-def show_epoch(record: Mapping[str, Any], patience: int, images_per_second: float) -> None:
-    """Prints the line of an epoch."""
+def show_epoch(record: Mapping[str, Any], patience: int, images_per_second: float, input_share: float) -> None:
+    """Prints the line of an epoch; `input_share` is the part of the time in which training waited for images."""
     top1, top5 = (percent(record[f"validation_top{k}_error"]) for k in (1, 5))
     show(
         f"epoch {record['epoch']:6.2f}  train loss {record['train_loss']:.4f}  "
         f"validation top-1 {top1:>6} top-5 {top5:>6}  "
         f"rate {record['learning_rate']:.3g}  plateau {record['plateau_count']}/{patience}"
-        + (f"  {images_per_second:,.0f} images/s" if images_per_second else "")
+        + (f"  {images_per_second:,.0f} images/s, input {input_share:.0%}" if images_per_second else "")
     )
 
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import metrics, terminal
+from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names, restore_latest
 from alexnet_jax.datasets import Dataset, get_dataset
 from alexnet_jax.errors import TrainingDivergedError, UserError
@@ -29,6 +30,8 @@ from alexnet_jax.run_plan import RunPlan
 from alexnet_jax.steps import make_eval_step, make_train_step
 from alexnet_jax.stop_signals import StopSignals
 from alexnet_jax.train_state import create_train_state, init_variables
+
+Evaluate = Callable[[Any, Any, str], Iterator[dict[str, Any]]]
 
 
 @dataclasses.dataclass
@@ -67,21 +70,25 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequenc
     # Wrong names are found before the data are prepared, which may take long.
     get_model(config.model, num_classes=1)
     make_schedule(config.optimizer, config.epochs)
+    make_preprocessing(config.data)
     dataset = get_dataset(
         config.data.name, config.data.prepared_dir, config.data.validation_fraction, config.data.synthetic_examples
     )
     return _Run(config, Path(workdir), dataset, command).execute()
 
 
+def make_preprocessing(data: ConfigDict) -> Preprocessing:
+    """What `config.data` says about it."""
+    return Preprocessing(**{field.name: getattr(data, field.name) for field in dataclasses.fields(Preprocessing)})
+
+
 def make_evaluate(
-    config: ConfigDict, model: AlexNet, dataset: Dataset, devices: DataParallel
-) -> Callable[[Any, Any, str], Iterator[dict[str, Any]]]:
+    config: ConfigDict, model: AlexNet, dataset: Dataset, devices: DataParallel, views: int = 1
+) -> Evaluate:
     """Returns (params, batch_stats, split) -> the totals after each batch; the last are those of the whole split."""
     data = config.data
     batch_size = devices.round_up(config.eval_batch_size)
-    step = devices.compile_eval_step(
-        make_eval_step(model, crop=data.crop, mean=data.mean, std=data.std, axis_name=AXIS)
-    )
+    step = devices.compile_eval_step(make_eval_step(model, make_preprocessing(data), views, AXIS))
 
     def evaluate(params: Any, batch_stats: Any, split: str) -> Iterator[dict[str, Any]]:
         totals: dict[str, Any] = {}
@@ -110,23 +117,16 @@ class _Run:
         self.learning_rates = make_learning_rates(config.optimizer, variables["params"])
         self.plateau = Plateau(config.optimizer, config.epochs)
         self.train_step = self.devices.compile_train_step(
-            make_train_step(
-                self.model,
-                optimizer,
-                crop=data.crop,
-                mirror=data.mirror,
-                mean=data.mean,
-                std=data.std,
-                axis_name=AXIS,
-            )
+            make_train_step(self.model, optimizer, make_preprocessing(data), AXIS)
         )
         self.evaluate = make_evaluate(config, self.model, dataset, self.devices)
+        self.evaluate_test = make_evaluate(config, self.model, dataset, self.devices, config.test_views)
         self.state = self.devices.replicate(create_train_state(variables, optimizer, config.seed))
         self.plateau_state = self.plateau.init()
         self.progress = Progress()
         self.rate = config.optimizer.learning_rate
         self.rates: Any = None
-        self.compiled, self.images_per_second = False, 0.0
+        self.compiled, self.images_per_second, self.input_share = False, 0.0, 0.0
 
     def execute(self) -> dict[str, Any]:
         """The whole run, from wherever it stands."""
@@ -185,9 +185,12 @@ class _Run:
     def _train_until_pause(self, batches: Iterator[Any]) -> None:
         """Steps until a checkpoint or an evaluation is due or a signal came. Reads each step's sums one step late."""
         position, pending = self.progress.examples_seen, None
-        began, first = time.monotonic(), position
+        began, first, waited = time.monotonic(), position, 0.0
         while pending is None or not (self.plan.is_checkpoint(position) or self.stop.received):
-            self.state, sums = self.train_step(self.state, next(batches))
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
+            self.state, sums = self.train_step(self.state, batch)
             if pending is not None:
                 self._record_step(position, pending)
             pending = sums
@@ -195,12 +198,13 @@ class _Run:
             self._set_rates(position)
             if not self.compiled:  # the first step of the process takes seconds: count from its end
                 jax.block_until_ready(sums)
-                began, first, self.compiled = time.monotonic(), position, True
+                began, first, waited, self.compiled = time.monotonic(), position, 0.0, True
             self.images_per_second = (position - first) / (time.monotonic() - began)
         self._record_step(position, pending)
         seconds = time.monotonic() - began
         self.images_per_second = (position - first) / seconds
-        values = {"train_seconds": seconds, "train_images_per_second": self.images_per_second}
+        self.input_share = waited / seconds
+        values = {"seconds": seconds, "images_per_second": self.images_per_second, "input_share": self.input_share}
         self.writer.write_timing(position, values)
 
     def _record_step(self, position: int, sums: dict[str, jax.Array]) -> None:
@@ -238,7 +242,7 @@ class _Run:
         """Validation, the plateau's decision, the epoch's record and a checkpoint."""
         began = time.monotonic()
         progress, position = self.progress, self.progress.examples_seen
-        totals = self._totals_of("validation")
+        totals = self._totals_of(self.evaluate, "validation")
         validation = metrics.summarize(totals, self.dataset.num_classes)
         if not math.isfinite(validation["loss"]):
             self._diverged(f"the validation loss is {validation['loss']}", position)
@@ -255,7 +259,7 @@ class _Run:
         }
         self.writer.write("epoch", position, record)
         self.writer.write_timing(position, {"evaluate_seconds": time.monotonic() - began})
-        terminal.show_epoch(record, self.plateau.patience, self.images_per_second)
+        terminal.show_epoch(record, self.plateau.patience, self.images_per_second, self.input_share)
         if progress.best_top1_error is None or validation["top1_error"] < progress.best_top1_error:
             progress.best_top1_error, progress.best_examples_seen = validation["top1_error"], position
         progress.totals, progress.evaluated_at = {}, position
@@ -265,15 +269,15 @@ class _Run:
     def _test(self) -> dict[str, Any]:
         """The error on the test split, which nothing before has looked at, with the last parameters."""
         split = "test" if "test" in self.dataset.splits else "validation"
-        summary = metrics.summarize(self._totals_of(split), self.dataset.num_classes)
-        record = {"split": split, **summary}
+        summary = metrics.summarize(self._totals_of(self.evaluate_test, split), self.dataset.num_classes)
+        record = {"split": split, "views": self.config.test_views, **summary}
         self.writer.write("test", self.progress.examples_seen, record)
         self.writer.sync()
         return record
 
-    def _totals_of(self, split: str) -> dict[str, Any]:
+    def _totals_of(self, evaluate: Evaluate, split: str) -> dict[str, Any]:
         totals: dict[str, Any] = {}
-        for totals_so_far in self.evaluate(self.state.params, self.state.batch_stats, split):
+        for totals_so_far in evaluate(self.state.params, self.state.batch_stats, split):
             if self.stop.received:
                 self._save_and_exit()
             totals = totals_so_far

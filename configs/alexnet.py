@@ -28,7 +28,9 @@ def get_config(choices: str = "") -> ConfigDict:
     elif data == "digits":
         config.model.hidden_width = 512
     if preset == "source" and data == "imagenet2012":
-        # The notes in CHM layers/layer-params-145.cfg: conv1's rate is cut at epoch 67, conv1 is frozen at 72.
+        # The notes in CHM layers/layer-params-145.cfg: at epoch 67 conv1's rate is cut and the colour noise ends, at 72
+        # conv1 is frozen.
+        config.data.color_noise_until_epoch = 67.0
         config.optimizer.rate_multipliers = (("conv1/kernel", 67.0, 0.1), ("conv1/*", 72.0, 0.0))
     if smoke:
         config.update(SMOKE)
@@ -50,6 +52,7 @@ def _default() -> ConfigDict:
             "max_steps": 0,  # ends the run after so many steps; 0: only `epochs` counts
             "eval_every_epochs": 1.0,  # epochs between evaluations on the validation split
             "eval_batch_size": 128,  # images a step of evaluation; changes no result
+            "test_views": 1,  # views that a test prediction is averaged over: 1 (centre), 2 (and mirror), 10 (paper)
             "log_every_steps": 50,  # steps between loss lines in metrics.jsonl
             "data": {
                 "name": "digits",  # digits, synthetic or tfds:NAME
@@ -58,7 +61,17 @@ def _default() -> ConfigDict:
                 "synthetic_examples": 1024,  # training images of the synthetic data set
                 "image_size": 256,  # pixels; shorter side to this, then the central square (paper section 2)
                 "crop": 227,  # pixels; side of the window that the network sees
+                "cropping": "random",  # random (paper), resized (random part of random shape, the modern recipe)
                 "mirror": True,  # reflect half of the training images
+                "color_noise": 0.0,  # standard deviation of the factors on the colours' principal components; 0: none
+                "color_noise_form": "source",  # source (on standard deviations, then /1.1), paper (on eigenvalues)
+                "color_noise_until_epoch": 0.0,  # epoch that ends the noise; 0: none does
+                "pca_std": (121.7801, 37.0939, 19.7208),  # grey levels along the colours' components; ImageNet's (CC2)
+                "pca_vectors": (  # the components as columns, rows R, G, B; ImageNet's (CC2 input_meta)
+                    (-0.56351045, -0.71257945, 0.41795513),
+                    (-0.5761844, -0.02354167, -0.81698062),
+                    (-0.59200296, 0.70119634, 0.39731118),
+                ),
                 "mean": (127.305, 119.715, 104.913),  # grey levels of R, G, B to subtract; ImageNet's (CC2 input_meta)
                 "std": (1.0, 1.0, 1.0),  # grey levels of R, G, B to divide by; the 2012 source does not divide
                 "num_threads": 16,  # decoding threads
@@ -106,11 +119,14 @@ def _default() -> ConfigDict:
     )
 
 
-_SOURCE = {"data": {"crop": 224}, "optimizer": {"bias_rate_follows_schedule": False}}
+_SOURCE = {"data": {"crop": 224, "color_noise": 0.1}, "optimizer": {"bias_rate_follows_schedule": False}}
 # Caffe models/bvlc_alexnet/solver.prototxt: batch 256, divided by 10 each 100,000 steps, which are 20 epochs.
 _CAFFE = {"batch_size": 256, "optimizer": {"schedule": "step", "step_epochs": (20.0, 40.0, 60.0, 80.0)}}
 # Section 5 prints one rule for all parameters.
-_PAPER = {"optimizer": {"bias_rate_multiplier": 1.0, "decay_biases": True}}
+_PAPER = {
+    "data": {"color_noise": 0.1, "color_noise_form": "paper"},
+    "optimizer": {"bias_rate_multiplier": 1.0, "decay_biases": True},
+}
 
 
 def _cifar(*weight_decay_overrides: tuple[str, float]) -> dict[str, Any]:
@@ -136,7 +152,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     # torchvision references/classification/README.md: 8 GPUs x 32, decay 1e-4 of all parameters, /10 each 30 epochs.
     "owt": {
         "batch_size": 256,
-        "data": {"crop": 224, "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
+        "data": {
+            "crop": 224,
+            "cropping": "resized",
+            "mean": (123.675, 116.28, 103.53),
+            "std": (58.395, 57.12, 57.375),
+        },
         "optimizer": {
             "weight_decay": 1e-4,
             "decay_biases": True,
@@ -159,10 +180,18 @@ DATASETS: dict[str, dict[str, Any]] = {
     "digits": {
         "batch_size": 64,
         "epochs": 30.0,
-        "data": {"name": "digits", "image_size": 72, "crop": 67, "mirror": False, "mean": (78.0, 78.0, 78.0)},
+        "data": {
+            "name": "digits",
+            "image_size": 72,
+            "crop": 67,
+            "mirror": False,
+            "mean": (78.0, 78.0, 78.0),
+            "color_noise": 0.0,
+            "cropping": "random",
+        },
         "optimizer": {"min_divisions": 2},
     },
-    "imagenet2012": {"data": {"name": "tfds:imagenet2012"}},
+    "imagenet2012": {"test_views": 10, "data": {"name": "tfds:imagenet2012"}},
     "synthetic": {"data": {"name": "synthetic"}},
 }
 

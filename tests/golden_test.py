@@ -29,7 +29,7 @@ UPDATE = (
 
 
 def test_one_step() -> None:
-    config, model, optimizer, options = setup("source,smoke")
+    config, model, optimizer, preprocessing = setup("source,smoke")
     generator = np.random.default_rng(2012)
     batch = {
         "image": jnp.asarray(generator.integers(0, 256, (8, 72, 72, 3), dtype=np.uint8)),
@@ -39,7 +39,7 @@ def test_one_step() -> None:
     }
     state = create_train_state(init_variables(model, config.data.crop, seed=0), optimizer, seed=0)
     state = state.replace(learning_rates=jax.tree.map(lambda _: jnp.float32(0.01), state.params))
-    after, sums = jax.jit(make_train_step(model, optimizer, **options))(state, batch)
+    after, sums = jax.jit(make_train_step(model, optimizer, preprocessing))(state, batch)
     steps = jax.tree.map(lambda new, old: float(jnp.linalg.norm((new - old).ravel())), after.params, state.params)
     measured = {"loss": float(sums["loss_sum"]) / 8} | {layer: steps[layer]["kernel"] for layer in steps}
     assert measured == pytest.approx(GOLDEN, rel=1e-4), UPDATE

@@ -1,5 +1,6 @@
 """One and two devices: the same pictures, the same masks, the same training."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -34,9 +35,12 @@ def batches(count: int, size: int = 72) -> list[dict[str, np.ndarray]]:
 def augmented(devices: int) -> list[np.ndarray]:
     """Crops and dropout masks of a batch, as the training step draws them."""
 
+    preprocessing = setup("imagenet2012,source")[3]
+    preprocessing = dataclasses.replace(preprocessing, crop=67)
+
     def draw(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         keys = example_keys(jax.random.key(7), batch["epoch"], batch["id"])
-        crops = augment.random_crop_and_mirror(batch["image"], keys, 67, True)
+        crops = augment.training_images(preprocessing, batch["image"], keys, batch["epoch"])
         return crops, layers.dropout(jnp.ones((len(keys), 50)), keys, 0.5, "2012")
 
     parallel = DataParallel.create(devices)
@@ -51,9 +55,9 @@ def test_crops_and_masks_are_equal_to_the_bit() -> None:
 
 
 def losses(devices: int, choices: str, rate: float, steps: int) -> list[float]:
-    config, model, optimizer, options = setup(choices)
+    config, model, optimizer, preprocessing = setup(choices)
     parallel = DataParallel.create(devices)
-    step = parallel.compile_train_step(make_train_step(model, optimizer, **options, axis_name=AXIS))
+    step = parallel.compile_train_step(make_train_step(model, optimizer, preprocessing, AXIS))
     state = parallel.replicate(create_train_state(init_variables(model, config.data.crop, 0), optimizer, 0))
     rates = jax.tree.map(lambda _: np.float32(rate), state.params)
     state = state.replace(learning_rates=parallel.replicate(rates))
@@ -74,10 +78,10 @@ def test_losses_over_20_steps(choices: str, rate: float) -> None:
 
 
 def test_the_step_compiles_once_and_consumes_its_state() -> None:
-    config, model, optimizer, options = setup("lenet,smoke")
+    config, model, optimizer, preprocessing = setup("lenet,smoke")
     parallel = DataParallel.create(2)
     traces = []
-    step = make_train_step(model, optimizer, **options, axis_name=AXIS)
+    step = make_train_step(model, optimizer, preprocessing, AXIS)
 
     def counted(state: Any, batch: Any) -> Any:
         traces.append(1)
@@ -92,18 +96,21 @@ def test_the_step_compiles_once_and_consumes_its_state() -> None:
     assert first.is_deleted()
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_evaluation_counts_every_image_once_whatever_the_batch(devices: int, batch_size: int, make_config: Any) -> None:
+@pytest.mark.parametrize(
+    ("devices", "batch_size", "views"), [(1, 1, 1), (1, 7, 1), (1, 64, 10), (2, 1, 1), (2, 7, 10), (2, 64, 1)]
+)
+def test_evaluation_counts_every_image_once_whatever_the_batch(
+    devices: int, batch_size: int, views: int, make_config: Any
+) -> None:
     from alexnet_jax.datasets import get_dataset
 
-    config, model, _, _ = setup("synthetic,lenet,smoke")
+    config, model, _, preprocessing = setup("synthetic,lenet,smoke")
     dataset = get_dataset("synthetic", "", 0.1, 1048)  # 131 images to validate on, a prime number
     variables = init_variables(model, config.data.crop, 0)
     config = make_config(eval_batch_size=batch_size)
-    evaluate = make_evaluate(config, model, dataset, DataParallel.create(devices))
+    evaluate = make_evaluate(config, model, dataset, DataParallel.create(devices), views)
     *_, totals = evaluate(variables["params"], {}, "validation")
-    reference = jax.jit(make_eval_step(model, crop=config.data.crop, mean=config.data.mean, std=config.data.std))
+    reference = jax.jit(make_eval_step(model, preprocessing, views))
     records = [dataset.splits["validation"][index] for index in range(131)]
     everything = {
         "image": jnp.stack([record["image"] for record in records]),

@@ -48,6 +48,9 @@ def test_a_run_leaves_its_record_and_is_evaluated_from_its_folder(
     evaluate.main([str(tmp_path), "--split=validation", "--checkpoint=best"])
     best = min(record["validation_top1_error"] for record in metrics if record["kind"] == "epoch")
     assert f"top-1 error {best:.2%}" in capsys.readouterr().out
+    evaluate.main([str(tmp_path), "--split=train", "--views=10"])
+    shown = capsys.readouterr().out
+    assert "of 32 right" in shown and "views 10" in shown
 
 
 def test_learning_happens_and_more_epochs_continue(tmp_path: Path, make_config: MakeConfig) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from alexnet_jax import metrics, terminal
+from alexnet_jax.augment import VIEWS
 from alexnet_jax.checkpoint import checkpoint_names, restore
 from alexnet_jax.datasets import get_dataset
 from alexnet_jax.errors import UserError
@@ -20,6 +21,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", type=Path, help="the folder of a run")
     parser.add_argument("--split", default="test", help="train, validation or test (default)")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a number of examples seen")
+    parser.add_argument(
+        "--views", type=int, choices=VIEWS, help="views a prediction is averaged over; as the run's tests"
+    )
     arguments = parser.parse_args(argv)
 
     directory = arguments.run / "checkpoints"
@@ -32,7 +36,8 @@ def main(argv: list[str]) -> None:
     if arguments.split not in dataset.splits:
         raise UserError(f"--split={arguments.split}: {data.name} has {', '.join(dataset.splits)}")
     devices = DataParallel.create(config.parallel.num_devices)
-    evaluate = make_evaluate(config, get_model(config.model, dataset.num_classes), dataset, devices)
+    model, views = get_model(config.model, dataset.num_classes), arguments.views or config.test_views
+    evaluate = make_evaluate(config, model, dataset, devices, views)
     params, batch_stats = devices.replicate((restored.tree["params"], restored.tree["batch_stats"]))
     *_, totals = evaluate(params, batch_stats, arguments.split)
     summary = metrics.summarize(totals, dataset.num_classes)
@@ -40,7 +45,7 @@ def main(argv: list[str]) -> None:
     terminal.show(
         f"{arguments.split}: top-1 error {terminal.percent(summary['top1_error'])}{top5}, loss {summary['loss']:.4f} "
         f"({totals['top1_correct']:,} and {totals['top5_correct']:,} of {totals['count']:,} right), "
-        f"checkpoint {restored.examples_seen}"
+        f"views {views}, checkpoint {restored.examples_seen}"
     )
 
 
