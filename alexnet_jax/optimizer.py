@@ -185,7 +185,7 @@ class Plateau:
         divisions = done = int(state["divisions"])
         due = min(int(epoch / self.epochs * (self.min_divisions + 1) + 1e-9), self.min_divisions)
         reason = None
-        if self.scale(state) > self.min_scale:
+        if self.scale(state) > self.min_scale * (1 + 1e-9):  # 0.1^3 is a little more than 0.001
             if after.scale < 1:
                 divisions = done + 1
                 reason = f"no validation error below {float(before.best_value):.2%} in {self.patience} evaluations"

@@ -381,6 +381,12 @@ def test_divisions_end_at_the_minimum_rate(learning_rate: float) -> None:
     assert rate == pytest.approx(1e-5, rel=1e-6)
 
 
+def test_at_the_minimum_rate_nothing_is_divided_any_more() -> None:
+    config = optimizer_config(learning_rate=0.01, patience=1, minimum_rate=1e-5, min_divisions=0)
+    _, reasons = play(Plateau(config, epochs=40.0), [0.5] * 10)
+    assert [reason is not None for reason in reasons] == [False, True, True, True] + [False] * 6
+
+
 def test_a_first_rate_below_the_minimum_is_never_raised() -> None:
     plateau = Plateau(optimizer_config(learning_rate=1e-6, minimum_rate=1e-5, patience=1), epochs=40.0)
     scales, reasons = play(plateau, [0.5] * 10)
