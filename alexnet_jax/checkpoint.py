@@ -131,7 +131,7 @@ def restore(directory: Path, examples_seen: int) -> Restored:
     """The named checkpoint. Raises UserError if it cannot be read or its content is not what was saved."""
     path = directory.absolute() / str(examples_seen)
     try:
-        metadata = read_metadata(directory, examples_seen)
+        metadata = _read_metadata(directory, examples_seen)
         tree = ocp.load_checkpointables(path)[_ITEM]
         if _digest(tree) != metadata["digest"]:
             raise ValueError("its content does not match its digest")
@@ -142,7 +142,7 @@ def restore(directory: Path, examples_seen: int) -> Restored:
     return Restored(examples_seen, tree, metadata)
 
 
-def read_metadata(directory: Path, examples_seen: int) -> dict[str, Any]:
+def _read_metadata(directory: Path, examples_seen: int) -> dict[str, Any]:
     """The plain data saved beside a checkpoint. Raises ValueError or an error of Orbax if they are damaged."""
     metadata = ocp.checkpointables_metadata(directory.absolute() / str(examples_seen)).custom_metadata
     if not isinstance(metadata, dict) or "digest" not in metadata:

@@ -47,10 +47,10 @@ def get_dataset(name: str, prepared_dir: str, validation_fraction: float, synthe
     """Opens a data set, preparing our own on first use.
 
     Args:
-      name: "digits", "synthetic" or "tfds:NAME", where NAME is as in `tfds.builder`, e.g. tfds:mnist or
-      tfds:cifar10:3.0.2. prepared_dir: folder of prepared data sets; ours are written there. For tfds:NAME, TFDS's own
-      folder is searched too. validation_fraction: share of the training split that becomes the validation split where a
-      data set has none. synthetic_examples: size of the synthetic training split.
+      name: "digits", "synthetic" or "tfds:NAME", where NAME is as in `tfds.builder`, e.g. tfds:cifar10:3.0.2.
+      prepared_dir: folder of prepared data sets; ours are written there. TFDS's own folder is searched too.
+      validation_fraction: share of the training split to hold out where a data set has no validation split.
+      synthetic_examples: size of the synthetic training split.
 
     Raises UserError if there is no such data set, it is not prepared, or it holds no images with labels.
     """
@@ -106,10 +106,10 @@ def _open(builder: tfds.core.DatasetBuilder, name: str, validation_fraction: flo
         held_out = max(round(size * validation_fraction), 1)
         splits |= {"train": f"train[:{size - held_out}]", "validation": f"train[{size - held_out}:]"}
     decoders = {"image": tfds.decode.SkipDecoding()}
-    return Dataset(
-        splits={split: builder.as_data_source(split=spec, decoders=decoders) for split, spec in splits.items()},
-        class_names=tuple(features["label"].names),
-    )
+    records = {split: builder.as_data_source(split=spec, decoders=decoders) for split, spec in splits.items()}
+    if "test" in records and records["test"][0]["label"] < 0:
+        del records["test"]  # its labels are withheld, as ImageNet's are
+    return Dataset(records, tuple(features["label"].names))
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):

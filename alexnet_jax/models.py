@@ -105,11 +105,7 @@ class AlexNet(nn.Module):
                 name = f"{operation}{index}"
                 match operation:
                     case "act":
-                        x = (
-                            nn.PReLU(negative_slope_init=0.25, name=name)(x)
-                            if self.activation == "prelu"
-                            else self._activate(x)
-                        )
+                        x = self._activate(x, name)
                     case "lrn" if self.lrn is not None:
                         x = layers.cross_map_norm(x, self.lrn, self.towers)
                     case "map_norm" if self.lrn is not None:
@@ -119,16 +115,16 @@ class AlexNet(nn.Module):
                     case "bn":
                         x = nn.BatchNorm(not train, momentum=0.9, axis_name=axis_name, name=name)(x)
                     case "dropout":
-                        keys = (
-                            jax.vmap(lambda key, i=index: jax.random.fold_in(key, i))(dropout_keys) if train else None
-                        )
+                        keys = None if dropout_keys is None else _fold_in(dropout_keys, index)
                         x = layers.dropout(x, keys, self.dropout_rate, self.dropout_convention)
                     case _:
                         continue
                 activations[name] = x
         return x, activations
 
-    def _activate(self, x: Array) -> Array:
+    def _activate(self, x: Array, name: str) -> Array:
+        if self.activation == "prelu":
+            return nn.PReLU(negative_slope_init=0.25, name=name)(x)  # one slope a layer, from 0.25: He et al. 2015
         return layers.ACTIVATIONS[self.activation](x)
 
     def _weights(self, layer: Layer, name: str, x: Array) -> Array:
@@ -153,6 +149,10 @@ class AlexNet(nn.Module):
             **options,
             name=name,
         )(x)
+
+
+def _fold_in(keys: Key[Array, " batch"], number: int) -> Key[Array, " batch"]:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def _initializers(layer: Layer, fan_in: int) -> dict[str, Any]:

@@ -120,7 +120,8 @@ class _Run:
             make_train_step(self.model, optimizer, make_preprocessing(data), AXIS)
         )
         self.evaluate = make_evaluate(config, self.model, dataset, self.devices)
-        self.evaluate_test = make_evaluate(config, self.model, dataset, self.devices, config.test_views)
+        views = config.test_views
+        self.test = self.evaluate if views == 1 else make_evaluate(config, self.model, dataset, self.devices, views)
         self.state = self.devices.replicate(create_train_state(variables, optimizer, config.seed))
         self.plateau_state = self.plateau.init()
         self.progress = Progress()
@@ -269,7 +270,7 @@ class _Run:
     def _test(self) -> dict[str, Any]:
         """The error on the test split, which nothing before has looked at, with the last parameters."""
         split = "test" if "test" in self.dataset.splits else "validation"
-        summary = metrics.summarize(self._totals_of(self.evaluate_test, split), self.dataset.num_classes)
+        summary = metrics.summarize(self._totals_of(self.test, split), self.dataset.num_classes)
         record = {"split": split, "views": self.config.test_views, **summary}
         self.writer.write("test", self.progress.examples_seen, record)
         self.writer.sync()

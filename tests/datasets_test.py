@@ -67,15 +67,16 @@ class Greys(tfds.core.GeneratorBasedBuilder):
     """A stand-in for a stock data set that someone has prepared: grey images, no validation split."""
 
     VERSION = tfds.core.Version("1.0.0")
+    TEST_LABEL: int | None = None
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {"image": tfds.features.Image(shape=(28, 28, 1)), "label": tfds.features.ClassLabel(num_classes=3)}
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {"train": self._generate_examples(20), "test": self._generate_examples(5)}
+        return {"train": self._generate_examples(20), "test": self._generate_examples(5, self.TEST_LABEL)}
 
-    def _generate_examples(self, count: int) -> Any:
+    def _generate_examples(self, count: int, label: int | None = None) -> Any:
         import io
 
         from PIL import Image
@@ -84,7 +85,7 @@ class Greys(tfds.core.GeneratorBasedBuilder):
             encoded = io.BytesIO()
             Image.fromarray(np.full((28, 28), index * 10, np.uint8)).save(encoded, format="PNG")
             encoded.seek(0)
-            yield index, {"image": encoded, "label": index % 3}
+            yield index, {"image": encoded, "label": index % 3 if label is None else label}
 
 
 def test_a_prepared_tfds_data_set_is_found_and_split(tmp_path: Path) -> None:
@@ -102,6 +103,17 @@ def test_a_prepared_tfds_data_set_is_found_and_split(tmp_path: Path) -> None:
     ]
     assert len(set(shades)) == 10  # the two splits share no image
     assert decode_image(dataset.splits["train"][0]["image"], 32).shape == (32, 32, 3)
+
+
+class Secrets(Greys):
+    """As ImageNet: the labels of the test split are not given."""
+
+    TEST_LABEL = -1
+
+
+def test_a_test_split_without_labels_is_left_out(tmp_path: Path) -> None:
+    Secrets(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    assert set(get_dataset("tfds:secrets", str(tmp_path), 0.25, 1).splits) == {"train", "validation"}
 
 
 @pytest.mark.parametrize(
