@@ -64,6 +64,16 @@ def test_learning_happens_and_more_epochs_continue(tmp_path: Path, make_config: 
     assert second["loss"] < first["loss"] < math.log(10)
 
 
+def test_a_run_continues_on_another_number_of_devices(tmp_path: Path, make_config: MakeConfig) -> None:
+    def steps(workdir: Path, *runs: tuple[int, int]) -> list[float]:
+        for devices, max_steps in runs:
+            train_and_evaluate(make_config(max_steps=max_steps, **{"parallel.num_devices": devices}), workdir)
+        return [record["loss"] for record in read_metrics(workdir) if record["kind"] == "step"]
+
+    moved = steps(tmp_path / "moved", (1, 2), (2, 4), (1, 6))
+    np.testing.assert_allclose(moved, steps(tmp_path / "stayed", (1, 6)), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
