@@ -26,6 +26,8 @@ def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]
             main(argv)
         except UserError as error:
             _exit(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _exit("interrupted", 130)
 
     return wrapped
 

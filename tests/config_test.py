@@ -363,6 +363,17 @@ def test_the_program_answers_a_mistake_with_one_line_and_status_2(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_interruption_before_the_run_begins_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    @config_lib.exit_on_user_error
+    def program(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit:
+        program([])
+    assert exit.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
 @pytest.mark.parametrize(("error", "status"), [(UserError, 2), (TrainingDivergedError, 1)])
 def test_user_errors_become_one_line_and_a_status(
     error: type[UserError], status: int, capsys: pytest.CaptureFixture[str]
