@@ -107,6 +107,7 @@ class _Run:
     def __init__(self, config: ConfigDict, workdir: Path, dataset: Dataset, command: Sequence[str]):
         data = config.data
         self.config, self.workdir, self.dataset, self.command = config, workdir, dataset, command
+        self.environment = describe_environment(list(command))
         self.devices = DataParallel.create(config.parallel.num_devices)
         self.plan = RunPlan.create(config, len(dataset.splits["train"]), len(self.devices.devices))
         self.model = get_model(config.model, dataset.num_classes)
@@ -210,12 +211,12 @@ class _Run:
 
     def _record_step(self, position: int, sums: dict[str, jax.Array]) -> None:
         """Adds up the sums of the step that ended at a position."""
-        values = metrics.add({}, jax.device_get(sums))
-        loss = values["loss_sum"] / values["count"]
+        sums = jax.device_get(sums)
+        loss = sums["loss_sum"].item() / sums["count"].item()
         if not math.isfinite(loss):
             self._diverged(f"the training loss is {loss}", position)
         self.progress.examples_seen = position
-        self.progress.totals = {name: self.progress.totals.get(name, 0) + value for name, value in values.items()}
+        self.progress.totals = metrics.add(self.progress.totals, sums)
         step = position // self.plan.batch_size
         if step % self.config.log_every_steps == 0:
             began_at = self.plan.epoch(position - self.plan.batch_size)
@@ -302,7 +303,7 @@ class _Run:
             "learning_rate": self.rate,
             "config": self.config.to_dict(),
             "class_names": self.dataset.class_names,
-            "versions": describe_environment(list(self.command)),
+            "versions": self.environment,
         }
         position, best = self.progress.examples_seen, self.progress.best_examples_seen
         self.checkpoints.save(position, self._tree(), metadata, best)
@@ -354,7 +355,7 @@ class _Run:
 
     def _write_description(self) -> None:
         write_json(self.workdir / "config.json", self.config.to_dict())
-        write_json(self.workdir / "versions.json", describe_environment(list(self.command)))
+        write_json(self.workdir / "versions.json", self.environment)
 
     def _epoch(self, position: int) -> str:
         return f"{self.plan.epoch(position):.2f}/{self.plan.epochs:g}"
