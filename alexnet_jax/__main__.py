@@ -6,6 +6,8 @@ import sys
 from alexnet_jax.config import exit_on_user_error
 
 COMMANDS = {
+    "prepare": "makes a data set ready to be read fast, and says what is in it",
+    "benchmark_input": "how fast images come to the training step, and what limits them",
     "evaluate": "the error of a run on one of its splits",
 }
 
@@ -15,7 +17,7 @@ def main(argv: list[str]) -> None:
     if len(argv) < 2 or argv[1] not in COMMANDS:
         print("usage: python -m alexnet_jax COMMAND [...]\n", file=sys.stderr)
         for name, purpose in COMMANDS.items():
-            print(f"  {name:<10} {purpose}", file=sys.stderr)
+            print(f"  {name:<16} {purpose}", file=sys.stderr)
         sys.exit(0 if argv[1:] in (["-h"], ["--help"]) else 2)
     importlib.import_module(f"alexnet_jax.programs.{argv[1]}").main(argv[2:])
 

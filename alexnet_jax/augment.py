@@ -2,18 +2,22 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from alexnet_jax.errors import UserError
 
 Pixels = UInt8[Array, "batch size size 3"]
+Centred = Float[Array, "batch size size 3"]
 Crops = Float[Array, "batch crop crop 3"]
 
 CROPPINGS = ("random", "resized")
 COLOR_NOISE_FORMS = ("source", "paper")
+MEAN_FORMS = ("channel", "image_centre", "image_crop")
 VIEWS = (1, 2, 10)
 """Views in testing: the centre; with its mirror image; with the four corners and theirs (paper section 4.1)."""
 
@@ -27,7 +31,11 @@ class Preprocessing:
       cropping: "random", every window equally likely (paper section 4.1; CHM convdata_jpeg.py), or "resized", a random
         part of random shape scaled to the window (the modern recipe).
       mirror: reflect half of the training images.
-      mean, std: subtracted from and divided into R, G and B.
+      mean: what is subtracted: of R, G and B, [3], or the mean image, [size, size, 3].
+      mean_form: "channel"; "image_centre", the central window of the mean image from every window, wherever it lies and
+        mirrored or not (CHM convdata_jpeg.py, data_mean_crop); "image_crop", the mean image at the window's own place
+        (Caffe src/caffe/data_transformer.cpp).
+      std: R, G and B are divided by it.
       color_noise: standard deviation of the factors on the principal components; 0 for none.
       color_noise_form: "source" or "paper"; see `add_color_noise`.
       color_noise_until_epoch: the noise ends with this epoch; 0 for never.
@@ -38,18 +46,27 @@ class Preprocessing:
     crop: int
     cropping: str
     mirror: bool
-    mean: Sequence[float]
+    mean: np.ndarray
+    mean_form: str
     std: Sequence[float]
     color_noise: float
     color_noise_form: str
     color_noise_until_epoch: float
-    pca_std: Sequence[float]
-    pca_vectors: Sequence[Sequence[float]]
+    pca_std: np.ndarray
+    pca_vectors: np.ndarray
 
     def __post_init__(self) -> None:
-        for key, known in (("cropping", CROPPINGS), ("color_noise_form", COLOR_NOISE_FORMS)):
+        names = {"cropping": CROPPINGS, "color_noise_form": COLOR_NOISE_FORMS, "mean_form": MEAN_FORMS}
+        for key, known in names.items():
             if getattr(self, key) not in known:
                 raise UserError(f"config.data.{key}={getattr(self, key)!r} is unknown; there are: {', '.join(known)}")
+        if self.mean_form == "image_crop" and self.cropping != "random":
+            raise UserError("config.data.mean_form='image_crop' needs config.data.cropping='random': whole pixels")
+
+    def centre(self, image: Any) -> Any:
+        """The central window, [..., crop, crop, 3]."""
+        border = (image.shape[-2] - self.crop) // 2
+        return image[..., border : border + self.crop, border : border + self.crop, :]
 
 
 def training_images(
@@ -58,35 +75,44 @@ def training_images(
     """One random view of each image; `epoch` is that of each example, counted from 0."""
     p = preprocessing
     crop_keys, mirror_keys, color_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+    if p.mean_form == "image_crop":
+        images = images - p.mean[None]
     crops = (
         random_crops(images, crop_keys, p.crop) if p.cropping == "random" else resized_crops(images, crop_keys, p.crop)
     )
     if p.mirror:
         reflect = jax.vmap(jax.random.bernoulli)(mirror_keys)
         crops = jnp.where(reflect[:, None, None, None], crops[:, :, ::-1], crops)
-    centred = crops - _channels(p.mean)
+    crops = _subtract_mean(p, crops)
     if p.color_noise:
         on = (epoch < p.color_noise_until_epoch) if p.color_noise_until_epoch else jnp.ones_like(epoch, dtype=bool)
         strength = jnp.where(on, jnp.float32(p.color_noise), 0.0)
-        centred = add_color_noise(centred, color_keys, strength, p.color_noise_form, p.pca_std, p.pca_vectors)
-    return centred / _channels(p.std)
+        crops = add_color_noise(crops, color_keys, strength, p.color_noise_form, p.pca_std, p.pca_vectors)
+    return crops / _channels(p.std)
 
 
 def testing_images(preprocessing: Preprocessing, images: Pixels, views: int) -> Float[Array, "views batch crop crop 3"]:
     """The views of each image that its prediction is averaged over: see `VIEWS`."""
     p = preprocessing
+    if p.mean_form == "image_crop":
+        images = images - p.mean[None]
     border = images.shape[1] - p.crop
     corners = [(0, 0), (0, border), (border, 0), (border, border)] if views == 10 else []
-    windows = [
-        images[:, row : row + p.crop, column : column + p.crop]
-        for row, column in [(border // 2, border // 2), *corners]
-    ]
+    windows = [p.centre(images)]
+    windows += [images[:, row : row + p.crop, column : column + p.crop] for row, column in corners]
     if views > 1:
         windows += [window[:, :, ::-1] for window in windows]
-    return (jnp.stack(windows).astype(jnp.float32) - _channels(p.mean)[None]) / _channels(p.std)[None]
+    return jnp.stack([_subtract_mean(p, window.astype(jnp.float32)) / _channels(p.std) for window in windows])
 
 
-def random_crops(images: Pixels, keys: Key[Array, " batch"], crop: int) -> Crops:
+def _subtract_mean(p: Preprocessing, crops: Crops) -> Crops:
+    """What is left to subtract once an image is cropped."""
+    if p.mean_form == "image_crop":
+        return crops
+    return crops - (_channels(p.mean) if p.mean_form == "channel" else p.centre(p.mean)[None])
+
+
+def random_crops(images: Pixels | Centred, keys: Key[Array, " batch"], crop: int) -> Crops:
     """A crop x crop window of each image, at any offset from 0 to size - crop with the same probability."""
 
     def one(image: Array, key: Array) -> Array:
@@ -136,8 +162,8 @@ def add_color_noise(
     keys: Key[Array, " batch"],
     strength: Float[Array, " batch"],
     form: str,
-    pca_std: Sequence[float],
-    pca_vectors: Sequence[Sequence[float]],
+    pca_std: np.ndarray,
+    pca_vectors: np.ndarray,
 ) -> Crops:
     """Shifts all pixels of an image by one random colour along the principal components of the training set's colours.
 
@@ -153,5 +179,5 @@ def add_color_noise(
     return shifted / (1 + strength)[:, None, None, None] if form == "source" else shifted
 
 
-def _channels(values: Sequence[float]) -> Float[Array, "1 1 1 3"]:
+def _channels(values: np.ndarray | Sequence[float]) -> Float[Array, "1 1 1 3"]:
     return jnp.asarray(values, jnp.float32).reshape(1, 1, 1, 3)

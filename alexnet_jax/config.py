@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from alexnet_jax.errors import UserError
@@ -46,6 +46,18 @@ def parse_flags(argv: list[str]) -> list[str]:
         _exit(str(error))
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         _exit(" ".join(str(error).split()))
+
+
+def config_from_flags(program: str, argv: list[str]) -> ConfigDict:
+    """The config that a program's `--config=FILE --config.KEY=VALUE` describe, checked."""
+    if "config" not in flags.FLAGS:
+        config_flags.DEFINE_config_file("config", None, "Configuration: FILE.py or FILE.py:CHOICES.", lock_config=True)
+    remaining = parse_flags([program, *argv])
+    if remaining[1:]:
+        raise UserError(f"what is {remaining[1]!r}? Settings are given as --config.KEY=VALUE")
+    config: ConfigDict = flags.FLAGS["config"].value
+    check(config.to_dict())
+    return config
 
 
 def _exit(message: str, status: int = 2) -> NoReturn:
@@ -111,8 +123,18 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterato
             yield prefix + key, value
 
 
-FREE_KEYS = ("epochs", "max_steps", "eval_batch_size", "log_every_steps", "data.prepared_dir", "data.num_threads")
-"""Keys that a resumed run may change, beside those of "parallel" and "checkpoint"."""
+FREE_KEYS = (
+    "epochs",
+    "max_steps",
+    "eval_batch_size",
+    "log_every_steps",
+    "data.dir",
+    "data.prepared_dir",
+    "data.residence",
+    "data.num_threads",
+    "data.max_quarantined",
+)
+"""What a resumed run may change, beside "parallel" and "checkpoint" keys; a change of the images is noticed."""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -134,7 +156,7 @@ def _plain(value: Any) -> Any:
 
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
-        "batch_size eval_batch_size log_every_steps data.synthetic_examples data.num_threads data.crop "
+        "batch_size eval_batch_size log_every_steps data.synthetic_examples data.crop "
         "model.hidden_width model.num_classes optimizer.patience checkpoint.keep",
         lambda value: value >= 1,
         "must be at least 1",
@@ -146,7 +168,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     (
         "seed max_steps optimizer.weight_decay optimizer.cooldown optimizer.threshold optimizer.minimum_rate "
-        "optimizer.min_divisions parallel.num_devices checkpoint.every_steps",
+        "optimizer.min_divisions parallel.num_devices checkpoint.every_steps data.num_threads",
         lambda value: value >= 0,
         "must not be negative",
     ),
@@ -162,6 +184,9 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda value: len(value) == 3 and all(_is_row(row, float, float, float) for row in value),
         "must be three rows of three numbers",
     ),
+    ("data.jpeg_quality", lambda value: 1 <= value <= 100, "must be from 1 to 100"),
+    ("data.test_fraction data.max_quarantined", lambda value: 0 <= value < 1, "must be in [0, 1)"),
+    ("data.max_megapixels", lambda value: value > 0, "must be more than 0"),
     ("seed", lambda value: value < 2**31, "must be less than 2^31"),
     ("model.dropout_rate optimizer.momentum", lambda value: 0 <= value < 1, "must be in [0, 1)"),
     ("data.validation_fraction optimizer.factor", lambda value: 0 < value < 1, "must be between 0 and 1"),
@@ -197,6 +222,8 @@ def check(config: Mapping[str, Any]) -> None:
                 raise UserError(f"config.{key} is missing; configs/alexnet.py shows all keys")
             if values[key] is not None and not _holds(holds, values[key]):
                 raise UserError(f"config.{key}={values[key]!r} {text}")
+    if values["data.validation_fraction"] + values["data.test_fraction"] >= 1:
+        raise UserError("config.data.validation_fraction and config.data.test_fraction leave nothing to train on")
     if values["data.crop"] > values["data.image_size"]:
         raise UserError(
             f"config.data.crop={values['data.crop']} is larger than config.data.image_size={values['data.image_size']}"

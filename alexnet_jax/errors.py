@@ -7,6 +7,10 @@ class UserError(Exception):
     exit_code = 2
 
 
+class MissingSourceError(UserError):
+    """The original images are not where they are said to be; a prepared copy may be all that is left."""
+
+
 class TrainingDivergedError(UserError):
     """The loss became NaN or infinite: the input was valid, the run was not."""
 

@@ -1,82 +1,149 @@
-"""From records to batches of uint8 images in host memory: order, decoding in threads, batching, padding."""
+"""From records to batches: order, reading ahead in threads, padding; or whole splits in memory."""
 
-import contextlib
-import dataclasses
-import io
-from collections.abc import Generator
-from typing import Any
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 
-import grain
 import numpy as np
-from PIL import Image, ImageOps
 
-from alexnet_jax.datasets import Records
 from alexnet_jax.errors import UserError
+from alexnet_jax.machine import available_cores
+from alexnet_jax.shards import InMemoryRecords, Records
 
 Batch = dict[str, np.ndarray]
 """image (uint8, [batch, size, size, 3]), label, id, epoch (int32, [batch]) and mask (bool, [batch])."""
 
+RESIDENCES = ("auto", "device", "host", "disk")
+
+_CHUNK = 32  # images that a thread reads in one go
+_AHEAD = 3  # batches in memory beside the one in use
+
+
+def training_order(size: int, batch_size: int, seed: int, start_example: int) -> Generator[Batch]:
+    """The endless stream of training batches from a position on, as ids and epochs alone.
+
+    Position p of the stream is in epoch p // size at place p % size of a permutation drawn from (seed, epoch), so
+    neither threads nor interruptions nor the batch size change which example stands where. Batches straddle epochs.
+    """
+    epoch, place = divmod(start_example, size)
+    ids, epochs = np.empty(0, np.int32), np.empty(0, np.int32)
+    for number in itertools.count(epoch):
+        order = np.random.default_rng((seed, number)).permutation(size).astype(np.int32)[place:]
+        place = 0
+        ids, epochs = np.append(ids, order), np.append(epochs, np.full_like(order, number))
+        whole = len(ids) // batch_size * batch_size
+        for first in range(0, whole, batch_size):
+            chosen = slice(first, first + batch_size)
+            yield {"id": ids[chosen], "epoch": epochs[chosen]}
+        ids, epochs = ids[whole:], epochs[whole:]
+
 
 def train_batches(
-    records: Records, *, image_size: int, batch_size: int, seed: int, start_example: int, num_threads: int
+    records: Records, *, batch_size: int, seed: int, start_example: int, num_threads: int
 ) -> Generator[Batch]:
-    """The endless stream of training batches from the given position on, decoded ahead of time in threads.
-
-    Position p of the stream is in epoch p // n at place p % n of a permutation drawn from (seed, epoch), so neither
-    threads nor interruptions nor the batch size change which example stands where.
-    """
-    examples = grain.MapDataset.source(_Examples(records, image_size)).seed(seed).shuffle().repeat()
-    numbered = examples.map_with_index(lambda p, example: {**example, "epoch": np.int32(p // len(records))})
-    batches = numbered[start_example:].batch(batch_size, drop_remainder=True)
-    yield from _read(batches, num_threads)
+    """The training batches from a position on, read ahead of time in threads (0: one a core)."""
+    order = training_order(len(records.labels), batch_size, seed, start_example)
+    yield from _read(records, order, num_threads)
 
 
-def eval_batches(records: Records, *, image_size: int, batch_size: int, num_threads: int) -> Generator[Batch]:
+def eval_batches(records: Records, *, batch_size: int, num_threads: int) -> Generator[Batch]:
     """Every record once, in order; the last batch is filled up with zeros that the mask leaves out."""
-    batches = grain.MapDataset.source(_Examples(records, image_size)).batch(batch_size, drop_remainder=False)
-    for batch in _read(batches, num_threads):
-        missing = batch_size - len(batch["label"])
-        padded = {name: np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) for name, values in batch.items()}
-        yield {**padded, "mask": np.arange(batch_size) < batch_size - missing}
+    size = len(records.labels)
+    order = (
+        {"id": np.arange(first, min(first + batch_size, size), dtype=np.int32)} for first in range(0, size, batch_size)
+    )
+    for batch in _read(records, order, num_threads):
+        count = len(batch["id"])
+        padded = {
+            name: np.pad(values, [(0, batch_size - count)] + [(0, 0)] * (values.ndim - 1))
+            if count < batch_size
+            else values
+            for name, values in batch.items()
+        }
+        yield {**padded, "mask": np.arange(batch_size) < count}
 
 
-def _read(batches: grain.MapDataset, num_threads: int) -> Generator[Batch]:
-    """Iterates with decoding threads that end when the consumer does."""
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * num_threads)
-    with contextlib.closing(iter(batches.to_iter_dataset(options))) as iterator:
-        yield from iterator
+def load_into_memory(records: Records, num_threads: int) -> InMemoryRecords:
+    """All images of a split, decoded."""
+    size = len(records.labels)
+    images = np.empty((size, records.image_size, records.image_size, 3), np.uint8)
+    with ThreadPoolExecutor(num_threads or available_cores()) as pool:
+        for future in _submit(pool, records, np.arange(size), images):
+            future.result()
+    return InMemoryRecords(images, records.labels)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Examples:
-    """Decoded examples by index; the index is the example's id."""
-
-    records: Records
-    image_size: int
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.records[index]
-        try:
-            image = decode_image(record["image"], self.image_size)
-        except OSError as error:
-            raise UserError(f"record {index} does not hold a readable image: {error}") from error
-        return {"image": image, "label": np.int32(record["label"]), "id": np.int32(index)}
+def check_residence(residence: str) -> None:
+    """Raises UserError if the name is unknown."""
+    if residence not in RESIDENCES:
+        raise UserError(f"config.data.residence={residence!r} is unknown; there are: {', '.join(RESIDENCES)}")
 
 
-def decode_image(image: bytes | np.ndarray, size: int) -> np.ndarray:
-    """An encoded or grey or oddly sized image as paper section 2 wants it: RGB, shorter side to `size`, central square.
+def choose_residence(residence: str, records: Records, device_bytes: int | None, host_bytes: int) -> str:
+    """Where the training images are to lie: "device", "host" or "disk".
 
-    Returns:
-      uint8, [size, size, 3].
+    "auto" takes a quarter of the device's memory at most, if the device has memory of its own, else a quarter of the
+    host's; pixels that are on disk uncompressed stay there, since the system keeps them in memory by itself.
+
+    Args:
+      residence: one of RESIDENCES.
+      records: of the training split.
+      device_bytes: memory of a device; None for a device that shares the host's.
+      host_bytes: memory of the host.
+
+    Raises UserError if the name is unknown or the images are larger than the memory asked for.
     """
-    if isinstance(image, np.ndarray):
-        picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-    else:
-        picture = Image.open(io.BytesIO(image))
-    picture = picture.convert("RGB")
-    if picture.size != (size, size):
-        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+    check_residence(residence)
+    needed = len(records.labels) * records.image_size**2 * 3
+    memory = {"device": device_bytes or host_bytes, "host": host_bytes}
+    if residence in memory and needed > memory[residence]:
+        raise UserError(
+            f"config.data.residence={residence!r}: the training images need {needed / 1e9:.1f} GB, the {residence} has "
+            f"{memory[residence] / 1e9:.1f} GB; 'disk' or 'auto' will do"
+        )
+    if residence != "auto":
+        return residence
+    if device_bytes and needed <= device_bytes / 4:
+        return "device"
+    return "host" if records.is_compressed and needed <= host_bytes / 4 else "disk"
+
+
+def _read(records: Records, order: Iterable[Batch], num_threads: int) -> Generator[Batch]:
+    """Adds images and labels to batches of ids, a few batches ahead. The threads end when the consumer does."""
+    upcoming: deque[tuple[Batch, list[Future[None]]]] = deque()
+    pool = ThreadPoolExecutor(num_threads or available_cores())
+    try:
+        for batch in order:
+            ids = batch["id"]
+            images = np.empty((len(ids), records.image_size, records.image_size, 3), np.uint8)
+            upcoming.append(
+                ({**batch, "image": images, "label": records.labels[ids]}, _submit(pool, records, ids, images))
+            )
+            if len(upcoming) > _AHEAD:
+                yield _finished(*upcoming.popleft())
+        while upcoming:
+            yield _finished(*upcoming.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: ThreadPoolExecutor, records: Records, ids: np.ndarray, images: np.ndarray) -> list[Future[None]]:
+    chunks = [slice(first, first + _CHUNK) for first in range(0, len(ids), _CHUNK)]
+    return [pool.submit(_read_chunk, records, ids[chunk], images[chunk]) for chunk in chunks]
+
+
+def _read_chunk(records: Records, ids: np.ndarray, images: np.ndarray) -> None:
+    try:
+        records.read(ids, images)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"a prepared image among {ids[0]} to {ids[-1]} cannot be read ({error}): delete the prepared data set, and "
+            "it is prepared anew"
+        ) from error
+
+
+def _finished(batch: Batch, futures: list[Future[None]]) -> Batch:
+    for future in futures:
+        future.result()
+    return batch

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.steps import EvalStep, TrainStep
+from alexnet_jax.train_state import TrainState
 
 AXIS = "data"
 """The mapped axis over which gradients are averaged and sums added up."""
@@ -22,6 +23,13 @@ class DataParallel:
     """
 
     devices: tuple[jax.Device, ...]
+    axis = AXIS
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Memory of one device; None for one that uses the host's."""
+        stats = self.devices[0].memory_stats()
+        return stats["bytes_limit"] if stats else None
 
     @classmethod
     def create(cls, num_devices: int) -> "DataParallel":
@@ -31,16 +39,29 @@ class DataParallel:
             raise UserError(f"config.parallel.num_devices={num_devices}, but this machine has {len(local)}: {local}")
         return cls(tuple(local[:num_devices] if num_devices else local))
 
-    def compile_train_step(self, train_step: TrainStep) -> TrainStep:
-        """The step on all devices; it consumes the state that it is given."""
-        return jax.pmap(
-            train_step,
+    def compile_train_step(self, train_step: TrainStep, resident: dict[str, np.ndarray] | None = None) -> TrainStep:
+        """The step on all devices; it consumes the state that it is given.
+
+        Args:
+          train_step: for the share of one device.
+          resident: arrays of the whole training split, by example id, that every device is to hold; a batch needs none
+            of them then, only its ids.
+        """
+
+        def step(state: TrainState, batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> Any:
+            looked_up = {name: values[batch["id"]] for name, values in resident.items()}
+            return train_step(state, {**batch, **looked_up})
+
+        compiled = jax.pmap(
+            step,
             axis_name=AXIS,
             devices=self.devices,
-            in_axes=(None, 0),
+            in_axes=(None, 0, None),
             out_axes=(None, None),
             donate_argnums=0,
         )
+        on_devices = self.replicate(resident or {})
+        return lambda state, batch: compiled(state, batch, on_devices)
 
     def compile_eval_step(self, eval_step: EvalStep) -> EvalStep:
         """The step on all devices."""

@@ -1,6 +1,7 @@
 """What a person sees while a run goes on."""
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,33 @@ def step_progress(total_steps: int, step: int) -> Iterator[StepProgress]:
         MofNCompleteColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[speed]}"),
-        TextColumn("left"),
-        TimeRemainingColumn(),
     ]
-    with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as progress:
+    with _progress(*columns) as progress:
         yield StepProgress(progress, total_steps, step)
+
+
+class WorkProgress:
+    """The progress bar over work of many images. Any thread may advance it."""
+
+    def __init__(self, progress: Progress, task: Any):
+        self._progress, self._task = progress, task
+        self._began, self._images = time.monotonic(), 0
+
+    def advance(self, work: float, images: int) -> None:
+        """Adds finished work and the images that it was."""
+        self._images += images
+        speed = f"{self._images / (time.monotonic() - self._began):,.0f} images/s"
+        self._progress.update(self._task, advance=work, speed=speed)
+
+
+@contextlib.contextmanager
+def work_progress(what: str, total: int, finished: int = 0) -> Iterator[WorkProgress]:
+    """Shows a progress bar with the time left while the context lasts; nothing where there is no terminal."""
+    columns = [TextColumn(what), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}")]
+    with _progress(*columns) as progress:
+        yield WorkProgress(progress, progress.add_task("", total=total, completed=finished, speed=""))
+
+
+def _progress(*columns: Any) -> Progress:
+    time_left = (TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, *time_left, console=_console, transient=True, disable=not _console.is_terminal)

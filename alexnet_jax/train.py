@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import shlex
 import time
@@ -17,21 +18,28 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import metrics, terminal
-from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names, restore_latest
-from alexnet_jax.datasets import Dataset, get_dataset
+from alexnet_jax.datasets import Dataset
 from alexnet_jax.errors import TrainingDivergedError, UserError
-from alexnet_jax.input_pipeline import eval_batches, train_batches
+from alexnet_jax.experiment import MEASURED, Evaluate, make_evaluate, make_preprocessing, open_dataset
+from alexnet_jax.input_pipeline import (
+    Batch,
+    check_residence,
+    choose_residence,
+    load_into_memory,
+    train_batches,
+    training_order,
+)
+from alexnet_jax.inventory import Statistics
+from alexnet_jax.machine import memory_bytes
 from alexnet_jax.metric_writer import MetricWriter, describe_environment, read_metrics, write_json
-from alexnet_jax.models import AlexNet, get_model, summarize
+from alexnet_jax.models import get_model, summarize
 from alexnet_jax.optimizer import Plateau, make_learning_rates, make_optimizer, make_schedule
-from alexnet_jax.parallel import AXIS, DataParallel
+from alexnet_jax.parallel import DataParallel
 from alexnet_jax.run_plan import RunPlan
-from alexnet_jax.steps import make_eval_step, make_train_step
+from alexnet_jax.steps import make_train_step
 from alexnet_jax.stop_signals import StopSignals
 from alexnet_jax.train_state import create_train_state, init_variables
-
-Evaluate = Callable[[Any, Any, str], Iterator[dict[str, Any]]]
 
 
 @dataclasses.dataclass
@@ -70,35 +78,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequenc
     # Wrong names are found before the data are prepared, which may take long.
     get_model(config.model, num_classes=1)
     make_schedule(config.optimizer, config.epochs)
-    make_preprocessing(config.data)
-    dataset = get_dataset(
-        config.data.name, config.data.prepared_dir, config.data.validation_fraction, config.data.synthetic_examples
-    )
+    make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
+    check_residence(config.data.residence)
+    dataset = open_dataset(config.data)
     return _Run(config, Path(workdir), dataset, command).execute()
-
-
-def make_preprocessing(data: ConfigDict) -> Preprocessing:
-    """What `config.data` says about it."""
-    return Preprocessing(**{field.name: getattr(data, field.name) for field in dataclasses.fields(Preprocessing)})
-
-
-def make_evaluate(
-    config: ConfigDict, model: AlexNet, dataset: Dataset, devices: DataParallel, views: int = 1
-) -> Evaluate:
-    """Returns (params, batch_stats, split) -> the totals after each batch; the last are those of the whole split."""
-    data = config.data
-    batch_size = devices.round_up(config.eval_batch_size)
-    step = devices.compile_eval_step(make_eval_step(model, make_preprocessing(data), views, AXIS))
-
-    def evaluate(params: Any, batch_stats: Any, split: str) -> Iterator[dict[str, Any]]:
-        totals: dict[str, Any] = {}
-        for batch in eval_batches(
-            dataset.splits[split], image_size=data.image_size, batch_size=batch_size, num_threads=data.num_threads
-        ):
-            totals = metrics.add(totals, step(params, batch_stats, devices.shard(batch)))
-            yield totals
-
-    return evaluate
 
 
 class _Run:
@@ -109,7 +92,7 @@ class _Run:
         self.config, self.workdir, self.dataset, self.command = config, workdir, dataset, command
         self.environment = describe_environment(list(command))
         self.devices = DataParallel.create(config.parallel.num_devices)
-        self.plan = RunPlan.create(config, len(dataset.splits["train"]), len(self.devices.devices))
+        self.plan = RunPlan.create(config, len(dataset.splits["train"].labels), len(self.devices.devices))
         self.model = get_model(config.model, dataset.num_classes)
         self.layers = summarize(self.model, data.crop)
         variables = init_variables(self.model, data.crop, config.seed)
@@ -117,12 +100,21 @@ class _Run:
         self.schedule = make_schedule(config.optimizer, config.epochs)
         self.learning_rates = make_learning_rates(config.optimizer, variables["params"])
         self.plateau = Plateau(config.optimizer, config.epochs)
+        self.preprocessing = make_preprocessing(data, dataset.statistics)
+        self.records = dataset.splits["train"]
+        self.residence = choose_residence(data.residence, self.records, self.devices.memory_bytes, memory_bytes())
+        resident = None
+        if self.residence != "disk":
+            self.records = in_memory = load_into_memory(self.records, data.num_threads)
+            if self.residence == "device":
+                resident = {"image": in_memory.images, "label": in_memory.labels}
         self.train_step = self.devices.compile_train_step(
-            make_train_step(self.model, optimizer, make_preprocessing(data), AXIS)
+            make_train_step(self.model, optimizer, self.preprocessing, self.devices.axis),
+            resident,
         )
-        self.evaluate = make_evaluate(config, self.model, dataset, self.devices)
-        views = config.test_views
-        self.test = self.evaluate if views == 1 else make_evaluate(config, self.model, dataset, self.devices, views)
+        evaluate_views = functools.partial(make_evaluate, config, self.model, dataset, self.preprocessing, self.devices)
+        self.evaluate = evaluate_views(1)
+        self.test = self.evaluate if config.test_views == 1 else evaluate_views(config.test_views)
         self.state = self.devices.replicate(create_train_state(variables, optimizer, config.seed))
         self.plateau_state = self.plateau.init()
         self.progress = Progress()
@@ -158,15 +150,16 @@ class _Run:
         return result
 
     def _train(self) -> None:
-        data = self.config.data
-        host_batches = train_batches(
-            self.dataset.splits["train"],
-            image_size=data.image_size,
-            batch_size=self.plan.batch_size,
-            seed=self.config.seed,
-            start_example=self.progress.examples_seen,
-            num_threads=data.num_threads,
-        )
+        stream = {
+            "batch_size": self.plan.batch_size,
+            "seed": self.config.seed,
+            "start_example": self.progress.examples_seen,
+        }
+        host_batches: Generator[Batch]
+        if self.residence == "device":
+            host_batches = training_order(len(self.records.labels), **stream)
+        else:
+            host_batches = train_batches(self.records, **stream, num_threads=self.config.data.num_threads)
         with contextlib.closing(host_batches), contextlib.closing(_ahead(host_batches, self.devices.shard)) as batches:
             self._set_rates(self.progress.examples_seen)
             while True:
@@ -292,6 +285,7 @@ class _Run:
             "batch_stats": self.state.batch_stats,
             "velocity": optax.tree.get(self.state.opt_state, "trace"),
             "plateau": self.plateau_state,
+            "preprocessing": {name: getattr(self.preprocessing, name) for name in MEASURED},
         }
 
     def _save(self) -> None:
@@ -303,6 +297,7 @@ class _Run:
             "learning_rate": self.rate,
             "config": self.config.to_dict(),
             "class_names": self.dataset.class_names,
+            "data": self.dataset.content,
             "versions": self.environment,
         }
         position, best = self.progress.examples_seen, self.progress.best_examples_seen
@@ -324,6 +319,8 @@ class _Run:
             changes.append(
                 f"classes: {len(metadata['class_names'])} -> {len(self.dataset.class_names)}, or other names"
             )
+        elif metadata["data"] != self.dataset.content:
+            changes.append(f"the images of {self.config.data.name} have changed since")
         if changes:
             raise UserError(
                 f"{self.workdir} holds a run of another config ({'; '.join(changes)}); "
@@ -375,17 +372,18 @@ class _Run:
         }
 
     def _show_header(self) -> None:
-        sizes = ", ".join(f"{len(records):,} {split}" for split, records in self.dataset.splits.items())
+        sizes = ", ".join(f"{len(records.labels):,} {split}" for split, records in self.dataset.splits.items())
         devices = self.devices.devices
         parameters, macs = (sum(getattr(row, field) for row in self.layers) for field in ("parameters", "macs"))
         seen = self.progress.examples_seen
+        where = {"disk": str(self.dataset.directory), "host": "memory", "device": "the device's memory"}[self.residence]
         terminal.show_facts(
             {
                 "run": str(self.workdir) + (f", continued from epoch {self._epoch(seen)}" if seen else ""),
                 "command": self._command(),
                 "network": f"{self.config.model.preset}, {parameters:,} parameters, {macs:,} MACs an image",
                 "data": f"{self.config.data.name}: {sizes}; {self.dataset.num_classes} classes",
-                "images": f"{self.config.data.image_size} pixels, crops of {self.config.data.crop}",
+                "images": f"{self.config.data.image_size} pixels, crops of {self.config.data.crop}, from {where}",
                 "devices": f"{len(devices)} x {devices[0].device_kind}, batch {self.plan.batch_size}",
                 "length": f"{self.plan.epochs:g} epochs, {self.plan.total_steps:,} steps",
             }

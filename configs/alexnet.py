@@ -1,7 +1,8 @@
 """AlexNet: `--config=configs/alexnet.py:CHOICES`, CHOICES a comma-separated list of a data set, a preset and "smoke".
 
-Data sets: digits (the default; real scans, nothing to download), imagenet2012, synthetic, or tfds:NAME for any image
-classification set of TFDS that is prepared as ArrayRecord. Presets: see PRESETS below; `alexnet_jax/models.py` cites
+Data sets: digits (the default; real scans, nothing to download), folder (your own photographs) and imagenet2012 (its
+two tar files), both with --config.data.dir=DIR, cifar10, mnist, fashion_mnist, imagenette, or tfds:NAME for any other
+image classification set of TFDS, and synthetic. Presets: see PRESETS below; `alexnet_jax/models.py` cites
 each number of their networks. "smoke" is a run of seconds that tries everything.
 
 The values below are paper section 5's: 90 epochs, batch 128, momentum 0.9, decay 0.0005, rate 0.01, divided by 10 when
@@ -55,9 +56,16 @@ def _default() -> ConfigDict:
             "test_views": 1,  # views that a test prediction is averaged over: 1 (centre), 2 (and mirror), 10 (paper)
             "log_every_steps": 50,  # steps between loss lines in metrics.jsonl
             "data": {
-                "name": "digits",  # digits, synthetic or tfds:NAME
+                "name": "digits",  # digits, folder, imagenet2012, synthetic or tfds:NAME
+                "dir": "",  # folder of photographs, or of ImageNet's tar files
                 "prepared_dir": "data",  # folder of prepared data sets
+                "storage": "auto",  # how images are prepared: jpeg, raw (pixels), auto (raw up to 4 GB)
+                "jpeg_quality": 90,  # of prepared images, 1 to 100; the 2014 source took 95
                 "validation_fraction": 0.1,  # share of train held out where a data set has no validation split
+                "test_fraction": 0.1,  # the same of a folder that has neither val/ nor test/
+                "max_quarantined": 0.01,  # share of unreadable images at which preparing stops
+                "max_megapixels": 100.0,  # an image of more pixels counts as unreadable
+                "residence": "auto",  # of training images: disk, host (its memory), device (its memory), auto
                 "synthetic_examples": 1024,  # training images of the synthetic data set
                 "image_size": 256,  # pixels; shorter side to this, then the central square (paper section 2)
                 "crop": 227,  # pixels; side of the window that the network sees
@@ -66,15 +74,12 @@ def _default() -> ConfigDict:
                 "color_noise": 0.0,  # standard deviation of the factors on the colours' principal components; 0: none
                 "color_noise_form": "source",  # source (on standard deviations, then /1.1), paper (on eigenvalues)
                 "color_noise_until_epoch": 0.0,  # epoch that ends the noise; 0: none does
-                "pca_std": (121.7801, 37.0939, 19.7208),  # grey levels along the colours' components; ImageNet's (CC2)
-                "pca_vectors": (  # the components as columns, rows R, G, B; ImageNet's (CC2 input_meta)
-                    (-0.56351045, -0.71257945, 0.41795513),
-                    (-0.5761844, -0.02354167, -0.81698062),
-                    (-0.59200296, 0.70119634, 0.39731118),
-                ),
-                "mean": (127.305, 119.715, 104.913),  # grey levels of R, G, B to subtract; ImageNet's (CC2 input_meta)
+                "pca_std": placeholder(tuple),  # grey levels along the colours' components; None: as the images have
+                "pca_vectors": placeholder(tuple),  # the components as columns, rows R, G, B; None: as the images have
+                "mean_form": "channel",  # what is subtracted: channel, image_centre (source), image_crop (Caffe)
+                "mean": placeholder(tuple),  # of channel: grey levels of R, G, B; None: those of the training images
                 "std": (1.0, 1.0, 1.0),  # grey levels of R, G, B to divide by; the 2012 source does not divide
-                "num_threads": 16,  # decoding threads
+                "num_threads": 0,  # reading threads; 0: one a core
             },
             "model": {
                 "preset": "source",  # which AlexNet; the keys below replace parts of it, None: as the preset says
@@ -119,12 +124,19 @@ def _default() -> ConfigDict:
     )
 
 
-_SOURCE = {"data": {"crop": 224, "color_noise": 0.1}, "optimizer": {"bias_rate_follows_schedule": False}}
+_SOURCE = {
+    "data": {"crop": 224, "color_noise": 0.1, "mean_form": "image_centre"},
+    "optimizer": {"bias_rate_follows_schedule": False},
+}
 # Caffe models/bvlc_alexnet/solver.prototxt: batch 256, divided by 10 each 100,000 steps, which are 20 epochs.
-_CAFFE = {"batch_size": 256, "optimizer": {"schedule": "step", "step_epochs": (20.0, 40.0, 60.0, 80.0)}}
+_CAFFE = {
+    "batch_size": 256,
+    "data": {"mean_form": "image_crop"},
+    "optimizer": {"schedule": "step", "step_epochs": (20.0, 40.0, 60.0, 80.0)},
+}
 # Section 5 prints one rule for all parameters.
 _PAPER = {
-    "data": {"color_noise": 0.1, "color_noise_form": "paper"},
+    "data": {"color_noise": 0.1, "color_noise_form": "paper", "mean_form": "image_crop"},
     "optimizer": {"bias_rate_multiplier": 1.0, "decay_biases": True},
 }
 
@@ -133,6 +145,7 @@ def _cifar(*weight_decay_overrides: tuple[str, float]) -> dict[str, Any]:
     """CHM example-layers/layer-params-18pct.cfg and its siblings: 0.001, divided by 10 after 120 and 130 epochs."""
     return {
         "epochs": 140.0,
+        "data": {"mean_form": "image_centre"},
         "optimizer": {
             "learning_rate": 0.001,
             "weight_decay": 0.004,
@@ -185,14 +198,19 @@ DATASETS: dict[str, dict[str, Any]] = {
             "image_size": 72,
             "crop": 67,
             "mirror": False,
-            "mean": (78.0, 78.0, 78.0),
+            "mean": None,
             "color_noise": 0.0,
             "cropping": "random",
         },
         "optimizer": {"min_divisions": 2},
     },
-    "imagenet2012": {"test_views": 10, "data": {"name": "tfds:imagenet2012"}},
+    "folder": {"data": {"name": "folder"}},
+    "imagenet2012": {"test_views": 10, "data": {"name": "imagenet2012"}},
     "synthetic": {"data": {"name": "synthetic"}},
+    "cifar10": {"data": {"name": "tfds:cifar10"}},
+    "mnist": {"data": {"name": "tfds:mnist", "mirror": False}},
+    "fashion_mnist": {"data": {"name": "tfds:fashion_mnist"}},
+    "imagenette": {"data": {"name": "tfds:imagenette"}},
 }
 
 SMOKE = {

@@ -12,10 +12,12 @@ from tests.conftest import REPOSITORY
 
 LEVELS = [
     {"errors"},
-    {"layers", "augment", "metrics", "optimizer", "run_plan", "datasets", "config", "stop_signals"},
-    {"models", "input_pipeline", "train_state"},
-    {"steps", "checkpoint", "metric_writer", "terminal"},
-    {"parallel"},
+    {"layers", "augment", "metrics", "optimizer", "run_plan", "images", "config", "machine", "stop_signals"},
+    {"models", "sources", "shards", "inventory", "train_state"},
+    {"steps", "checkpoint", "metric_writer", "terminal", "image_folder", "imagenet"},
+    {"preparation"},
+    {"datasets", "input_pipeline", "parallel"},
+    {"experiment"},
     {"train"},
     {"programs"},
     {"__main__"},

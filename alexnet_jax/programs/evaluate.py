@@ -1,6 +1,7 @@
 """`python -m alexnet_jax evaluate RUN`: the exact error of a run, from its folder alone."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -8,11 +9,10 @@ from ml_collections import ConfigDict
 from alexnet_jax import metrics, terminal
 from alexnet_jax.augment import VIEWS
 from alexnet_jax.checkpoint import checkpoint_names, restore
-from alexnet_jax.datasets import get_dataset
 from alexnet_jax.errors import UserError
+from alexnet_jax.experiment import make_evaluate, make_preprocessing, open_dataset
 from alexnet_jax.models import get_model
 from alexnet_jax.parallel import DataParallel
-from alexnet_jax.train import make_evaluate
 
 
 def main(argv: list[str]) -> None:
@@ -30,14 +30,15 @@ def main(argv: list[str]) -> None:
     restored = restore(directory, _choose(directory, arguments.checkpoint))
     config = ConfigDict(restored.metadata["config"])
     data = config.data
-    dataset = get_dataset(data.name, data.prepared_dir, data.validation_fraction, data.synthetic_examples)
+    dataset = open_dataset(data)
     if list(dataset.class_names) != restored.metadata["class_names"]:
         raise UserError(f"{data.name} in {data.prepared_dir} has other classes than the run in {arguments.run}")
     if arguments.split not in dataset.splits:
         raise UserError(f"--split={arguments.split}: {data.name} has {', '.join(dataset.splits)}")
     devices = DataParallel.create(config.parallel.num_devices)
     model, views = get_model(config.model, dataset.num_classes), arguments.views or config.test_views
-    evaluate = make_evaluate(config, model, dataset, devices, views)
+    preprocessing = dataclasses.replace(make_preprocessing(data, dataset.statistics), **restored.tree["preprocessing"])
+    evaluate = make_evaluate(config, model, dataset, preprocessing, devices, views)
     params, batch_stats = devices.replicate((restored.tree["params"], restored.tree["batch_stats"]))
     *_, totals = evaluate(params, batch_stats, arguments.split)
     summary = metrics.summarize(totals, dataset.num_classes)

@@ -1,0 +1,221 @@
+"""Where original images come from: generated, scikit-learn's digits, or a TFDS data set. See also the folder and the
+ImageNet source, `image_folder.py` and `imagenet.py`.
+
+A source knows its images without reading them, in parts that can be read side by side and in any order.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from alexnet_jax.errors import MissingSourceError, UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+class Original(NamedTuple):
+    """An image as its source has it.
+
+    Attributes:
+      split: one of SPLITS.
+      label: number of its class.
+      file: its name, for people.
+      content: the encoded image, where it is, or pixels (uint8, [height, width] or [height, width, 1 or 3]).
+    """
+
+    split: str
+    label: int
+    file: str
+    content: bytes | Path | np.ndarray
+
+
+class Part(NamedTuple):
+    """A share of a source's images that is read in one go.
+
+    Attributes:
+      size: how much work it is, in a unit of the source's own.
+      images: how many images, as far as that is known beforehand.
+      where: what the source needs to find it.
+    """
+
+    size: int
+    images: int
+    where: Any
+
+
+class Source(Protocol):
+    """All images of a data set, with their classes."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By label."""
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The splits that the source lacks and that are to be taken from its training images."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What a person should know: what was ignored, and why."""
+
+    def fingerprint(self) -> str:
+        """Changes when the images do."""
+
+    def parts(self) -> list[Part]:
+        """All images; the same list each time, as long as the fingerprint is the same."""
+
+    def read(self, part: Part) -> Iterator[Original]:
+        """The images of a part, in order. Raises UserError if the source is damaged."""
+
+
+def slices(images: int) -> list[range]:
+    """Cuts numbered images into parts: enough of them to keep many cores busy, none so large that much can be lost."""
+    size = min(max(images // 64, 32), 1024)
+    return [range(start, min(start + size, images)) for start in range(0, images, size)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits:
+    """The 1,797 scans of handwritten digits that scikit-learn ships, 8x8 pixels in 17 grey levels.
+
+    The test half of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998, UCI). Split at random, the
+    same way each time: 1,257 to train, 180 to validate, 360 to test.
+    """
+
+    class_names: tuple[str, ...] = tuple("0123456789")
+    held_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """Nothing changes."""
+        return "digits"
+
+    def parts(self) -> list[Part]:
+        """One."""
+        return [Part(1797, 1797, None)]
+
+    def read(self, part: Part) -> Iterator[Original]:
+        """All."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        order = np.random.default_rng(2012).permutation(len(digits.target))
+        for split, indices in zip(SPLITS, np.split(order, [1257, 1437]), strict=True):
+            for index in indices:
+                grey = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
+                yield Original(split, int(digits.target[index]), f"digits/{index}", grey)
+
+
+@dataclasses.dataclass(frozen=True)
+class Synthetic:
+    """Noise around a colour of the class: enough to learn from, nothing to download."""
+
+    examples: int
+    held_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = tuple(f"colour {number}" for number in range(10))
+
+    def fingerprint(self) -> str:
+        """Nothing changes but the size."""
+        return f"synthetic {self.examples}"
+
+    def parts(self) -> list[Part]:
+        """One a split."""
+        sizes = [self.examples, *[max(self.examples // 8, 1)] * 2]
+        return [Part(size, size, number) for number, size in enumerate(sizes)]
+
+    def read(self, part: Part) -> Iterator[Original]:
+        """32 x 32 pixels each."""
+        for index in range(part.images):
+            label = index % len(self.class_names)
+            colour = np.random.default_rng(label).integers(64, 192, 3)
+            noise = np.random.default_rng((part.where, index)).integers(-40, 41, (32, 32, 3))
+            pixels = (colour + noise).astype(np.uint8)
+            yield Original(SPLITS[part.where], label, f"synthetic/{index}", pixels)
+
+
+class Tfds:
+    """A data set of TFDS as ArrayRecord. Reading needs no TensorFlow; making a stock data set does."""
+
+    remarks: tuple[str, ...] = ()
+
+    def __init__(self, name: str, prepared_dir: str):
+        self._builder = _find_builder(name, prepared_dir) or _build(name, prepared_dir)
+        info = self._builder.info
+        label = info.features.get("label") if isinstance(info.features, tfds.features.FeaturesDict) else None
+        if not isinstance(label, tfds.features.ClassLabel) or "image" not in info.features:
+            raise UserError(f"config.data.name='tfds:{name}' has no image with a class label: {list(info.features)}")
+        if "train" not in info.splits:
+            raise UserError(f"config.data.name='tfds:{name}' has no training split, but {', '.join(info.splits)}")
+        self.class_names = tuple(label.names)
+        self._records = {
+            split: self._builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+            for split in SPLITS
+            if split in info.splits
+        }
+        if "test" in self._records and self._records["test"][0]["label"] < 0:
+            del self._records["test"]  # its labels are withheld, as ImageNet's are
+        self.held_out = () if "validation" in self._records else ("validation",)
+
+    def fingerprint(self) -> str:
+        """Name, version and sizes."""
+        return f"{self._builder.info.full_name} " + " ".join(f"{s}:{len(r)}" for s, r in self._records.items())
+
+    def parts(self) -> list[Part]:
+        """Ranges of records."""
+        return [
+            Part(len(numbers), len(numbers), (split, numbers))
+            for split, records in self._records.items()
+            for numbers in slices(len(records))
+        ]
+
+    def read(self, part: Part) -> Iterator[Original]:
+        """A range of records."""
+        split, numbers = part.where
+        for index in numbers:
+            record = self._records[split][index]
+            yield Original(split, int(record["label"]), f"{split}/{index}", record["image"])
+
+
+def _find_builder(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder | None:
+    for folder in (prepared_dir, os.environ.get("TFDS_DATA_DIR", str(Path("~/tensorflow_datasets").expanduser()))):
+        try:
+            builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+        except (tfds.core.DatasetNotFoundError, ValueError, AssertionError):
+            continue
+        if builder.is_prepared():
+            return builder
+    return None
+
+
+def _build(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
+    """Has TFDS download and write a stock data set, for which it needs TensorFlow."""
+    where = f"put its ArrayRecord files in {prepared_dir} or $TFDS_DATA_DIR"
+    try:
+        builder = tfds.builder(name, data_dir=prepared_dir, file_format="array_record")
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"config.data.name='tfds:{name}' is neither prepared nor known to TFDS: {reason}") from error
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError:
+        raise MissingSourceError(
+            f"config.data.name='tfds:{name}' is not prepared in {prepared_dir}; for that install TensorFlow (python -m "
+            f"pip install -r requirements-tfds.txt), or {where}"
+        ) from None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:  # whatever a download can meet
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"TFDS cannot prepare {name} ({reason[:200]}); is there a network? If not, {where}") from error
+    return builder
