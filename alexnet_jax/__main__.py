@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from absl import logging
+
 from alexnet_jax.config import exit_on_user_error
 
 COMMANDS = {
@@ -19,6 +21,7 @@ def main(argv: list[str]) -> None:
         for name, purpose in COMMANDS.items():
             print(f"  {name:<16} {purpose}", file=sys.stderr)
         sys.exit(0 if argv[1:] in (["-h"], ["--help"]) else 2)
+    logging.set_verbosity(logging.FATAL)  # libraries log what is raised or shown anyway
     importlib.import_module(f"alexnet_jax.programs.{argv[1]}").main(argv[2:])
 
 

@@ -1,6 +1,7 @@
 """Data sets by name: prepared on first use, then opened as random access to squares of pixels."""
 
 import dataclasses
+import errno
 import hashlib
 import re
 from pathlib import Path
@@ -62,9 +63,9 @@ def get_dataset(name: str, source_dir: str, prepared_dir: str, synthetic_example
         "imagenet2012": Path(source_dir).resolve(),
         "synthetic": synthetic_examples,
     }
-    identity = (name, str(what.get(name)), dataclasses.astuple(dataclasses.replace(storing, max_quarantined=0)))
+    identity = (name, str(what.get(name)), dataclasses.astuple(dataclasses.replace(storing, max_quarantined=0.0)))
     place = Path(source_dir).resolve().name if name == "folder" else ""
-    label = re.sub(r"[^\w.]+", "-", f"{name}-{place}".strip("-"))
+    label = re.sub(r"[^\w.]+", "-", f"{name}-{place}".strip("-"))[:80]
     directory = Path(prepared_dir) / f"{label}-{storing.image_size}-{_short_hash(identity)}"
     try:
         source = _get_source(name, source_dir, prepared_dir, synthetic_examples)
@@ -73,9 +74,7 @@ def get_dataset(name: str, source_dir: str, prepared_dir: str, synthetic_example
             raise
         terminal.warn(f"{error}; its prepared copy in {directory} is used")
     else:
-        info = read_info(directory)
-        if info is None or info["source"] != source.fingerprint():
-            prepare(source, storing, directory)
+        prepare(source, storing, directory)
     return open_prepared(directory)
 
 
@@ -102,6 +101,8 @@ def open_prepared(directory: Path) -> Dataset:
         splits = {split: _open_split(directory, split, info) for split in SPLITS if split in info["shards"]}
         mean_image = np.load(directory / "mean_image.npy")
     except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            raise UserError(f"{directory}: too many open files; raise the limit (ulimit -n 4096)") from error
         raise UserError(f"{directory} is damaged ({error}): delete it, and it is prepared anew") from error
     statistics = Statistics(mean_image=mean_image, **{k: _tuple(v) for k, v in info["statistics"].items()})
     return Dataset(splits, tuple(info["class_names"]), statistics, info["content"], directory)
@@ -109,9 +110,13 @@ def open_prepared(directory: Path) -> Dataset:
 
 def _open_split(directory: Path, split: str, info: dict[str, Any]) -> Records:
     labels = np.load(directory / f"{split}_labels.npy")
-    paths = [(directory / name, count) for name, count in info["shards"][split]]
-    for path, _ in paths:
-        path.stat()
+    shards = info["shards"][split]
+    for name, _, size in shards:
+        if (directory / name).stat().st_size != size:
+            raise ValueError(f"{name} should have {size:,} bytes")
+    if len(labels) != sum(count for _, count, _ in shards):
+        raise ValueError(f"{split}_labels.npy has {len(labels):,} labels")
+    paths = [(directory / name, count) for name, count, _ in shards]
     if info["storage"] == "raw":
         return PixelRecords([path for path, _ in paths], labels, info["image_size"])
     return JpegRecords(paths, labels, info["image_size"])

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from alexnet_jax.errors import MissingSourceError, UserError
 from alexnet_jax.sources import SPLITS, Original, Part, slices
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-_NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 
 
 class _File(NamedTuple):
@@ -75,53 +76,56 @@ class ImageFolder:
             yield Original(file.split, labels[file.class_name], file.path, self._root / file.path)
 
     def _split_folders(self) -> dict[Path, str]:
-        found = {self._root / name: split for name, split in _NAMES.items() if (self._root / name).is_dir()}
+        entries = [entry for entry in _scan(self._root) if not _is_hidden(entry.name)]
+        found = {Path(e.path): _NAMES[e.name.lower()] for e in entries if e.name.lower() in _NAMES and _is_dir(e)}
+        names = " and ".join(f"{path.name}/" for path in sorted(found))
         if len(set(found.values())) < len(found):
-            raise UserError(f"{self._root} has both val/ and validation/; one of them must go")
+            raise UserError(f"{self._root} has {names}: two of them are the same split")
         if found and "train" not in found.values():
-            raise UserError(f"{self._root} has {min(found).name}/ but no train/")
-        return found or {self._root: "train"}
+            raise UserError(f"{self._root} has {names} but no train/")
+        for entry in entries if found else ():
+            if Path(entry.path) not in found:
+                self._ignored[f"{entry.name}, which lies beside train/"] += 1
+        return dict(sorted(found.items(), key=lambda item: SPLITS.index(item[1]))) or {self._root: "train"}
 
     def _files_of(self, folder: Path, split: str) -> Iterator[_File]:
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if _is_hidden(entry.name):
-                    self._ignored["hidden files or folders"] += 1
-                elif entry.is_dir():
-                    files = list(self._images_below(Path(entry.path), split, entry.name, frozenset()))
-                    self._ignored[f"folder without images ({entry.path})"] += not files
-                    yield from files
-                else:
-                    self._ignored["files that lie in no class's folder"] += 1
-        self._ignored = +self._ignored
+        above = frozenset(map(str, (self._root.resolve(), *self._root.resolve().parents, folder.resolve())))
+        for entry in _scan(folder):
+            if _is_hidden(entry.name):
+                self._ignored["hidden files or folders"] += 1
+            elif _is_dir(entry):
+                files = list(self._images_below(Path(entry.path), split, entry.name, above))
+                if not files:
+                    self._ignored[f"folder without images ({entry.path})"] += 1
+                yield from files
+            else:
+                self._ignored["files that lie in no class's folder"] += 1
 
     def _images_below(self, folder: Path, split: str, class_name: str, above: frozenset[str]) -> Iterator[_File]:
         real = os.path.realpath(folder)
         if real in above:
             self._ignored[f"link to a folder above it ({folder})"] += 1
             return
-        try:
-            with os.scandir(folder) as entries:
-                ordered = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            raise UserError(f"{folder} cannot be read: {error.strerror}") from error
-        for entry in ordered:
+        for entry in _scan(folder):
             if _is_hidden(entry.name):
                 self._ignored["hidden files or folders"] += 1
-            elif entry.is_dir():
+            elif _is_dir(entry):
                 yield from self._images_below(Path(entry.path), split, class_name, above | {real})
-            elif entry.name.lower().endswith(SUFFIXES):
-                stat = _stat(entry)
-                path = os.path.relpath(entry.path, self._root)
-                yield _File(path, split, class_name, stat.st_size, stat.st_mtime_ns)
-            else:
+            elif not entry.name.lower().endswith(SUFFIXES):
                 kind = Path(entry.name).suffix.lower() or "no suffix"
                 self._ignored[f"files that are no images by their name ({kind})"] += 1
+            else:
+                status = _status(entry)
+                if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+                    path = os.path.relpath(entry.path, self._root)
+                    yield _File(path, split, class_name, status.st_size, status.st_mtime_ns)
+                else:
+                    self._ignored["pipes, sockets and devices"] += 1
 
     def _check(self, folder: str) -> None:
         kinds = " ".join(SUFFIXES)
         if not self.class_names:
-            raise UserError(f"config.data.dir={folder!r}: no images ({kinds}) in train/CLASS/ or CLASS/")
+            raise MissingSourceError(f"config.data.dir={folder!r}: no images ({kinds}) in train/CLASS/ or CLASS/")
         if len(self.class_names) == 1:
             raise UserError(
                 f"config.data.dir={folder!r} has one class only, {self.class_names[0]!r}; a classifier needs two "
@@ -140,8 +144,25 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _stat(entry: os.DirEntry[str]) -> os.stat_result:
+def _scan(folder: Path) -> list["os.DirEntry[str]"]:
+    """What is in a folder, by name."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _is_dir(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _status(entry: "os.DirEntry[str]") -> os.stat_result:
+    """Of what a link points to; of the link itself if it leads nowhere: reading it will fail and say so."""
     try:
         return entry.stat()
-    except OSError:  # a link to nowhere: reading it will fail and say so
+    except OSError:
         return entry.stat(follow_symlinks=False)

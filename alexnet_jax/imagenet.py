@@ -12,6 +12,8 @@ from alexnet_jax.sources import Original, Part, slices
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 TRAIN_IMAGES, VALIDATION_IMAGES = 1_281_167, 50_000
+_CLASSES = 10  # in a part
+_PADDING = 20 * 512 + 1024  # zeros at the end of a tar at most
 
 
 class ImageNet:
@@ -44,39 +46,53 @@ class ImageNet:
         return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
 
     def parts(self) -> list[Part]:
-        """A class of training images each, then some validation images each; sizes in bytes."""
+        """Some classes of training images each, then some validation images each; sizes in bytes."""
         return [*self._train_parts(), *self._validation_parts()]
 
     def read(self, part: Part) -> Iterator[Original]:
         """In the order of the tar."""
-        if isinstance(part.where, list):
-            yield from self._read_validation(part.where)
+        split, members = part.where
+        if split == "train":
+            for member in members:
+                yield from self._read_class(*member)
         else:
-            yield from self._read_class(*part.where)
+            yield from self._read_validation(members)
 
     def _train_parts(self) -> list[Part]:
         path = self._folder / TRAIN
         members = _members(path, r"n\d{8}\.tar")
-        names = {Path(member.name).stem for member in members}
-        if names != set(self.class_names):
-            missing = len(set(self.class_names) - names)
-            raise UserError(f"{path} is not whole: {missing} of ImageNet's {len(self.class_names)} classes are missing")
+        labels = [self._labels.get(Path(member.name).stem) for member in members]
+        if sorted(label for label in labels if label is not None) != list(range(len(self.class_names))):
+            missing = len(set(range(len(self.class_names))) - set(labels))
+            raise UserError(
+                f"{path} is not whole: {missing} of ImageNet's {len(self.class_names)} classes are missing"
+                if missing
+                else f"{path} holds a class twice"
+            )
+        inner = [(label, member.offset_data, member.size) for label, member in zip(labels, members, strict=True)]
         images = TRAIN_IMAGES // len(members)
-        return [Part(m.size, images, (self._labels[Path(m.name).stem], m.offset_data)) for m in members]
+        groups = [inner[start : start + _CLASSES] for start in range(0, len(inner), _CLASSES)]
+        return [Part(sum(size for *_, size in group), images * len(group), ("train", group)) for group in groups]
 
-    def _read_class(self, label: int, offset: int) -> Iterator[Original]:
-        path = self._folder / TRAIN
+    def _read_class(self, label: int, offset: int, size: int) -> Iterator[Original]:
+        """The images of an inner tar, to its very end."""
+        path, name = self._folder / TRAIN, self.class_names[label]
         try:
             with path.open("rb") as file:
                 file.seek(offset)
                 with tarfile.open(fileobj=file, mode="r:") as tar:
                     for member in tar:
-                        image = tar.extractfile(member)
-                        data = image.read() if image else b""
-                        name = f"{self.class_names[label]}/{member.name}"
-                        yield Original("train", label, name, data)
+                        image = tar.extractfile(member) if member.isfile() else None
+                        if image is None:
+                            raise tarfile.ReadError(f"{member.name} is no file")
+                        yield Original("train", label, f"{name}/{member.name}", image.read())
+                    end = tar.offset
+                file.seek(end)  # a damaged header ends a tar like a whole one, with more behind it than padding
+                rest = file.read(offset + size - end)
+                if end == offset or len(rest) > _PADDING or rest.strip(b"\0"):
+                    raise tarfile.ReadError("an image should be where there is none")
         except tarfile.TarError as error:
-            raise UserError(f"{path} is damaged in {self.class_names[label]}.tar: {error}") from error
+            raise UserError(f"{path} is damaged in {name}.tar ({error}): copy or download it again") from error
 
     def _validation_parts(self) -> list[Part]:
         path = self._folder / VALIDATION
@@ -85,7 +101,7 @@ class ImageNet:
         if numbers != list(range(1, VALIDATION_IMAGES + 1)):
             raise UserError(f"{path} is not whole: {len(set(numbers)):,} of {VALIDATION_IMAGES:,} images are there")
         groups = [[members[number] for number in numbers] for numbers in slices(len(members))]
-        return [Part(sum(member.size for member in group), len(group), group) for group in groups]
+        return [Part(sum(member.size for member in group), len(group), ("validation", group)) for group in groups]
 
     def _read_validation(self, members: list[tarfile.TarInfo]) -> Iterator[Original]:
         with (self._folder / VALIDATION).open("rb") as file:

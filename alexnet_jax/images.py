@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 TRAITS = ("grey", "CMYK", "transparent", "animated", "rotated", "tiny")
 """What a report counts: no colours; print colours; see-through parts; several frames; turned by EXIF; enlarged."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
 cv2.setNumThreads(1)  # whoever calls has threads of their own
 Image.MAX_IMAGE_PIXELS = None  # `to_square` has a limit of its own, before anything is decoded
@@ -77,7 +80,7 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
     if not data:
         raise ValueError("the file is empty")
     try:
-        with Image.open(io.BytesIO(data)) as picture:  # reads the header alone
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:  # reads the header alone
             if picture.width * picture.height > max_pixels:
                 raise ValueError(
                     f"{picture.width} x {picture.height} pixels are more than config.data.max_megapixels allows"
@@ -85,26 +88,36 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
             traits = {"grey"} if picture.mode in ("1", "L", "LA", "I", "I;16", "I;16B") else set()
             if picture.mode == "CMYK":
                 traits.add("CMYK")
-            if getattr(picture, "n_frames", 1) > 1:
+            if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
                 traits.add("animated")
-            if picture.getexif().get(0x0112, 1) in range(2, 9):
+            if _orientation(picture) in range(2, 9):
                 traits.add("rotated")
-            if picture.format == "JPEG" and not traits & {"CMYK", "rotated"}:
+            if picture.format in ("JPEG", "MPO") and not traits & {"CMYK", "rotated"}:
                 try:
                     # Photographs of more than twice the wanted size are halved while they are decoded.
                     pixels = simplejpeg.decode_jpeg(data, min_height=2 * size, min_width=2 * size, min_factor=2)
                     return pixels, traits, data
                 except ValueError:
                     pass  # Pillow is more patient with odd files; what it refuses is broken
-            upright = ImageOps.exif_transpose(picture)
+            upright = ImageOps.exif_transpose(picture) if "rotated" in traits else picture
             if upright.mode.startswith("I"):
                 return _as_rgb((np.asarray(upright) >> 8).astype(np.uint8)), traits, None
             if upright.has_transparency_data:
-                traits.add("transparent")
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+                seen_through = upright.convert("RGBA")
+                if np.asarray(seen_through)[..., 3].min() < 255:
+                    traits.add("transparent")
+                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), seen_through)
             return np.asarray(upright.convert("RGB")), traits, None
     except UnidentifiedImageError:
         raise ValueError("not an image of a known kind") from None
+
+
+def _orientation(picture: Image.Image) -> Any:
+    """What EXIF says of it; 1, upright, if it says nothing that can be read."""
+    try:
+        return picture.getexif().get(0x0112, 1)
+    except Exception:  # whatever broken EXIF data lead to; the picture itself may be whole
+        return 1
 
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:

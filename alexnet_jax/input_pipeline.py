@@ -130,17 +130,7 @@ def _read(records: Records, order: Iterable[Batch], num_threads: int) -> Generat
 
 def _submit(pool: ThreadPoolExecutor, records: Records, ids: np.ndarray, images: np.ndarray) -> list[Future[None]]:
     chunks = [slice(first, first + _CHUNK) for first in range(0, len(ids), _CHUNK)]
-    return [pool.submit(_read_chunk, records, ids[chunk], images[chunk]) for chunk in chunks]
-
-
-def _read_chunk(records: Records, ids: np.ndarray, images: np.ndarray) -> None:
-    try:
-        records.read(ids, images)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"a prepared image among {ids[0]} to {ids[-1]} cannot be read ({error}): delete the prepared data set, and "
-            "it is prepared anew"
-        ) from error
+    return [pool.submit(records.read, ids[chunk], images[chunk]) for chunk in chunks]
 
 
 def _finished(batch: Batch, futures: list[Future[None]]) -> Batch:

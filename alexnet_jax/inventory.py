@@ -24,7 +24,7 @@ class Inventory:
       traits: how many images had each of `images.TRAITS`.
       quarantine: (split, file, reason) of the unreadable.
       pixel_sum: of the training images, [size, size, 3].
-      product_sum: of the products of their channels, over all pixels, [3, 3].
+      product_sum: of the products of their channels less 128, over all pixels, [3, 3].
     """
 
     split: list[str]
@@ -114,7 +114,7 @@ class Inventory:
             raise ValueError("no training images")
         mean_image = self.pixel_sum / images
         mean = mean_image.mean(axis=(0, 1))
-        covariance = self.product_sum / (images * mean_image.shape[0] ** 2) - np.outer(mean, mean)
+        covariance = self.product_sum / (images * mean_image.shape[0] ** 2) - np.outer(mean - 128, mean - 128)
         variances, vectors = np.linalg.eigh(covariance)
         largest = np.abs(vectors).argmax(axis=0)
         vectors *= np.sign(vectors[largest, range(3)])  # the sign of a component is arbitrary
@@ -216,8 +216,11 @@ def _numbers(values: Iterable[float]) -> str:
 
 
 def _channel_products(pixels: np.ndarray) -> np.ndarray:
-    """Sums of the products of channels over an image, [3, 3]; four pixels a row make the matrix product wide enough."""
+    """Sums of the products of channels less 128 over an image, [3, 3].
+
+    Four pixels a row make the matrix products wide enough; in 512 rows float32 is exact, for 512 * 128^2 < 2^24.
+    """
     group = 4 if pixels.shape[0] % 2 == 0 else 1
-    rows = pixels.reshape(-1, 3 * group).astype(np.float32)
-    products = (rows.T @ rows).reshape(group, 3, group, 3)
-    return np.einsum("ijik->jk", products, dtype=np.float64)
+    rows = pixels.reshape(-1, 3 * group).astype(np.float32) - 128
+    products = sum((part.T @ part).astype(np.float64) for part in np.split(rows, range(512, len(rows), 512)))
+    return np.einsum("ijik->jk", np.reshape(products, (group, 3, group, 3)))

@@ -74,7 +74,17 @@ def write_json(path: Path, content: Any) -> None:
 
 def describe_environment(command: list[str]) -> dict[str, Any]:
     """The command, the versions of Python and of the packages that decide results, and the code's git revision."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
+    packages = (
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "tensorflow-datasets",
+        "numpy",
+        "pillow",
+        "simplejpeg",
+    )
     return {
         "command": command,
         "python": sys.version.split()[0],

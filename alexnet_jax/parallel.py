@@ -1,6 +1,7 @@
 """How steps run on devices. The only file that knows `jax.pmap` and device placement."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,6 +67,10 @@ class DataParallel:
     def compile_eval_step(self, eval_step: EvalStep) -> EvalStep:
         """The step on all devices."""
         return jax.pmap(eval_step, axis_name=AXIS, devices=self.devices, in_axes=(None, None, 0), out_axes=None)
+
+    def compile_map(self, function: Callable[[dict[str, jax.Array]], jax.Array]) -> Callable[[Any], jax.Array]:
+        """A function of a batch, each device doing its share."""
+        return jax.pmap(function, devices=self.devices)
 
     def replicate(self, tree: Any) -> Any:
         """Puts the same tree on every device."""

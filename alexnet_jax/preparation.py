@@ -13,6 +13,8 @@ import json
 import shutil
 import threading
 import time
+import warnings
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -24,12 +26,25 @@ from threadpoolctl import threadpool_limits
 from alexnet_jax import inventory as inventory_lib
 from alexnet_jax import shards, terminal
 from alexnet_jax.errors import UserError
-from alexnet_jax.images import encode_jpeg, to_square
+from alexnet_jax.images import TRAITS, encode_jpeg, to_square
 from alexnet_jax.inventory import Inventory
 from alexnet_jax.machine import available_cores
 from alexnet_jax.sources import SPLITS, Original, Source
 
 STORAGES = ("auto", "jpeg", "raw")
+_INFO_KEYS = {
+    "source",
+    "content",
+    "storage",
+    "image_size",
+    "jpeg_quality",
+    "class_names",
+    "shards",
+    "bytes",
+    "unreadable",
+    "traits",
+    "statistics",
+}
 RAW_LIMIT = 4e9
 """Bytes up to which "auto" stores pixels: more would rarely stay in memory, and disks are slower than decoding."""
 
@@ -66,13 +81,15 @@ def prepare(source: Source, storing: Storing, directory: Path) -> None:
     Raises UserError if the disk is too small, too many images are unreadable, a split would be empty, or the source is
     damaged. Whatever happens, what is prepared by then is kept for the next time.
     """
+    fingerprint = source.fingerprint()
     try:
+        if _is_up_to_date(directory, fingerprint):
+            return
         directory.parent.mkdir(parents=True, exist_ok=True)
         with _exclusively(directory):
-            info, fingerprint = read_info(directory), source.fingerprint()
-            if info and info["source"] == fingerprint:
+            if _is_up_to_date(directory, fingerprint):
                 return  # another process was faster
-            if info:
+            if directory.exists():
                 terminal.warn(f"the images have changed since {directory} was prepared: preparing them anew")
             _Job(source, storing, directory, fingerprint).run()
     except OSError as error:
@@ -85,11 +102,30 @@ def prepare(source: Source, storing: Storing, directory: Path) -> None:
 
 
 def read_info(directory: Path) -> dict[str, Any] | None:
-    """What is known of a prepared folder; None if it is none."""
+    """What is known of a prepared folder; None if it is none. Raises UserError if it is damaged."""
     try:
-        return json.loads((directory / "info.json").read_text())
+        info = json.loads((directory / "info.json").read_text())
+        if info.keys() != _INFO_KEYS:
+            raise ValueError(f"keys are {', '.join(info)}")
+        return info
     except FileNotFoundError:
         return None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{directory}/info.json is damaged ({error}): delete {directory}, it is prepared anew"
+        ) from error
+
+
+def _is_up_to_date(directory: Path, fingerprint: str) -> bool:
+    info = read_info(directory)
+    if info is None or info["source"] != fingerprint:
+        return False
+    shutil.rmtree(_old(directory), ignore_errors=True)  # an interruption may have left it
+    return True
+
+
+def _old(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".old")
 
 
 class _Job:
@@ -106,15 +142,18 @@ class _Job:
     def run(self) -> None:
         began = time.monotonic()
         self.storage = self._begin_or_continue()
-        done = [number for number in range(len(self.parts)) if self._inventory_path(number).exists()]
+        done = [number for number in range(len(self.parts)) if self._load(number)]
         try:
             self._prepare_parts(done)
         except KeyboardInterrupt:
             terminal.show(f"\nwhat is prepared is kept in {self.work}; the same command continues")
             raise
-        total = self._total()
+        inventories = [Inventory.load(self._inventory_path(number)) for number in range(len(self.parts))]
+        total = Inventory.create(self.storing.image_size)
+        for inventory in inventories:
+            total.extend(inventory)
         self._check_quarantine(len(total.quarantine), len(total.quarantine) + len(total.label))
-        info = self._complete(total)
+        info = self._complete(total, self._name_shards(inventories))
         self._publish()
         new = sum(self.parts[number].images for number in range(len(self.parts)) if number not in done)
         seconds = time.monotonic() - began
@@ -124,9 +163,9 @@ class _Job:
     def _begin_or_continue(self) -> str:
         """Finds or makes the working folder and returns the storage; its plan tells whether it is of these images."""
         plan_path = self.work / "plan.json"
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             plan = json.loads(plan_path.read_text())
-            if plan["source"] == self.fingerprint:
+            if plan.keys() == {"source", "storage"} and plan["source"] == self.fingerprint:
                 terminal.show(f"continuing the preparation in {self.work}")
                 return plan["storage"]
         shutil.rmtree(self.work, ignore_errors=True)
@@ -141,7 +180,8 @@ class _Job:
         pixels = self.images * how.image_size**2
         # Bytes a pixel of photographs at qualities of up to 90, 95 and 100, rounded up.
         density = 0.4 if how.jpeg_quality <= 90 else 0.6 if how.jpeg_quality <= 95 else 1.2
-        needs = {"jpeg": pixels * density + 700 * self.images, "raw": pixels * 3.0}
+        shard = 2**17 * len(self.parts) * (1 + len(self.source.held_out))  # what an ArrayRecord file takes at least
+        needs = {"jpeg": pixels * density + 700 * self.images + shard, "raw": pixels * 3.0}
         storage = how.storage
         if storage == "auto":
             storage = "raw" if needs["raw"] <= min(RAW_LIMIT, free / 2) else "jpeg"
@@ -158,10 +198,12 @@ class _Job:
         work, finished = sum(part.size for part in self.parts), sum(self.parts[number].size for number in done)
         seen = unreadable = 0
         with (
+            warnings.catch_warnings(),
             threadpool_limits(1, "blas"),
             terminal.work_progress("preparing", work, finished) as progress,
             ThreadPoolExecutor(available_cores()) as pool,
         ):
+            warnings.filterwarnings("ignore", module="PIL")  # about odd EXIF data, without naming the file
             futures = [pool.submit(self._prepare_part, number, progress) for number in todo]
             try:
                 for future in as_completed(futures):
@@ -232,17 +274,11 @@ class _Job:
         path = self.work / shards.working_name(split, number, self.storage)
         return shards.PixelWriter(path, self.storing.image_size) if self.storage == "raw" else shards.JpegWriter(path)
 
-    def _total(self) -> Inventory:
-        total = Inventory.create(self.storing.image_size)
-        for number in range(len(self.parts)):
-            total.extend(Inventory.load(self._inventory_path(number)))
-        return total
-
     def _check_quarantine(self, unreadable: int, images: int) -> None:
         if unreadable <= self.storing.max_quarantined * images:
             return
-        paths = map(self._inventory_path, range(len(self.parts)))
-        rows = [row for path in paths if path.exists() for row in Inventory.load(path).quarantine]
+        inventories = map(self._load, range(len(self.parts)))
+        rows = [row for inventory in inventories if inventory for row in inventory.quarantine]
         table = self.work / inventory_lib.QUARANTINE
         inventory_lib.write_table(table, ("split", "file", "reason"), rows)
         raise UserError(
@@ -250,10 +286,9 @@ class _Job:
             f"{self.storing.max_quarantined:g} allows: see {table}"
         )
 
-    def _complete(self, total: Inventory) -> dict[str, Any]:
-        """Names the shards and writes everything that is known about them."""
+    def _complete(self, total: Inventory, sizes: dict[str, list[tuple[str, int, int]]]) -> dict[str, Any]:
+        """Writes everything that is known about the images and their shards."""
         directory, size, class_names = self.work, self.storing.image_size, self.source.class_names
-        sizes = self._name_shards()
         for split in ("train", "validation"):
             if split not in sizes:
                 hint = "larger" if split == "validation" else "smaller"
@@ -263,13 +298,12 @@ class _Job:
                 )
         if self.storage == "jpeg":
             shards.write_tfds_metadata(
-                directory, class_names, size, {s: [n for _, n in rows] for s, rows in sizes.items()}
+                directory, class_names, size, {s: [n for _, n, _ in rows] for s, rows in sizes.items()}
             )
         inventory_lib.write_tables(directory, total, class_names)
         statistics = total.statistics()
         inventory_lib.save_mean_image(directory, statistics)
         inventory_lib.save_examples(directory, total)
-        paths = [directory / name for rows in sizes.values() for name, _ in rows]
         info = {
             "source": self.fingerprint,
             "content": total.content(),
@@ -278,40 +312,43 @@ class _Job:
             "jpeg_quality": self.storing.jpeg_quality,
             "class_names": class_names,
             "shards": sizes,
-            "bytes": sum(path.stat().st_size for path in paths),
+            "bytes": sum(size for rows in sizes.values() for _, _, size in rows),
             "unreadable": len(total.quarantine),
-            "traits": total.traits,
+            "traits": {trait: total.traits[trait] for trait in TRAITS},
             "statistics": {name: value for name, value in vars(statistics).items() if name != "mean_image"},
         }
         (directory / "info.json").write_text(json.dumps(info, indent=2))
         return info
 
-    def _name_shards(self) -> dict[str, list[tuple[str, int]]]:
-        """Gives the shards their final names and returns them with their numbers of images, by split."""
-        by_split: dict[str, list[tuple[str, int]]] = {}
-        for number in range(len(self.parts)):
-            splits = Inventory.load(self._inventory_path(number)).split
-            for split in SPLITS:
-                if split in splits:
-                    working = shards.working_name(split, number, self.storage)
-                    by_split.setdefault(split, []).append((working, splits.count(split)))
-        for split, rows in by_split.items():
-            for number, (working, count) in enumerate(rows):
-                rows[number] = (shards.final_name(split, number, len(rows), self.storage), count)
+    def _name_shards(self, inventories: list[Inventory]) -> dict[str, list[tuple[str, int, int]]]:
+        """Gives the shards their final names and returns these with numbers of images and of bytes, by split."""
+        named: dict[str, list[tuple[str, int, int]]] = {}
+        for split in SPLITS:
+            counts = {part: inv.split.count(split) for part, inv in enumerate(inventories) if split in inv.split}
+            for number, (part, count) in enumerate(counts.items()):
+                path = self.work / shards.final_name(split, number, len(counts), self.storage)
                 with contextlib.suppress(FileNotFoundError):  # done before an interruption
-                    (self.work / working).rename(self.work / rows[number][0])
-        return by_split
+                    (self.work / shards.working_name(split, part, self.storage)).rename(path)
+                named.setdefault(split, []).append((path.name, count, path.stat().st_size))
+        return named
 
     def _publish(self) -> None:
         """Takes the place of what was prepared before."""
-        old = self.directory.with_name(self.directory.name + ".old")
+        for path in [*self.work.glob("part-*"), self.work / "plan.json"]:
+            path.unlink(missing_ok=True)
+        old = _old(self.directory)
         shutil.rmtree(old, ignore_errors=True)
         if self.directory.exists():
             self.directory.rename(old)
         self.work.rename(self.directory)
         shutil.rmtree(old, ignore_errors=True)
-        for path in [self.directory / "plan.json", *self.directory.glob("part-*.npz")]:
-            path.unlink()
+
+    def _load(self, number: int) -> Inventory | None:
+        """The inventory of a part; None if it is not complete."""
+        try:
+            return Inventory.load(self._inventory_path(number))
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return None
 
     def _inventory_path(self, number: int) -> Path:
         return self.work / f"part-{number:05d}.npz"

@@ -1,21 +1,25 @@
 """How prepared images lie on disk: JPEG in ArrayRecord files that TFDS can read, or pixels in .npy files."""
 
-import re
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
+from alexnet_jax.errors import UserError
 from alexnet_jax.images import decode_jpeg
 
 _NAME = "images"  # TFDS wants one
 
 
+@runtime_checkable
 class Records(Protocol):
     """Random access to the images of a split."""
 
@@ -41,14 +45,19 @@ class JpegRecords:
     is_compressed = True
 
     def __init__(self, paths_and_counts: Sequence[tuple[Path, int]], labels: np.ndarray, image_size: int):
-        self.labels, self.image_size = labels, image_size
+        self.labels, self.image_size, self._folder = labels, image_size, paths_and_counts[0][0].parent
         # With its range a file is opened at its first use, not now.
         self._source = ArrayRecordDataSource([f"{path}[0:{count}]" for path, count in paths_and_counts])
 
     def read(self, indices: Sequence[int] | np.ndarray, out: np.ndarray) -> None:
-        """See Records."""
+        """See Records. Raises UserError if an image is damaged."""
         for index, pixels in zip(indices, out, strict=True):
-            decode_jpeg(self.read_jpeg(int(index)), pixels)
+            try:
+                decode_jpeg(self.read_jpeg(int(index)), pixels)
+            except (OSError, ValueError, RuntimeError, DecodeError) as error:
+                raise UserError(
+                    f"image {index} of {self._folder} cannot be read ({error}): delete the folder, it is prepared anew"
+                ) from error
 
     def read_jpeg(self, index: int) -> bytes:
         """An image as it is stored."""
@@ -87,6 +96,7 @@ class InMemoryRecords:
         np.take(self.images, indices, axis=0, out=out, mode="clip")  # "raise" would copy everything once more
 
 
+@runtime_checkable
 class ShardWriter(Protocol):
     """Writes the images of one file, in order."""
 
@@ -110,11 +120,16 @@ class JpegWriter:
         feature["image"].bytes_list.value.append(jpeg)
         feature["label"].int64_list.value.append(label)
         feature["file_name"].bytes_list.value.append(file.encode(errors="backslashreplace"))
-        self._writer.write(example.SerializeToString())
+        self._writer.write(example.SerializeToString(deterministic=True))
 
     def close(self) -> None:
         """Completes the file. Raises OSError if the disk did not take it."""
-        self._writer.close()
+        try:
+            self._writer.close()
+        except RuntimeError as error:  # the writer keeps what went wrong until now
+            text = str(error)
+            code = errno.ENOSPC if os.strerror(errno.ENOSPC) in text else errno.EIO
+            raise OSError(code, text.splitlines()[0]) from error
 
 
 class PixelWriter:
@@ -168,7 +183,7 @@ def write_tfds_metadata(
         data_dir=directory,
         features={
             "image": tfds.features.Image(shape=(image_size, image_size, 3), encoding_format="jpeg"),
-            "label": tfds.features.ClassLabel(names=[re.sub(r"\s+", "_", name) for name in class_names]),
+            "label": tfds.features.ClassLabel(names=_tfds_names(class_names)),
             "file_name": tfds.features.Text(),
         },
         split_infos=[
@@ -182,3 +197,9 @@ def write_tfds_metadata(
         ],
         check_data=False,
     )
+
+
+def _tfds_names(class_names: Sequence[str]) -> list[str]:
+    """Names as TFDS wants them: one word each, all different."""
+    words = ["_".join(name.encode(errors="backslashreplace").decode().split()) for name in class_names]
+    return [f"{word}_{label}" if words.count(word) > 1 else word for label, word in enumerate(words)]

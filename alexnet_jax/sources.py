@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -50,6 +50,7 @@ class Part(NamedTuple):
     where: Any
 
 
+@runtime_checkable
 class Source(Protocol):
     """All images of a data set, with their classes."""
 
@@ -76,8 +77,8 @@ class Source(Protocol):
 
 
 def slices(images: int) -> list[range]:
-    """Cuts numbered images into parts: enough of them to keep many cores busy, none so large that much can be lost."""
-    size = min(max(images // 64, 32), 1024)
+    """Cuts numbered images into a hundred parts: enough for many cores, and few files to be open at once."""
+    size = max(-(-images // 100), 32)
     return [range(start, min(start + size, images)) for start in range(0, images, size)]
 
 
@@ -149,9 +150,12 @@ class Tfds:
     def __init__(self, name: str, prepared_dir: str):
         self._builder = _find_builder(name, prepared_dir) or _build(name, prepared_dir)
         info = self._builder.info
-        label = info.features.get("label") if isinstance(info.features, tfds.features.FeaturesDict) else None
-        if not isinstance(label, tfds.features.ClassLabel) or "image" not in info.features:
-            raise UserError(f"config.data.name='tfds:{name}' has no image with a class label: {list(info.features)}")
+        features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+        label = features.get("label")
+        if not isinstance(label, tfds.features.ClassLabel) or "image" not in features:
+            raise UserError(
+                f"config.data.name='tfds:{name}' has no image with a class label, but {', '.join(features)}"
+            )
         if "train" not in info.splits:
             raise UserError(f"config.data.name='tfds:{name}' has no training split, but {', '.join(info.splits)}")
         self.class_names = tuple(label.names)
@@ -185,13 +189,12 @@ class Tfds:
 
 
 def _find_builder(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder | None:
+    """The builder of a data set that is prepared already."""
     for folder in (prepared_dir, os.environ.get("TFDS_DATA_DIR", str(Path("~/tensorflow_datasets").expanduser()))):
-        try:
+        with contextlib.suppress(*_BUILDER_ERRORS):
             builder = tfds.builder(name, data_dir=folder, file_format="array_record")
-        except (tfds.core.DatasetNotFoundError, ValueError, AssertionError):
-            continue
-        if builder.is_prepared():
-            return builder
+            if builder.is_prepared():
+                return builder
     return None
 
 
@@ -200,22 +203,33 @@ def _build(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
     where = f"put its ArrayRecord files in {prepared_dir} or $TFDS_DATA_DIR"
     try:
         builder = tfds.builder(name, data_dir=prepared_dir, file_format="array_record")
-    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"config.data.name='tfds:{name}' is neither prepared nor known to TFDS: {reason}") from error
-    try:
         import tensorflow  # noqa: F401
-    except ImportError:
+    except ImportError as error:
+        missing = f" ({error.name} is missing)" if error.name != "tensorflow" else ""
         raise MissingSourceError(
             f"config.data.name='tfds:{name}' is not prepared in {prepared_dir}; for that install TensorFlow (python -m "
-            f"pip install -r requirements-tfds.txt), or {where}"
-        ) from None
+            f"pip install -r requirements-tfds.txt){missing}, or {where}"
+        ) from error
+    except _BUILDER_ERRORS as error:
+        raise MissingSourceError(
+            f"config.data.name='tfds:{name}' is neither prepared nor known to TFDS ({_one_line(error)}); {where}"
+        ) from error
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
-    except KeyboardInterrupt:
-        raise
     except Exception as error:  # whatever a download can meet
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"TFDS cannot prepare {name} ({reason[:200]}); is there a network? If not, {where}") from error
+        raise UserError(
+            f"TFDS cannot prepare {name} ({_one_line(error)}); is there a network? If not, {where}"
+        ) from error
     return builder
+
+
+_BUILDER_ERRORS = (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError, OSError)
+
+
+def _one_line(error: Exception) -> str:
+    """What TFDS says in a short first line; else its end, which tells most."""
+    lines = str(error).split("\n")
+    return (lines[0].strip() if 0 < len(lines[0]) < 100 else " ".join(str(error).split())[-200:]) or type(
+        error
+    ).__name__

@@ -18,7 +18,7 @@ _console = Console(highlight=False, soft_wrap=False)
 
 def show(text: str, style: str = "") -> None:
     """Prints a line, above the progress bar if there is one."""
-    _console.print(text, style=style, markup=False, soft_wrap=True)
+    _console.print(_printable(text), style=style, markup=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
@@ -32,8 +32,13 @@ def show_facts(facts: Mapping[str, str]) -> None:
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, value)
+        table.add_row(name, _printable(value))
     _console.print(table)
+
+
+def _printable(text: str) -> str:
+    """File names need not be Unicode; rich must not take any for its markup."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def show_layers(rows: Sequence[LayerSummary]) -> None:
@@ -108,7 +113,7 @@ class WorkProgress:
         self._progress, self._task = progress, task
         self._began, self._images = time.monotonic(), 0
 
-    def advance(self, work: float, images: int) -> None:
+    def advance(self, work: int, images: int) -> None:
         """Adds finished work and the images that it was."""
         self._images += images
         speed = f"{self._images / (time.monotonic() - self._began):,.0f} images/s"

@@ -1,6 +1,7 @@
 """What the network sees against NumPy and Pillow."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from PIL import Image
 from alexnet_jax import augment
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.errors import UserError
-from tests.training_setup import setup
+from alexnet_jax.experiment import make_preprocessing
+from configs import alexnet
+from tests.training_setup import imagenet_statistics, setup
 
 SIZE, CROP = 9, 6
 IMAGE = np.arange(SIZE * SIZE * 3, dtype=np.uint8).reshape(SIZE, SIZE, 3)
@@ -19,14 +22,22 @@ PLAIN = Preprocessing(
     crop=CROP,
     cropping="random",
     mirror=False,
-    mean=(0.0, 0.0, 0.0),
+    mean=np.zeros(3, np.float32),
+    mean_form="channel",
     std=(1.0, 1.0, 1.0),
     color_noise=0.0,
     color_noise_form="source",
     color_noise_until_epoch=0.0,
-    pca_std=(120.0, 40.0, 20.0),
-    pca_vectors=np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0].tolist(),
+    pca_std=np.array([120.0, 40.0, 20.0], np.float32),
+    pca_vectors=np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0].astype(np.float32),
 )
+MEANS = {
+    "channel": np.array([10.0, 20.0, 30.0], np.float32),
+    **dict.fromkeys(
+        ("image_centre", "image_crop"), np.random.default_rng(2).uniform(0, 255, IMAGE.shape).astype(np.float32)
+    ),
+}
+PLACES = list(itertools.product(range(SIZE - CROP + 1), range(SIZE - CROP + 1), (False, True)))
 WINDOWS = [IMAGE[r : r + CROP, c : c + CROP] for r in range(4) for c in range(4)]
 
 
@@ -64,10 +75,83 @@ def test_number_of_distinct_views(choices: str, count: int) -> None:
     assert (largest + 1) ** 2 * 2 == count
 
 
-def test_normalize() -> None:
-    mean, std = (10.0, 20.0, 30.0), (1.0, 2.0, 4.0)
-    (view,) = views(dataclasses.replace(PLAIN, crop=SIZE, mean=mean, std=std), 1)
-    np.testing.assert_allclose(view, (IMAGE - np.array(mean)) / np.array(std), rtol=1e-6)
+def with_mean(form: str, **changes: object) -> Preprocessing:
+    return dataclasses.replace(PLAIN, mean=MEANS[form], mean_form=form, **changes)
+
+
+def reference(form: str, row: int, column: int, mirrored: bool) -> np.ndarray:
+    """What a window becomes: CHM convdata_jpeg.py for image_centre, Caffe data_transformer.cpp for image_crop."""
+    seen = np.empty((CROP, CROP, 3))
+    border = (SIZE - CROP) // 2
+    for y, x in itertools.product(range(CROP), range(CROP)):
+        from_row, from_column = row + y, column + (CROP - 1 - x if mirrored else x)
+        mean = {
+            "channel": lambda: MEANS["channel"],
+            "image_centre": lambda y=y, x=x: MEANS["image_centre"][border + y, border + x],
+            "image_crop": lambda r=from_row, c=from_column: MEANS["image_crop"][r, c],
+        }[form]()
+        seen[y, x] = IMAGE[from_row, from_column].astype(np.float64) - mean
+    return seen
+
+
+@pytest.mark.parametrize("form", MEANS)
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_mean_is_subtracted_as_its_form_says(form: str, mirror: bool) -> None:
+    std = np.array([1.0, 2.0, 4.0])
+    places = [place for place in PLACES if mirror or not place[2]]
+    expected = np.stack([reference(form, *place) for place in places]) / std
+    drawn = views(with_mean(form, mirror=mirror, std=tuple(std)), 400)
+    fits = np.abs(drawn[:, None] - expected[None]).max(axis=(2, 3, 4)) < 1e-3
+    assert (fits.sum(axis=1) == 1).all()  # each view is that of one place,
+    assert fits.any(axis=0).all()  # and no place is left out
+
+
+@pytest.mark.parametrize("form", MEANS)
+@pytest.mark.parametrize("count", [1, 2, 10])
+def test_testing_views_are_those_of_their_places(form: str, count: int) -> None:
+    places = [(1, 1), (0, 0), (0, 3), (3, 0), (3, 3)][: 5 if count == 10 else 1]
+    expected = np.stack([reference(form, *p, m) for m in (False, True)[: min(count, 2)] for p in places])
+    expected /= np.array([1.0, 2.0, 4.0])
+    other = IMAGE[::-1, :, ::-1].copy()  # the images of a batch do not mix
+    batch = jnp.stack([jnp.asarray(IMAGE), jnp.asarray(other), jnp.asarray(IMAGE)])
+    p = with_mean(form, std=(1.0, 2.0, 4.0))
+    seen = jax.jit(lambda images: augment.testing_images(p, images, count))(batch)
+    assert seen.shape == (count, 3, CROP, CROP, 3) and seen.dtype == jnp.float32
+    for number in (0, 2):
+        np.testing.assert_allclose(seen[:, number], expected, rtol=1e-5, atol=1e-4)
+    alone = augment.testing_images(p, jnp.asarray(other)[None], count)
+    np.testing.assert_allclose(seen[:, 1], alone[:, 0], rtol=1e-5, atol=1e-4)
+
+
+def test_the_whole_image_loses_the_whole_mean_image() -> None:
+    for form in ("image_centre", "image_crop"):
+        (view,) = views(with_mean(form, crop=SIZE), 1)
+        np.testing.assert_allclose(view, IMAGE - MEANS[form], rtol=1e-5, atol=1e-4)
+
+
+def test_a_resized_crop_loses_the_centre_of_the_mean_image() -> None:
+    plain = views(dataclasses.replace(PLAIN, cropping="resized", mirror=True), 50)
+    centred = views(with_mean("image_centre", cropping="resized", mirror=True), 50)
+    centre = MEANS["image_centre"][1 : 1 + CROP, 1 : 1 + CROP]
+    np.testing.assert_allclose(centred, plain - centre[None], rtol=1e-5, atol=1e-3)
+
+
+def test_the_mean_image_at_a_resized_crop_is_refused() -> None:
+    with pytest.raises(UserError, match=r"config\.data\.mean_form='image_crop' needs config\.data\.cropping='random'"):
+        with_mean("image_crop", cropping="resized")
+
+
+@pytest.mark.parametrize("mean_form", ["image_centre", "image_crop"])
+@pytest.mark.parametrize("noise_form", ["source", "paper"])
+def test_color_noise_comes_after_the_mean_image_and_before_the_division(mean_form: str, noise_form: str) -> None:
+    p = with_mean(mean_form, mirror=True)
+    noisy = dataclasses.replace(p, color_noise=0.1, color_noise_form=noise_form, std=(1.0, 2.0, 4.0))
+    keys = jax.random.split(jax.random.key(0), 20)
+    strength = jnp.full(20, 0.1, jnp.float32)
+    color_keys = jax.vmap(lambda key: jax.random.split(key, 3)[2])(keys)
+    centred = jnp.asarray(views(p, 20))
+    shifted = augment.add_color_noise(centred, color_keys, strength, noise_form, p.pca_std, p.pca_vectors)
+    np.testing.assert_allclose(views(noisy, 20), shifted / np.array([[[[1.0, 2.0, 4.0]]]]), rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("form", ["source", "paper"])
@@ -76,7 +160,7 @@ def test_color_noise_is_the_formula(form: str) -> None:
     keys = jax.random.split(jax.random.key(1), 3)
     normals = np.stack([np.asarray(jax.random.normal(key, (3,)), np.float64) for key in keys])
     images = np.random.default_rng(0).normal(0, 50, (3, 4, 4, 3)).astype(np.float32)
-    std, vectors = np.array(PLAIN.pca_std), np.array(PLAIN.pca_vectors)
+    std, vectors = PLAIN.pca_std.astype(np.float64), PLAIN.pca_vectors.astype(np.float64)
     expected = np.empty(images.shape)
     for n in range(3):
         # Source: V @ (std * randn) * strength, then / (1 + strength). Paper: [p1 p2 p3] [a1 l1, a2 l2, a3 l3]^T with l
@@ -94,10 +178,10 @@ def test_color_noise_is_the_formula(form: str) -> None:
 def test_color_noise_has_the_colours_of_the_training_set() -> None:
     # Over many images the shifts' covariance is strength^2 V diag(std^2) V^T, divided by 1.1^2.
     grey = np.full((SIZE, SIZE, 3), 128, np.uint8)
-    noisy = dataclasses.replace(PLAIN, color_noise=0.1, mean=(128.0, 128.0, 128.0))
+    noisy = dataclasses.replace(PLAIN, color_noise=0.1, mean=np.full(3, 128.0))
     shifts = views(noisy, 20_000, image=grey)[:, 0, 0]
-    vectors = np.array(PLAIN.pca_vectors)
-    expected = vectors @ np.diag((0.1 * np.array(PLAIN.pca_std) / 1.1) ** 2) @ vectors.T
+    vectors = PLAIN.pca_vectors
+    expected = vectors @ np.diag((0.1 * PLAIN.pca_std / 1.1) ** 2) @ vectors.T
     np.testing.assert_allclose(np.cov(shifts.T), expected, atol=0.05 * expected.max())
 
 
@@ -108,15 +192,14 @@ def test_color_noise_ends_with_its_epoch() -> None:
     assert {view.tobytes() for view in views(until, 50, epoch=3)} <= windows
 
 
-def test_customary_eigenvalues_are_the_variances_of_the_sources_components() -> None:
-    # 0.2175, 0.0188 and 0.0045 in many codes are for pixels in [0, 1]; CC2 measured (121.8, 37.1, 19.7) grey levels.
-    std = np.array(setup("imagenet2012,source")[0].data.pca_std)
-    np.testing.assert_allclose(std, 255 * np.sqrt([0.2175, 0.0188, 0.0045]), rtol=0.16)
-
-
-def test_principal_components_are_orthonormal() -> None:
-    vectors = np.array(setup("imagenet2012,source")[0].data.pca_vectors)
-    np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-6)
+def test_the_papers_form_takes_the_customary_eigenvalues() -> None:
+    # 0.2175, 0.0188 and 0.0045 in many codes are the variances of pixels in [0, 1], which a grey level is 1/255 of.
+    eigenvalues = np.array([0.2175, 0.0188, 0.0045])
+    std = (255 * np.sqrt(eigenvalues)).astype(np.float32)
+    keys, vectors = jax.random.split(jax.random.key(1), 1), np.eye(3, dtype=np.float32)
+    shift = augment.add_color_noise(jnp.zeros((1, 1, 1, 3)), keys, jnp.full(1, 0.1), "paper", std, vectors)
+    factors = 0.1 * np.asarray(jax.random.normal(keys[0], (3,)))
+    np.testing.assert_allclose(shift[0, 0, 0] / 255, factors * eigenvalues, rtol=1e-5)
 
 
 def test_a_resized_crop_is_pillows() -> None:
@@ -145,16 +228,40 @@ def test_random_boxes_stay_inside_and_cover_the_promised_range() -> None:
     assert abs(np.log(ratio).mean()) < 0.02
 
 
-@pytest.mark.parametrize("count", [1, 2, 10])
-def test_testing_views(count: int) -> None:
-    windows = augment.testing_images(PLAIN, jnp.asarray(IMAGE)[None], count)[:, 0]
-    corners = [IMAGE[r : r + CROP, c : c + CROP] for r, c in [(1, 1), (0, 0), (0, 3), (3, 0), (3, 3)]]
-    expected = corners[: 5 if count == 10 else 1]
-    expected += [window[:, ::-1] for window in expected] if count > 1 else []
-    np.testing.assert_array_equal(windows, np.stack(expected))
-
-
-@pytest.mark.parametrize("key", ["cropping", "color_noise_form"])
+@pytest.mark.parametrize("key", ["cropping", "color_noise_form", "mean_form"])
 def test_an_unknown_kind_is_refused(key: str) -> None:
     with pytest.raises(UserError, match=rf"config\.data\.{key}='none' is unknown; there are: "):
         dataclasses.replace(PLAIN, **{key: "none"})
+
+
+MEASURED = dataclasses.replace(imagenet_statistics(72), mean_image=np.full((72, 72, 3), 5, np.float32))
+
+
+def test_what_the_config_leaves_open_is_as_measured() -> None:
+    data = alexnet.get_config("synthetic,bn,smoke").data
+    p = make_preprocessing(data, MEASURED)
+    for name in ("mean", "pca_std", "pca_vectors"):
+        np.testing.assert_array_equal(getattr(p, name), np.array(getattr(MEASURED, name), np.float32))
+        assert getattr(p, name).dtype == np.float32
+    for form in ("image_centre", "image_crop"):
+        data.mean_form = form
+        np.testing.assert_array_equal(make_preprocessing(data, MEASURED).mean, MEASURED.mean_image)
+
+
+def test_what_the_config_says_counts_more_than_what_was_measured() -> None:
+    data = alexnet.get_config("synthetic,bn,smoke").data
+    given = {"mean": (1.0, 2.0, 3.0), "pca_std": (3.0, 2.0, 0.0), "pca_vectors": ((0.0, 1.0, 0.0),) * 3}
+    given |= {"std": (4.0, 5.0, 6.0), "crop": 60, "mirror": False, "color_noise": 0.2, "color_noise_until_epoch": 2.0}
+    given |= {"color_noise_form": "paper", "cropping": "resized"}
+    data.update(given)
+    p = make_preprocessing(data, MEASURED)
+    for name, value in given.items():
+        np.testing.assert_array_equal(getattr(p, name), value)
+
+
+@pytest.mark.parametrize("form", ["image_centre", "image_crop"])
+def test_a_colour_where_a_mean_image_is_meant_is_refused(form: str) -> None:
+    data = alexnet.get_config("synthetic,bn,smoke").data
+    data.update({"mean": (1.0, 2.0, 3.0), "mean_form": form})
+    with pytest.raises(UserError, match=rf"config\.data\.mean is one number a channel; .*mean_form='{form}'"):
+        make_preprocessing(data, MEASURED)

@@ -51,7 +51,12 @@ def config_with(changes: dict[str, Any]) -> dict[str, Any]:
         ("data.validation_fraction", 0.0),
         ("data.validation_fraction", 1.0),
         ("data.synthetic_examples", 0),
-        ("data.num_threads", 0),
+        ("data.num_threads", -1),
+        ("data.jpeg_quality", 0),
+        ("data.jpeg_quality", 101),
+        ("data.test_fraction", 1.0),
+        ("data.max_quarantined", -0.1),
+        ("data.max_megapixels", 0.0),
         ("data.mean", (1.0, 2.0)),
         ("data.mean", ("a", "b", "c")),
         ("data.mean", 127.0),
@@ -108,6 +113,8 @@ def test_impossible_values_are_refused_by_the_name_of_their_key(key: str, value:
         ("epochs", 0.5),
         ("seed", 2**31 - 1),
         ("data.crop", 72),
+        ("data.num_threads", 0),
+        ("data.test_fraction", 0.0),
         ("data.mean", (0, 0, 0)),
         ("data.mean", [1.0, 2.0, 3.0]),  # JSON has no tuples
         ("model.dropout_rate", 0.0),
@@ -124,6 +131,11 @@ def test_impossible_values_are_refused_by_the_name_of_their_key(key: str, value:
 )
 def test_possible_values_at_the_edge_are_not_refused(key: str, value: Any) -> None:
     config_lib.check(config_with({key: value}))
+
+
+def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
+    with pytest.raises(UserError, match="leave nothing to train on"):
+        config_lib.check(config_with({"data.validation_fraction": 0.5, "data.test_fraction": 0.5}))
 
 
 def test_a_config_without_a_key_is_refused() -> None:
@@ -147,8 +159,9 @@ def test_a_config_without_a_key_is_refused() -> None:
         {"data.prepared_dir": "elsewhere", "data.num_threads": 1},
         {"parallel.num_devices": 8},
         {"checkpoint.keep": 9, "checkpoint.every_steps": 3},
-        {"data.mean": [78.0, 78.0, 78.0]},
-        {"data.mean": (78, 78, 78)},
+        {"data.std": [1.0, 1.0, 1.0]},
+        {"data.std": (1, 1, 1)},
+        {"data.residence": "device", "data.dir": "moved", "data.max_quarantined": 0.5},
         {"optimizer.step_epochs": [30.0, 60.0, 80.0], "optimizer.rate_multipliers": []},
     ],
 )
@@ -207,7 +220,7 @@ def test_choices_that_do_not_exist_or_exclude_each_other_are_refused(choices: st
     [
         ("", "digits", "source", 0),
         ("caffe", "digits", "caffe", 0),
-        ("imagenet2012", "tfds:imagenet2012", "source", 0),
+        ("imagenet2012", "imagenet2012", "source", 0),
         ("tfds:mnist,lenet", "tfds:mnist", "lenet", 0),
         ("lenet,tfds:mnist", "tfds:mnist", "lenet", 0),
         ("smoke", "digits", "source", 3),
@@ -343,7 +356,7 @@ GOOD = "--config=configs/alexnet.py"
             ["config.model.preset", "'alexnet2'", "single_tower"],
         ),
         ([GOOD, "--config.data.name=mnist"], ["config.data.name", "'mnist'", "digits", "tfds:NAME"]),
-        ([GOOD + ":tfds:no_such_set"], ["no_such_set", "tfds build no_such_set"]),
+        ([GOOD + ":tfds:no_such_set"], ["no_such_set", "neither prepared nor known to TFDS"]),
         (["--config=configs/no_such_file.py"], ["configs/no_such_file.py", "no such file"]),
         ([GOOD, "--confg.x=1"], ["confg"]),
         ([GOOD, "--workdri=runs/x"], ["workdri", "workdir"]),

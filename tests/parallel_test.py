@@ -1,25 +1,32 @@
 """One and two devices: the same pictures, the same masks, the same training."""
 
 import dataclasses
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from alexnet_jax import augment, layers
 from alexnet_jax.errors import UserError
+from alexnet_jax.experiment import make_evaluate, open_dataset
+from alexnet_jax.input_pipeline import load_into_memory, train_batches, training_order
 from alexnet_jax.parallel import AXIS, DataParallel
+from alexnet_jax.shards import InMemoryRecords
 from alexnet_jax.steps import example_keys, make_eval_step, make_train_step
-from alexnet_jax.train import make_evaluate
-from alexnet_jax.train_state import create_train_state, init_variables
+from alexnet_jax.train_state import TrainState, create_train_state, init_variables
 from tests.training_setup import setup
 
 BATCH = 16
 
+Batch = dict[str, np.ndarray]
 
-def batches(count: int, size: int = 72) -> list[dict[str, np.ndarray]]:
+
+def batches(count: int, size: int = 72) -> list[Batch]:
     generator = np.random.default_rng(0)
     return [
         {
@@ -32,11 +39,13 @@ def batches(count: int, size: int = 72) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def augmented(devices: int) -> list[np.ndarray]:
+def augmented(devices: int, mean_form: str) -> list[np.ndarray]:
     """Crops and dropout masks of a batch, as the training step draws them."""
 
-    preprocessing = setup("imagenet2012,source")[3]
-    preprocessing = dataclasses.replace(preprocessing, crop=67)
+    preprocessing = setup("synthetic,source,smoke")[3]
+    mean = np.random.default_rng(1).uniform(0, 255, (72, 72, 3)).astype(np.float32)
+    preprocessing = dataclasses.replace(preprocessing, mean=mean, mean_form=mean_form)
+    assert preprocessing.mirror and preprocessing.color_noise
 
     def draw(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         keys = example_keys(jax.random.key(7), batch["epoch"], batch["id"])
@@ -48,25 +57,34 @@ def augmented(devices: int) -> list[np.ndarray]:
     return [np.asarray(output).reshape(BATCH, -1) for output in outputs]
 
 
-def test_crops_and_masks_are_equal_to_the_bit() -> None:
-    for one, two in zip(augmented(1), augmented(2), strict=True):
+@pytest.mark.parametrize("mean_form", ["image_centre", "image_crop"])
+def test_crops_and_masks_are_equal_to_the_bit(mean_form: str) -> None:
+    for one, two in zip(augmented(1, mean_form), augmented(2, mean_form), strict=True):
         np.testing.assert_array_equal(one, two)
         assert len(np.unique(one, axis=0)) == BATCH  # each example has its own
 
 
-def losses(devices: int, choices: str, rate: float, steps: int) -> list[float]:
+def trained(
+    parallel: DataParallel, choices: str, rate: float, stream: Iterable[Batch], resident: Batch | None = None
+) -> tuple[TrainState, list[dict[str, jax.Array]]]:
+    """The state after some steps, and the sums of each."""
     config, model, optimizer, preprocessing = setup(choices)
-    parallel = DataParallel.create(devices)
-    step = parallel.compile_train_step(make_train_step(model, optimizer, preprocessing, AXIS))
+    step = parallel.compile_train_step(make_train_step(model, optimizer, preprocessing, AXIS), resident)
     state = parallel.replicate(create_train_state(init_variables(model, config.data.crop, 0), optimizer, 0))
     rates = jax.tree.map(lambda _: np.float32(rate), state.params)
     state = state.replace(learning_rates=parallel.replicate(rates))
-    values = []
-    for batch in batches(steps, config.data.image_size):
-        state, sums = step(state, parallel.shard(batch))
-        assert int(sums["count"]) == BATCH
-        values.append(float(sums["loss_sum"]))
-    return values
+    sums = []
+    for batch in stream:
+        state, of_batch = step(state, parallel.shard(batch))
+        assert int(of_batch["count"]) == BATCH
+        sums.append(of_batch)
+    return state, sums
+
+
+def losses(devices: int, choices: str, rate: float, steps: int) -> list[float]:
+    image_size = setup(choices)[0].data.image_size
+    _, sums = trained(DataParallel.create(devices), choices, rate, batches(steps, image_size))
+    return [float(of_batch["loss_sum"]) for of_batch in sums]
 
 
 # Batch normalisation over 16 noise images is chaotic: at a rate of 0.01 any rounding grows tenfold a step.
@@ -77,7 +95,40 @@ def test_losses_over_20_steps(choices: str, rate: float) -> None:
     assert one[0] != one[-1]
 
 
-def test_the_step_compiles_once_and_consumes_its_state() -> None:
+@pytest.mark.parametrize("devices", [1, 2])
+def test_images_on_the_device_train_as_those_of_the_host_to_the_bit(devices: int) -> None:
+    choices = "synthetic,source,smoke"  # crops, reflections, colour noise, dropout
+    size = setup(choices)[0].data.image_size
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (37, size, size, 3), dtype=np.uint8)
+    records = InMemoryRecords(images, generator.integers(0, 10, 37, dtype=np.int32))
+    stream = {"batch_size": BATCH, "seed": 0, "start_example": 30}  # each batch but the second straddles epochs
+    host = train_batches(records, **stream, num_threads=2)
+    order = training_order(37, **stream)
+    parallel = DataParallel.create(devices)
+    resident = {"image": records.images, "label": records.labels}
+    of_host = trained(parallel, choices, 0.01, itertools.islice(host, 5))
+    of_device = trained(parallel, choices, 0.01, itertools.islice(order, 5), resident)
+    host.close()
+    for one, other in zip(jax.tree.leaves(of_host), jax.tree.leaves(of_device), strict=True):
+        np.testing.assert_array_equal(raw(one), raw(other))
+
+
+def raw(leaf: jax.Array) -> np.ndarray:
+    """The bits of an array, or of keys."""
+    return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_every_device_holds_the_whole_split_once(devices: int) -> None:
+    parallel = DataParallel.create(devices)
+    held = parallel.replicate({"image": np.arange(48, dtype=np.uint8).reshape(4, 2, 2, 3)})["image"]
+    assert [shard.data.shape for shard in held.addressable_shards] == [(4, 2, 2, 3)] * devices
+    assert {shard.device for shard in held.addressable_shards} == set(parallel.devices)
+
+
+@pytest.mark.parametrize("residence", ["host", "device"])
+def test_the_step_compiles_once_and_consumes_its_state(residence: str) -> None:
     config, model, optimizer, preprocessing = setup("lenet,smoke")
     parallel = DataParallel.create(2)
     traces = []
@@ -87,10 +138,14 @@ def test_the_step_compiles_once_and_consumes_its_state() -> None:
         traces.append(1)
         return step(state, batch)
 
-    compiled = parallel.compile_train_step(counted)
+    stream, resident = batches(3, config.data.image_size), None
+    if residence == "device":
+        resident = {name: np.concatenate([batch[name] for batch in stream]) for name in ("image", "label")}
+        stream = [{name: batch[name] for name in ("id", "epoch")} for batch in stream]
+    compiled = parallel.compile_train_step(counted, resident)
     state = parallel.replicate(create_train_state(init_variables(model, config.data.crop, 0), optimizer, 0))
     first = jax.tree.leaves(state.params)[0]
-    for batch in batches(3, config.data.image_size):
+    for batch in stream:
         state, _ = compiled(state, parallel.shard(batch))
     assert len(traces) == 1
     assert first.is_deleted()
@@ -100,21 +155,19 @@ def test_the_step_compiles_once_and_consumes_its_state() -> None:
     ("devices", "batch_size", "views"), [(1, 1, 1), (1, 7, 1), (1, 64, 10), (2, 1, 1), (2, 7, 10), (2, 64, 1)]
 )
 def test_evaluation_counts_every_image_once_whatever_the_batch(
-    devices: int, batch_size: int, views: int, make_config: Any
+    devices: int, batch_size: int, views: int, make_config: Callable[..., ConfigDict]
 ) -> None:
-    from alexnet_jax.datasets import get_dataset
-
-    config, model, _, preprocessing = setup("synthetic,lenet,smoke")
-    dataset = get_dataset("synthetic", "", 0.1, 1048)  # 131 images to validate on, a prime number
+    config = make_config(eval_batch_size=batch_size, **{"data.synthetic_examples": 1048})
+    _, model, _, preprocessing = setup("synthetic,lenet,smoke")
+    dataset = open_dataset(config.data)  # 131 images to validate on, a prime number
     variables = init_variables(model, config.data.crop, 0)
-    config = make_config(eval_batch_size=batch_size)
-    evaluate = make_evaluate(config, model, dataset, DataParallel.create(devices), views)
+    evaluate = make_evaluate(config, model, dataset, preprocessing, DataParallel.create(devices), views)
     *_, totals = evaluate(variables["params"], {}, "validation")
     reference = jax.jit(make_eval_step(model, preprocessing, views))
-    records = [dataset.splits["validation"][index] for index in range(131)]
+    records = load_into_memory(dataset.splits["validation"], num_threads=1)
     everything = {
-        "image": jnp.stack([record["image"] for record in records]),
-        "label": jnp.array([record["label"] for record in records]),
+        "image": jnp.asarray(records.images),
+        "label": jnp.asarray(records.labels),
         "mask": jnp.ones(131, bool),
     }
     expected = reference(variables["params"], {}, everything)

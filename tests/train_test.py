@@ -16,8 +16,10 @@ from ml_collections import ConfigDict
 from alexnet_jax.checkpoint import checkpoint_names, restore
 from alexnet_jax.datasets import Dataset
 from alexnet_jax.errors import TrainingDivergedError, UserError
+from alexnet_jax.inventory import Statistics
 from alexnet_jax.metric_writer import read_metrics
 from alexnet_jax.programs import evaluate
+from alexnet_jax.shards import InMemoryRecords
 from alexnet_jax.train import train_and_evaluate
 from tests.conftest import REPOSITORY
 
@@ -124,21 +126,13 @@ def test_divergence_after_a_checkpoint_names_it(tmp_path: Path, make_config: Mak
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
-class OneClass:
-    """Five images of the only class there is."""
-
-    def __len__(self) -> int:
-        return 5
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": np.full((32, 32, 3), index, np.uint8), "label": 0}
-
-
 def test_few_classes_have_no_top5_error(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dataset = Dataset(dict.fromkeys(("train", "validation", "test"), OneClass()), ("only",))
-    monkeypatch.setattr("alexnet_jax.train.get_dataset", lambda *_: dataset)
+    images = InMemoryRecords(np.zeros((5, 72, 72, 3), np.uint8), np.zeros(5, np.int32))
+    splits = dict.fromkeys(("train", "validation", "test"), images)
+    dataset = Dataset(splits, ("only",), Statistics.unknown(72), "content", tmp_path)
+    monkeypatch.setattr("alexnet_jax.train.open_dataset", lambda _: dataset)
     result = train_and_evaluate(make_config(max_steps=1), tmp_path)
     assert (result["top1_error"], result["top5_error"]) == (0, None)
     assert "top-5 error is left out" in capsys.readouterr().out

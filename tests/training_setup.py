@@ -3,13 +3,31 @@
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.augment import Preprocessing
+from alexnet_jax.experiment import make_preprocessing
+from alexnet_jax.inventory import Statistics
 from alexnet_jax.models import AlexNet, get_model
 from alexnet_jax.optimizer import make_optimizer
-from alexnet_jax.train import make_preprocessing
 from configs import alexnet
+
+
+def imagenet_statistics(image_size: int) -> Statistics:
+    """ImageNet's colours (CC2 input_meta), with a mean image that is the same everywhere."""
+    mean = (127.305, 119.715, 104.913)
+    return Statistics(
+        mean_image=np.full((image_size, image_size, 3), mean, np.float32),
+        mean=mean,
+        std=(73.5, 71.7, 74.1),
+        pca_std=(121.7801, 37.0939, 19.7208),
+        pca_vectors=(
+            (-0.56351045, -0.71257945, 0.41795513),
+            (-0.5761844, -0.02354167, -0.81698062),
+            (-0.59200296, 0.70119634, 0.39731118),
+        ),
+    )
 
 
 def setup(choices: str) -> tuple[ConfigDict, AlexNet, Any, Preprocessing]:
@@ -19,4 +37,4 @@ def setup(choices: str) -> tuple[ConfigDict, AlexNet, Any, Preprocessing]:
     data = config.data
     images = jax.ShapeDtypeStruct((1, data.crop, data.crop, 3), "float32")
     optimizer = make_optimizer(config.optimizer, jax.eval_shape(model.init, jax.random.key(0), images)["params"])
-    return config, model, optimizer, make_preprocessing(data)
+    return config, model, optimizer, make_preprocessing(data, imagenet_statistics(data.image_size))
