@@ -68,9 +68,12 @@ def load_into_memory(records: Records, num_threads: int) -> InMemoryRecords:
     """All images of a split, decoded."""
     size = len(records.labels)
     images = np.empty((size, records.image_size, records.image_size, 3), np.uint8)
-    with ThreadPoolExecutor(num_threads or available_cores()) as pool:
+    pool = ThreadPoolExecutor(num_threads or available_cores())
+    try:
         for future in _submit(pool, records, np.arange(size), images):
             future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
     return InMemoryRecords(images, records.labels)
 
 
@@ -96,7 +99,7 @@ def choose_residence(residence: str, records: Records, device_bytes: int | None,
     """
     check_residence(residence)
     needed = len(records.labels) * records.image_size**2 * 3
-    memory = {"device": device_bytes or host_bytes, "host": host_bytes}
+    memory = {"device": min(device_bytes or host_bytes, host_bytes), "host": host_bytes}  # they pass through the host
     if residence in memory and needed > memory[residence]:
         raise UserError(
             f"config.data.residence={residence!r}: the training images need {needed / 1e9:.1f} GB, the {residence} has "
@@ -104,7 +107,7 @@ def choose_residence(residence: str, records: Records, device_bytes: int | None,
         )
     if residence != "auto":
         return residence
-    if device_bytes and needed <= device_bytes / 4:
+    if device_bytes and needed <= min(device_bytes / 4, host_bytes / 2):
         return "device"
     return "host" if records.is_compressed and needed <= host_bytes / 4 else "disk"
 

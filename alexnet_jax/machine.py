@@ -1,6 +1,7 @@
 """What this machine has."""
 
 import os
+from pathlib import Path
 
 import psutil
 
@@ -11,5 +12,8 @@ def available_cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Memory of the machine."""
-    return psutil.virtual_memory().total
+    """Memory of the machine, or what its container may use of it."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    allowed = limit.read_text().strip() if limit.is_file() else "max"
+    total = psutil.virtual_memory().total
+    return min(total, int(allowed)) if allowed.isdigit() else total

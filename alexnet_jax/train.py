@@ -23,7 +23,6 @@ from alexnet_jax.datasets import Dataset
 from alexnet_jax.errors import TrainingDivergedError, UserError
 from alexnet_jax.experiment import MEASURED, Evaluate, make_evaluate, make_preprocessing, open_dataset
 from alexnet_jax.input_pipeline import (
-    Batch,
     check_residence,
     choose_residence,
     load_into_memory,
@@ -37,6 +36,7 @@ from alexnet_jax.models import get_model, summarize
 from alexnet_jax.optimizer import Plateau, make_learning_rates, make_optimizer, make_schedule
 from alexnet_jax.parallel import DataParallel
 from alexnet_jax.run_plan import RunPlan
+from alexnet_jax.shards import Records
 from alexnet_jax.steps import make_train_step
 from alexnet_jax.stop_signals import StopSignals
 from alexnet_jax.train_state import create_train_state, init_variables
@@ -101,16 +101,9 @@ class _Run:
         self.learning_rates = make_learning_rates(config.optimizer, variables["params"])
         self.plateau = Plateau(config.optimizer, config.epochs)
         self.preprocessing = make_preprocessing(data, dataset.statistics)
-        self.records = dataset.splits["train"]
-        self.residence = choose_residence(data.residence, self.records, self.devices.memory_bytes, memory_bytes())
-        resident = None
-        if self.residence != "disk":
-            self.records = in_memory = load_into_memory(self.records, data.num_threads)
-            if self.residence == "device":
-                resident = {"image": in_memory.images, "label": in_memory.labels}
         self.train_step = self.devices.compile_train_step(
             make_train_step(self.model, optimizer, self.preprocessing, self.devices.axis),
-            resident,
+            resident=self._place_images(dataset.splits["train"]),
         )
         evaluate_views = functools.partial(make_evaluate, config, self.model, dataset, self.preprocessing, self.devices)
         self.evaluate = evaluate_views(1)
@@ -121,6 +114,20 @@ class _Run:
         self.rate = config.optimizer.learning_rate
         self.rates: Any = None
         self.compiled, self.images_per_second, self.input_share = False, 0.0, 0.0
+
+    def _place_images(self, records: Records) -> dict[str, np.ndarray] | None:
+        """Decides where training images lie and how batches are made of them; returns what the step is to look up."""
+        data = self.config.data
+        stream = {"batch_size": self.plan.batch_size, "seed": self.config.seed}
+        self.residence = choose_residence(data.residence, records, self.devices.memory_bytes, memory_bytes())
+        if self.residence == "device":
+            in_memory = load_into_memory(records, data.num_threads)
+            self.host_batches = functools.partial(training_order, len(records.labels), **stream)
+            return {"image": in_memory.images, "label": in_memory.labels}
+        if self.residence == "host":
+            records = load_into_memory(records, data.num_threads)
+        self.host_batches = functools.partial(train_batches, records, num_threads=data.num_threads, **stream)
+        return None
 
     def execute(self) -> dict[str, Any]:
         """The whole run, from wherever it stands."""
@@ -150,16 +157,7 @@ class _Run:
         return result
 
     def _train(self) -> None:
-        stream = {
-            "batch_size": self.plan.batch_size,
-            "seed": self.config.seed,
-            "start_example": self.progress.examples_seen,
-        }
-        host_batches: Generator[Batch]
-        if self.residence == "device":
-            host_batches = training_order(len(self.records.labels), **stream)
-        else:
-            host_batches = train_batches(self.records, **stream, num_threads=self.config.data.num_threads)
+        host_batches = self.host_batches(start_example=self.progress.examples_seen)
         with contextlib.closing(host_batches), contextlib.closing(_ahead(host_batches, self.devices.shard)) as batches:
             self._set_rates(self.progress.examples_seen)
             while True:

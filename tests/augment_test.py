@@ -14,7 +14,7 @@ from alexnet_jax.augment import Preprocessing
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_preprocessing
 from configs import alexnet
-from tests.training_setup import imagenet_statistics, setup
+from tests.training_setup import plausible_statistics, setup
 
 SIZE, CROP = 9, 6
 IMAGE = np.arange(SIZE * SIZE * 3, dtype=np.uint8).reshape(SIZE, SIZE, 3)
@@ -234,7 +234,7 @@ def test_an_unknown_kind_is_refused(key: str) -> None:
         dataclasses.replace(PLAIN, **{key: "none"})
 
 
-MEASURED = dataclasses.replace(imagenet_statistics(72), mean_image=np.full((72, 72, 3), 5, np.float32))
+MEASURED = dataclasses.replace(plausible_statistics(72), mean_image=np.full((72, 72, 3), 5, np.float32))
 
 
 def test_what_the_config_leaves_open_is_as_measured() -> None:
