@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from alexnet_jax.images import TRAITS
@@ -36,10 +37,13 @@ class Inventory:
     pixel_sum: np.ndarray
     product_sum: np.ndarray
 
+    def __post_init__(self) -> None:
+        self._rows = np.zeros((-(-self.pixel_sum.size // (512 * 12)), 512, 12), np.float32)
+
     @classmethod
     def create(cls, image_size: int) -> "Inventory":
         """An empty one."""
-        return cls([], [], [], [], Counter(), [], np.zeros((image_size, image_size, 3), np.uint32), np.zeros((3, 3)))
+        return cls([], [], [], [], Counter(), [], np.zeros((image_size, image_size, 3), np.float32), np.zeros((3, 3)))
 
     def add(self, split: str, label: int, file: str, digest: bytes, traits: Iterable[str], pixels: np.ndarray) -> None:
         """Counts a stored image."""
@@ -49,8 +53,8 @@ class Inventory:
         self.digest.append(int.from_bytes(digest[:8], "big"))
         self.traits.update(traits)
         if split == "train":
-            self.pixel_sum += pixels
-            self.product_sum += _channel_products(pixels)
+            cv2.accumulate(pixels, self.pixel_sum)
+            self.product_sum += _channel_products(pixels, self._rows)
 
     def save(self, path: Path) -> None:
         """Writes the file in one step."""
@@ -75,7 +79,7 @@ class Inventory:
         for name in ("split", "label", "file", "digest", "quarantine"):
             getattr(self, name).extend(getattr(other, name))
         self.traits.update(other.traits)
-        self.pixel_sum = self.pixel_sum + other.pixel_sum.astype(np.uint64)  # 32 bits are enough for a part
+        self.pixel_sum = self.pixel_sum.astype(np.float64) + other.pixel_sum  # a part's are exact in float32
         self.product_sum += other.product_sum
 
     def counts(self, num_classes: int) -> dict[str, np.ndarray]:
@@ -112,7 +116,7 @@ class Inventory:
         images = self.split.count("train")
         if not images:
             raise ValueError("no training images")
-        mean_image = self.pixel_sum / images
+        mean_image = self.pixel_sum.astype(np.float64) / images
         mean = mean_image.mean(axis=(0, 1))
         covariance = self.product_sum / (images * mean_image.shape[0] ** 2) - np.outer(mean - 128, mean - 128)
         variances, vectors = np.linalg.eigh(covariance)
@@ -215,12 +219,12 @@ def _numbers(values: Iterable[float]) -> str:
     return " ".join(f"{value:.1f}" for value in values)
 
 
-def _channel_products(pixels: np.ndarray) -> np.ndarray:
+def _channel_products(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Sums of the products of channels less 128 over an image, [3, 3].
 
-    Four pixels a row make the matrix products wide enough; in 512 rows float32 is exact, for 512 * 128^2 < 2^24.
+    Four pixels a row make the matrix products wide enough; over 512 rows float32 is exact, for 512 * 128^2 < 2^24.
+    `rows` is where they are laid out, [any, 512, 12], zeros behind them; threads that allocate it wait for each other.
     """
-    group = 4 if pixels.shape[0] % 2 == 0 else 1
-    rows = pixels.reshape(-1, 3 * group).astype(np.float32) - 128
-    products = sum((part.T @ part).astype(np.float64) for part in np.split(rows, range(512, len(rows), 512)))
-    return np.einsum("ijik->jk", np.reshape(products, (group, 3, group, 3)))
+    np.subtract(pixels.ravel(), 128, out=rows.reshape(-1)[: pixels.size], dtype=np.float32)
+    products = (rows.transpose(0, 2, 1) @ rows).sum(axis=0, dtype=np.float64)
+    return np.einsum("ijik->jk", products.reshape(4, 3, 4, 3))

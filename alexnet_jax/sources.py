@@ -7,6 +7,7 @@ A source knows its images without reading them, in parts that can be read side b
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ class Source(Protocol):
 
 def slices(images: int) -> list[range]:
     """Cuts numbered images into a hundred parts: enough for many cores, and few files to be open at once."""
-    size = max(-(-images // 100), 32)
+    size = max(-(-images // 100), 64)
     return [range(start, min(start + size, images)) for start in range(0, images, size)]
 
 
@@ -215,6 +216,7 @@ def _build(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
             f"config.data.name='tfds:{name}' is neither prepared nor known to TFDS ({_one_line(error)}); {where}"
         ) from error
     try:
+        logging.getLogger().setLevel(logging.ERROR)  # of each attempt to connect
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except Exception as error:  # whatever a download can meet

@@ -32,11 +32,11 @@ from alexnet_jax.programs.benchmark_input import make_crops
 from benchmarks.photographs import read_photographs, write_squares
 from configs import alexnet
 
-IMAGES, BATCH, CROP, ROUNDS = 4000, 128, 227, 5
+IMAGES, BATCH, CROP, ROUNDS = 4000, 128, 227, 3
 
 
 def main() -> None:
-    """Prints images/s of everyone, medians of five rounds with their spread, and the ratios."""
+    """Prints images/s of everyone, medians of three rounds with their spread, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path)
     photographs = parser.parse_args().photographs

@@ -3,8 +3,8 @@
     python -m pip install -r benchmarks/requirements.txt
     python -m benchmarks.prepare PHOTOGRAPHS
 
-PHOTOGRAPHS is a folder or a tar of JPEGs, which are copied ten times over. Both write squares of 256 pixels as JPEG of
-quality 90; this project also takes the hash of each file, the mean image and the colours' covariance.
+PHOTOGRAPHS is a folder or a tar of JPEGs, which are copied twenty times over. Both write squares of 256 pixels as JPEG
+of quality 90; this project also takes the hash of each file, the mean image and the colours' covariance.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from alexnet_jax.preparation import prepare, read_info
 from benchmarks.photographs import read_photographs
 from configs import alexnet
 
-COPIES, ROUNDS = 10, 5
+COPIES, ROUNDS = 20, 5
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ def measure(config: ConfigDict, dataset: Dataset) -> dict[str, float]:
         encoded = [records.read_jpeg(int(index)) for index in indices]
         rates["decode, one thread"] = _rate(lambda jpeg: decode_jpeg(jpeg, pixels[0]), encoded, 1)
     else:
-        rates["read, one thread"] = _rate(lambda index: records.read([index], pixels), indices, 1)
+        rates["read, one thread"] = _rate(lambda index: records.read([int(index)], pixels), indices, 1)
     rates["order"] = _stream_rate(training_order(size, batch_size, config.seed, 0), batch_size)
     with contextlib.closing(_batches(config, dataset)) as batches:
         rates["batch, all threads"] = _stream_rate(batches, batch_size)

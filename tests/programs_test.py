@@ -1,0 +1,92 @@
+"""Programs around the data."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from alexnet_jax.datasets import open_prepared
+from alexnet_jax.errors import UserError
+from alexnet_jax.programs import benchmark_input, prepare
+from tests.conftest import REPOSITORY
+from tests.pictures import make_folder
+
+CONFIG = "--config=configs/alexnet.py:folder,cifar_18pct"
+
+
+@pytest.fixture(autouse=True)
+def fresh_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the start of a process, which parses its flags once."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", values, lock_config=True)
+    monkeypatch.setattr(flags, "FLAGS", values)
+
+
+def run(program: Callable[[list[str]], None], argv: list[str]) -> None:
+    """ml_collections looks for overrides in the process's own arguments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["alexnet_jax", *argv])
+        program(argv)
+
+
+def arguments(tmp_path: Path, *changes: str) -> list[str]:
+    folder = make_folder(tmp_path / "photos", {"train/cat": 40, "train/dog": 30})
+    return [CONFIG, f"--config.data.dir={folder}", f"--config.data.prepared_dir={tmp_path / 'prepared'}", *changes]
+
+
+def test_prepare_ends_with_a_report_and_says_so_when_there_is_nothing_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-m", "alexnet_jax", "prepare", *arguments(tmp_path)]
+    first, second = (
+        subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, env=os.environ)
+        for _ in range(2)
+    )
+    assert not first.stderr and not second.stderr
+    for words in ("preparing 70 images once, as 32 x 32 raw pixels", "unreadable  0", "along principal"):
+        assert words in first.stdout
+    assert len(second.stdout.splitlines()) == 1 and second.stdout in first.stdout
+    (directory,) = (path for path in (tmp_path / "prepared").iterdir() if path.is_dir())
+    assert f"{len(open_prepared(directory).splits['train'].labels)} train" in second.stdout
+
+
+def test_what_is_no_setting_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="what is 'photos'"):
+        run(prepare.main, [*arguments(tmp_path), "photos"])
+
+
+@pytest.mark.parametrize("storage", ["jpeg", "raw"])
+def test_benchmark_input_measures_each_stage(
+    storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark_input, "SECONDS", 0.05)
+    run(benchmark_input.main, arguments(tmp_path, f"--config.data.storage={storage}", "--config.batch_size=16"))
+    lines = capsys.readouterr().out.splitlines()
+    rates = {line.split("  ")[0]: float(line.split()[-2].replace(",", "")) for line in lines if "images/s" in line[-9:]}
+    stages = ["read, one thread", "order", "batch, all threads", "transfer", "augment", "end to end"]
+    assert set(rates) - {"decode, one thread"} == set(stages)
+    assert ("decode, one thread" in rates) == (storage == "jpeg")
+    assert all(rate > 0 for rate in rates.values())
+    assert lines[-1].startswith("Slowest: ")
+
+
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        ({"batch, all threads": 7e3, "decode, one thread": 4e3}, "config.data.storage=raw"),
+        ({"batch, all threads": 7e3}, "a faster disk"),
+        ({"batch, all threads": 5e4}, "more cores"),
+        ({"transfer": 1e3}, "config.data.residence=device"),
+        ({"augment": 1e3}, "an accelerator"),
+    ],
+)
+def test_the_advice_is_about_the_slowest_stage(rates: dict[str, float], words: str) -> None:
+    fast = {"order": 1e7, "batch, all threads": 1e6, "transfer": 1e6, "augment": 1e6, "end to end": 1e2}
+    advice = benchmark_input.advice({"read, one thread": 4e4, **fast, **rates}, num_threads=1)
+    slowest = min(rates, key=lambda name: rates[name] if "one thread" not in name else 1e9)
+    assert advice.startswith(f"Slowest: {slowest}") and words in advice
