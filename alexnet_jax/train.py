@@ -317,7 +317,7 @@ class _Run:
             changes.append(
                 f"classes: {len(metadata['class_names'])} -> {len(self.dataset.class_names)}, or other names"
             )
-        elif metadata["data"] != self.dataset.content:
+        elif metadata.get("data") != self.dataset.content:
             changes.append(f"the images of {self.config.data.name} have changed since")
         if changes:
             raise UserError(

@@ -22,6 +22,7 @@ from alexnet_jax.programs import evaluate
 from alexnet_jax.shards import InMemoryRecords
 from alexnet_jax.train import train_and_evaluate
 from tests.conftest import REPOSITORY
+from tests.pictures import make_folder, noise, save
 
 MakeConfig = Callable[..., ConfigDict]
 
@@ -92,6 +93,29 @@ def test_a_changed_config_is_refused_and_loses_nothing(
     with pytest.raises(UserError, match=f"holds a run of another config.*{key}"):
         train_and_evaluate(make_config(max_steps=1, **changes), tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_a_run_is_not_continued_with_other_images(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder(tmp_path / "photos", {"train/cat": 30, "train/dog": 30})
+    changes = {"data.dir": str(folder), "data.prepared_dir": str(tmp_path / "prepared")}
+    config = make_config("folder,lenet", batch_size=4, max_steps=1, **changes)
+    train_and_evaluate(config, tmp_path / "run")
+    evaluate.main([str(tmp_path / "run")])
+    assert "have changed" not in capsys.readouterr().out
+    save(folder / "train/cat/new.png", noise(99_999))
+    with pytest.raises(UserError, match="the images of folder have changed since"):
+        train_and_evaluate(config, tmp_path / "run")
+    evaluate.main([str(tmp_path / "run")])
+    assert "the images of folder have changed since the run" in capsys.readouterr().out
+
+
+def test_where_the_images_lie_changes_nothing(tmp_path: Path, make_config: MakeConfig) -> None:
+    for residence in ("disk", "host", "device"):
+        train_and_evaluate(make_config(max_steps=4, **{"data.residence": residence}), tmp_path / residence)
+    disk, host, device = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("disk", "host", "device"))
+    assert disk == host == device
 
 
 def test_a_damaged_checkpoint_costs_no_more_than_the_steps_after_the_one_before(

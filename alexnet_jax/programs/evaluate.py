@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import metrics, terminal
 from alexnet_jax.augment import VIEWS
 from alexnet_jax.checkpoint import checkpoint_names, restore
+from alexnet_jax.config import check
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_evaluate, make_preprocessing, open_dataset
 from alexnet_jax.models import get_model
@@ -28,11 +29,14 @@ def main(argv: list[str]) -> None:
 
     directory = arguments.run / "checkpoints"
     restored = restore(directory, _choose(directory, arguments.checkpoint))
+    check(restored.metadata["config"])
     config = ConfigDict(restored.metadata["config"])
     data = config.data
     dataset = open_dataset(data)
     if list(dataset.class_names) != restored.metadata["class_names"]:
         raise UserError(f"{data.name} in {data.prepared_dir} has other classes than the run in {arguments.run}")
+    if restored.metadata["data"] != dataset.content:
+        terminal.warn(f"the images of {data.name} have changed since the run")
     if arguments.split not in dataset.splits:
         raise UserError(f"--split={arguments.split}: {data.name} has {', '.join(dataset.splits)}")
     devices = DataParallel.create(config.parallel.num_devices)
