@@ -291,6 +291,7 @@ class _Job:
         directory, size, class_names = self.work, self.storing.image_size, self.source.class_names
         for split in ("train", "validation"):
             if split not in sizes:
+                shutil.rmtree(directory)  # with other fractions or images nothing in it is of use
                 hint = "larger" if split == "validation" else "smaller"
                 raise UserError(
                     f"no image was left for the {split} split: give more images or a {hint} "

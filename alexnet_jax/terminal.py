@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from alexnet_jax.models import LayerSummary
 
@@ -32,12 +33,12 @@ def show_facts(facts: Mapping[str, str]) -> None:
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, _printable(value))
+        table.add_row(name, Text(_printable(value)))
     _console.print(table)
 
 
 def _printable(text: str) -> str:
-    """File names need not be Unicode; rich must not take any for its markup."""
+    """File names need not be Unicode."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -280,6 +280,13 @@ def test_an_interruption_at_any_rename_leaves_nothing_behind(tmp_path: Path, nam
     assert call > 2 and not failures
 
 
+def test_a_split_that_would_be_empty_is_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path / "s", {"cat": 2, "dog": 2})
+    message = refused(lambda: prepared(tmp_path / "s", tmp_path / "p", validation_fraction=1e-6, test_fraction=0.0))
+    assert "no image was left for the validation split" in message
+    assert [path.suffix for path in (tmp_path / "p").iterdir()] == [".lock"]
+
+
 # Several processes, odd places
 
 
