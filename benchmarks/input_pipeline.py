@@ -10,6 +10,7 @@ squares; "with crops" adds the step's own crops, mean and colour noise, computed
 
 import argparse
 import contextlib
+import functools
 import itertools
 import random
 import statistics
@@ -53,8 +54,9 @@ def main() -> None:
             "tf.data, as flax's ImageNet example": lambda: _tf_data(files, as_flax_example=True),
         }
         for workers in range(1, available_cores() + 2):
-            contenders[f"DataLoader, uint8, {workers} workers"] = lambda n=workers: _data_loader(files, n, False)
-            contenders[f"DataLoader, float32, {workers} workers"] = lambda n=workers: _data_loader(files, n, True)
+            for kind in ("uint8", "float32"):
+                name = f"DataLoader, {kind}, {workers} workers"
+                contenders[name] = functools.partial(_data_loader, files, workers, kind == "float32")
         rates: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(ROUNDS):
             for name, start in contenders.items():
@@ -124,7 +126,7 @@ def _data_loader(files: list[Path], workers: int, as_float: bool) -> Iterator[An
 
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
-    class Crops(torch.utils.data.Dataset):  # type: ignore[misc]
+    class Crops(torch.utils.data.Dataset):
         def __len__(self) -> int:
             return len(files)
 
