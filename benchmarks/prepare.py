@@ -1,19 +1,24 @@
-"""Preparing photographs at their own size: this project against a loop of Pillow over all cores.
+"""Preparing photographs at their own size: this project against Pillow, in a loop over all cores and in a TFDS builder.
 
     python -m pip install -r benchmarks/requirements.txt
     python -m benchmarks.prepare PHOTOGRAPHS
 
-PHOTOGRAPHS is a folder or a tar of JPEGs, which are copied twenty times over. Both write squares of 256 pixels as JPEG
+PHOTOGRAPHS is a folder or a tar of JPEGs, which are copied twenty times over. All write squares of 256 pixels as JPEG
 of quality 90; this project also takes the hash of each file, the mean image and the colours' covariance.
 """
 
 import argparse
+import contextlib
+import io
 import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
 from alexnet_jax.datasets import _get_source
@@ -23,17 +28,17 @@ from alexnet_jax.preparation import prepare, read_info
 from benchmarks.photographs import read_photographs
 from configs import alexnet
 
-COPIES, ROUNDS = 20, 5
+COPIES, ROUNDS = 20, 3
 
 
 def main() -> None:
-    """Prints images/s of both, medians of five rounds with their spread, the ratio and bytes an image."""
+    """Prints images/s of each, medians of three rounds with their spread, the ratios and bytes an image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path)
     photographs = read_photographs(parser.parse_args().photographs)
     config = alexnet.get_config("folder")
     config.data.storage = "jpeg"
-    ours, pillow = [], []
+    ours, pillow, builder = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for number, photograph in enumerate(photographs * COPIES):
             path = Path(folder) / "photographs" / f"class{number % 10}" / f"{number:05d}.jpg"
@@ -51,18 +56,49 @@ def main() -> None:
             with multiprocessing.Pool(available_cores()) as pool:
                 pool.starmap(_square, [(file, out / file.name) for file in files], chunksize=16)
             pillow.append(len(files) / (time.perf_counter() - began))
+            began = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                Squares(files, data_dir=f"{folder}/tfds{round_}", file_format="array_record").download_and_prepare()
+            builder.append(len(files) / (time.perf_counter() - began))
         info = read_info(directory)
         assert info
         sizes = {"ours": info["bytes"], "Pillow": sum(path.stat().st_size for path in out.iterdir())}
-    for name, rates in (("ours", ours), ("Pillow", pillow)):
-        rate, bytes_ = statistics.median(rates), sizes[name] / len(files)
-        print(f"{name:7} {rate:6,.0f} images/s ({min(rates):,.0f} to {max(rates):,.0f}), {bytes_:,.0f} bytes an image")
-    print(f"ratio {statistics.median(ours) / statistics.median(pillow):.2f}")
+    for name, rates in (("ours", ours), ("Pillow on all cores", pillow), ("Pillow in a TFDS builder", builder)):
+        rate, ratio = statistics.median(rates), statistics.median(ours) / statistics.median(rates)
+        print(f"{name:24} {rate:6,.0f} images/s ({min(rates):,.0f} to {max(rates):,.0f}); ours {ratio:.2f}x")
+    for name, size in sizes.items():
+        print(f"{name}: {size / len(files):,.0f} bytes an image")
 
 
-def _square(source: Path, target: Path) -> None:
+class Squares(tfds.core.GeneratorBasedBuilder):
+    """What `tfds build` runs: one image after the other."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, files: list[Path], **options: Any):
+        self._files = files
+        super().__init__(**options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        names = sorted({path.parent.name for path in self._files})
+        features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=names)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for path in self._files:
+            square = io.BytesIO()
+            _square(path, square)
+            square.seek(0)
+            yield path.name, {"image": square, "label": path.parent.name}
+
+
+def _square(source: Path, target: Path | io.BytesIO) -> None:
     with Image.open(source) as picture:
-        ImageOps.fit(picture.convert("RGB"), (256, 256), Image.Resampling.BICUBIC).save(target, quality=90)
+        square = ImageOps.fit(picture.convert("RGB"), (256, 256), Image.Resampling.BICUBIC)
+    square.save(target, format="JPEG", quality=90)
 
 
 if __name__ == "__main__":
