@@ -7,8 +7,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax.config import exit_on_user_error, parse_flags
-from alexnet_jax.errors import UserError
+from alexnet_jax.config import exit_on_user_error, parse_flags, refuse_words
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration: FILE.py or FILE.py:CHOICES.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/ and the name of the config.")
@@ -16,8 +15,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default ru
 
 def main(argv: list[str]) -> None:
     """Runs the training that the flags describe and exits with its status."""
-    if argv[1:]:
-        raise UserError(f"what is {argv[1]!r}? Settings are given as --config.KEY=VALUE")
+    refuse_words(argv)
     logging.set_verbosity(logging.FATAL)  # Orbax logs each error with a page of traceback before it raises it
     from alexnet_jax.train import train_and_evaluate
 

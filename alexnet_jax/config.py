@@ -52,12 +52,16 @@ def config_from_flags(program: str, argv: list[str]) -> ConfigDict:
     """The config that a program's `--config=FILE --config.KEY=VALUE` describe, checked."""
     if "config" not in flags.FLAGS:
         config_flags.DEFINE_config_file("config", None, "Configuration: FILE.py or FILE.py:CHOICES.", lock_config=True)
-    remaining = parse_flags([program, *argv])
-    if remaining[1:]:
-        raise UserError(f"what is {remaining[1]!r}? Settings are given as --config.KEY=VALUE")
+    refuse_words(parse_flags([program, *argv]))
     config: ConfigDict = flags.FLAGS["config"].value
     check(config.to_dict())
     return config
+
+
+def refuse_words(argv: list[str]) -> None:
+    """Raises UserError if something is left of a command line once its flags are parsed."""
+    if argv[1:]:
+        raise UserError(f"what is {argv[1]!r}? Settings are given as --config.KEY=VALUE")
 
 
 def _exit(message: str, status: int = 2) -> NoReturn:

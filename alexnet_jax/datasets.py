@@ -58,14 +58,10 @@ def get_dataset(name: str, source_dir: str, prepared_dir: str, synthetic_example
 
     Raises UserError if there is no such data set or it cannot be prepared.
     """
-    what = {
-        "folder": Path(source_dir).resolve(),
-        "imagenet2012": Path(source_dir).resolve(),
-        "synthetic": synthetic_examples,
-    }
+    place = Path(source_dir).resolve()
+    what = {"folder": place, "imagenet2012": place, "synthetic": synthetic_examples}
     identity = (name, str(what.get(name)), dataclasses.astuple(dataclasses.replace(storing, max_quarantined=0.0)))
-    place = Path(source_dir).resolve().name if name == "folder" else ""
-    label = re.sub(r"[^\w.]+", "-", f"{name}-{place}".strip("-"))[:80]
+    label = re.sub(r"[^\w.]+", "-", f"{name}-{place.name}".strip("-") if name == "folder" else name)[:80]
     directory = Path(prepared_dir) / f"{label}-{storing.image_size}-{_short_hash(identity)}"
     try:
         source = _get_source(name, source_dir, prepared_dir, synthetic_examples)

@@ -189,7 +189,7 @@ def describe(info: Mapping[str, Any], inventory: Inventory, directory: Path, rem
     """The report of a preparation, name and text."""
     class_names, statistics = info["class_names"], info["statistics"]
     counts = inventory.counts(len(class_names))
-    images, size = len(inventory.label), info["image_size"]
+    images, size, duplicates = len(inventory.label), info["image_size"], inventory.duplicates()
     sizes = "; ".join(
         f"{split} {column.sum():,} ({column.min():,} to {column.max():,} a class)" for split, column in counts.items()
     )
@@ -200,8 +200,8 @@ def describe(info: Mapping[str, Any], inventory: Inventory, directory: Path, rem
         "splits": f"{sizes}; see {CLASSES}",
         "odd": ", ".join(f"{inventory.traits[trait]:,} {trait}" for trait in TRAITS),
         "unreadable": f"{len(inventory.quarantine):,}" + (f"; see {QUARANTINE}" if inventory.quarantine else ""),
-        "copies": f"{inventory.copies():,}, {len(inventory.duplicates()):,} of them in another split"
-        + (f"; see {DUPLICATES}" if inventory.duplicates() else ""),
+        "copies": f"{inventory.copies():,}, {len(duplicates):,} of them in another split"
+        + (f"; see {DUPLICATES}" if duplicates else ""),
         "colours": f"mean {_numbers(statistics['mean'])}, std {_numbers(statistics['std'])}, "
         f"along principal components {_numbers(statistics['pca_std'])}",
     }

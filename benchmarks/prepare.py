@@ -21,8 +21,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
-from alexnet_jax.datasets import _get_source
 from alexnet_jax.experiment import make_storing
+from alexnet_jax.image_folder import ImageFolder
 from alexnet_jax.machine import available_cores
 from alexnet_jax.preparation import prepare, read_info
 from benchmarks.photographs import read_photographs
@@ -48,7 +48,7 @@ def main() -> None:
         for round_ in range(ROUNDS):
             directory = Path(folder) / f"ours{round_}"
             began = time.perf_counter()
-            prepare(_get_source("folder", f"{folder}/photographs", "", 0), make_storing(config.data), directory)
+            prepare(ImageFolder(f"{folder}/photographs"), make_storing(config.data), directory)
             ours.append(len(files) / (time.perf_counter() - began))
             out = Path(folder) / f"pillow{round_}"
             out.mkdir()
