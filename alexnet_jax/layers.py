@@ -1,23 +1,24 @@
 """AlexNet's layers as pure functions on NHWC arrays, each convention in which codebases differ made explicit.
 
-Sources, here and in `models.py`: "paper" is Krizhevsky, Sutskever and Hinton, NIPS 2012; "CHM" is the original code and
-its configurations (github.com/computerhistory/AlexNet-Source-Code); "CC2" is github.com/akrizhevsky/cuda-convnet2;
+Sources, here and in `presets.py`: "paper" is Krizhevsky, Sutskever and Hinton, NIPS 2012; "CHM" is the original code
+and its configurations (github.com/computerhistory/AlexNet-Source-Code); "CC2" is github.com/akrizhevsky/cuda-convnet2;
 "Caffe" is github.com/BVLC/caffe; "torchvision" is github.com/pytorch/vision.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key
 
+from alexnet_jax.convolution import Images
 from alexnet_jax.errors import UserError
-
-Images = Float[Array, "batch height width channel"]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
@@ -65,10 +66,7 @@ def cross_map_norm(x: Images, lrn: LRN, towers: int = 1) -> Images:
     if lrn.per_tower and towers > 1:
         parts = jnp.split(x, towers, axis=-1)
         return jnp.concatenate([cross_map_norm(part, lrn) for part in parts], axis=-1)
-    half = lrn.size // 2
-    padding = ((0, 0), (0, 0), (0, 0), (half, half))
-    energy = lax.reduce_window(x * x, 0.0, lax.add, (1, 1, 1, lrn.size), (1, 1, 1, 1), padding)
-    return x * _power_minus_three_quarters(lrn.k + lrn.alpha * energy)
+    return _normalize(x, (1, 1, lrn.size), lrn.k, lrn.alpha)
 
 
 def within_map_norm(x: Images, size: int, alpha: float) -> Images:
@@ -76,28 +74,38 @@ def within_map_norm(x: Images, size: int, alpha: float) -> Images:
 
     The "rnorm" layer of the 2012 source (CHM layer.py:1183: the nominal scale divided by size squared).
     """
-    padding = ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0))
-    energy = lax.reduce_window(x * x, 0.0, lax.add, (1, size, size, 1), (1, 1, 1, 1), padding)
-    return x * _power_minus_three_quarters(1.0 + alpha * energy)
+    return _normalize(x, (size, size, 1), 1.0, alpha)
 
 
-def _power_minus_three_quarters(x: Array) -> Array:
-    """x^(-3/4) without a logarithm: far cheaper than `x ** -0.75` and as exact."""
-    root = lax.rsqrt(x)
-    return root * jnp.sqrt(root)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _normalize(x: Images, window: tuple[int, int, int], k: float, alpha: float) -> Images:
+    """x / d^(3/4) with d = k + alpha * the sum of x^2 over a window of odd sides around each activation, in float32."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    _, factor = _energy_and_factor(wide, window, k, alpha)
+    return (wide * factor).astype(x.dtype)
 
 
-def conv(lhs: Array, rhs: Array, *args, feature_group_count: int = 1, **kwargs) -> Array:  # type: ignore[no-untyped-def]
-    """`lax.conv_general_dilated` on NHWC, with one convolution a group.
+def _normalize_backward(window: tuple[int, int, int], k: float, alpha: float, x: Images, dy: Images) -> tuple[Images]:
+    """dx = dy / d^(3/4) - 3/2 alpha x * (sum of dy x / d^(7/4) over the window), from x alone."""
+    wide, dy = (array.astype(jnp.promote_types(x.dtype, jnp.float32)) for array in (x, dy))
+    energy, factor = _energy_and_factor(wide, window, k, alpha)
+    dx = dy * factor - 1.5 * alpha * wide * _window_sum(dy * wide * factor / energy, window)
+    return (dx.astype(x.dtype),)
 
-    Two towers really are two: XLA's grouped convolution on the CPU is 10 to 20 times slower than its two halves.
-    """
-    if feature_group_count == 1:
-        return lax.conv_general_dilated(lhs, rhs, *args, **kwargs)
-    inputs = jnp.split(lhs, feature_group_count, axis=-1)
-    kernels = jnp.split(rhs, feature_group_count, axis=-1)
-    outputs = [lax.conv_general_dilated(x, kernel, *args, **kwargs) for x, kernel in zip(inputs, kernels, strict=True)]
-    return jnp.concatenate(outputs, axis=-1)
+
+_normalize.defvjp(lambda x, *options: (_normalize(x, *options), x), _normalize_backward)
+
+
+def _energy_and_factor(x: Images, window: tuple[int, int, int], k: float, alpha: float) -> tuple[Images, Images]:
+    """d and d^(-3/4), the power without a logarithm: far cheaper and as exact."""
+    energy = k + alpha * _window_sum(x * x, window)
+    root = lax.rsqrt(energy)
+    return energy, root * jnp.sqrt(root)
+
+
+def _window_sum(x: Images, window: tuple[int, int, int]) -> Images:
+    padding = ((0, 0), *((size // 2, size // 2) for size in window))
+    return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, (1, *window), (1, 1, 1, 1), padding)
 
 
 def output_size(size: int, kernel: int, stride: int, pad: int, ceil: bool) -> int:
@@ -126,11 +134,74 @@ def window_padding(size: int, kernel: int, stride: int, pad: int, ceil: bool) ->
 
 
 def pool(x: Images, kind: str, size: int, stride: int, ceil: bool) -> Float[Array, "batch rows columns channel"]:
-    """Max or average pooling. An average counts the pixels inside the map alone, as cuda-convnet and Caffe do."""
+    """Max or average pooling. An average counts the pixels inside the map alone, as cuda-convnet and Caffe do.
+
+    Of equal maxima in a window the first one, row by row, gets the gradient, as in XLA and in torch.
+    """
     padding = [window_padding(extent, size, stride, 0, ceil) for extent in x.shape[1:3]]
     if kind == "max":
-        return nn.max_pool(x, window_shape=(size, size), strides=(stride, stride), padding=padding)
+        return _max_pool(x, size, stride, (padding[0][1], padding[1][1]), x.shape[1:3])
     return nn.avg_pool(x, window_shape=(size, size), strides=(stride, stride), padding=padding, count_include_pad=False)
+
+
+Sides = tuple[int, int]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _max_pool(x: Images, size: int, stride: int, overhang: Sides, extents: Sides) -> Images:
+    """Maxima of windows that hang over the end by `overhang`; XLA's own are slow, and their gradient ten times."""
+    return functools.reduce(jnp.maximum, _places(x, size, stride, overhang))
+
+
+def _max_pool_forward(x: Images, size: int, stride: int, overhang: Sides, extents: Sides) -> tuple[Images, Array]:
+    """The maxima, and which place in its window each has."""
+    maximum, *others = _places(x, size, stride, overhang)
+    place = jnp.zeros(maximum.shape, jnp.int8)
+    for number, values in enumerate(others, start=1):
+        place = jnp.where(values > maximum, jnp.int8(number), place)
+        maximum = jnp.maximum(maximum, values)
+    return maximum, place
+
+
+def _max_pool_backward(
+    size: int, stride: int, overhang: Sides, extents: Sides, place: Array, dy: Images
+) -> tuple[Images]:
+    """Each pixel adds up dy of the windows in which it was the maximum.
+
+    Pixels at the same offset from a multiple of the stride lie at the same places of their windows: one plane for each.
+    """
+    cells = [-(-extent // stride) for extent in extents]
+    reach = (size - 1) // stride  # windows before the one at its own cell that a pixel may lie in
+    config = [(0, 0, 0), *((reach, cell - n, 0) for cell, n in zip(cells, dy.shape[1:3], strict=True)), (0, 0, 0)]
+    dy, place = lax.pad(dy, jnp.zeros((), dy.dtype), config), lax.pad(place, jnp.int8(-1), config)
+
+    def plane(row: int, column: int) -> Array:
+        total = jnp.zeros((), dy.dtype)
+        for up in range((size - 1 - row) // stride + 1):
+            for left in range((size - 1 - column) // stride + 1):
+                windows = np.s_[:, reach - up : reach - up + cells[0], reach - left : reach - left + cells[1]]
+                number = (row + up * stride) * size + column + left * stride
+                total = total + jnp.where(place[windows] == number, dy[windows], 0)
+        return total
+
+    planes = lax.optimization_barrier([[plane(row, column) for column in range(stride)] for row in range(stride)])
+    dx = jnp.stack([jnp.stack(columns, axis=3) for columns in planes], axis=2)
+    dx = dx.reshape(len(dx), cells[0] * stride, cells[1] * stride, -1)
+    return (dx[:, : extents[0], : extents[1]],)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _places(x: Images, size: int, stride: int, overhang: Sides) -> list[Array]:
+    """For each place in a window, row by row, what all windows have there."""
+    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), *((0, after, 0) for after in overhang), (0, 0, 0)])
+    rows, columns = ((extent - size) // stride * stride + 1 for extent in x.shape[1:3])
+    return [
+        x[:, row : row + rows : stride, column : column + columns : stride]
+        for row in range(size)
+        for column in range(size)
+    ]
 
 
 def dropout(

@@ -11,9 +11,10 @@ import pytest
 from tests.conftest import REPOSITORY
 
 LEVELS = [
-    {"errors"},
+    {"errors", "convolution"},
     {"layers", "augment", "metrics", "optimizer", "run_plan", "images", "config", "machine", "stop_signals"},
-    {"models", "sources", "shards", "inventory", "train_state"},
+    {"presets", "sources", "shards", "inventory", "train_state"},
+    {"models"},
     {"steps", "checkpoint", "metric_writer", "terminal", "image_folder", "imagenet"},
     {"preparation"},
     {"datasets", "input_pipeline", "parallel"},

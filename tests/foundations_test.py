@@ -10,11 +10,11 @@ import optax
 import pytest
 
 from alexnet_jax import layers, metrics
-from alexnet_jax.models import PRESETS, AlexNet, fc, summarize
+from alexnet_jax.convolution import conv
+from alexnet_jax.models import AlexNet, summarize
 from alexnet_jax.optimizer import make_optimizer
+from alexnet_jax.presets import PRESETS, fc
 from configs.alexnet import get_config
-
-NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -186,7 +186,7 @@ KERNEL = [
 
 def convolve(kernel: list[list[int]], stride: int, pad: int) -> np.ndarray:
     x, kernel = jnp.array(IMAGE, float)[None, :, :, None], jnp.array(kernel, float)[:, :, None, None]
-    return np.asarray(layers.conv(x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=NHWC))[0, :, :, 0]
+    return np.asarray(conv(x, kernel, stride, ((pad, pad), (pad, pad)), groups=1))[0, :, :, 0]
 
 
 def test_convolution_shrinks_the_image() -> None:

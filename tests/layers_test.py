@@ -1,7 +1,5 @@
 """Layers against independent float64 loops."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +9,7 @@ from jax import lax
 from alexnet_jax import layers
 from alexnet_jax.errors import UserError
 from alexnet_jax.layers import LRN, LRN_CONVENTIONS
-from alexnet_jax.models import PRESETS
-
-NHWC = ("NHWC", "HWIO", "NHWC")
+from alexnet_jax.presets import PRESETS
 
 
 def normal(seed: int, *shape: int, std: float = 1.0) -> np.ndarray:
@@ -79,60 +75,19 @@ def test_within_map_norm(size: int, std: float) -> None:
     np.testing.assert_allclose(normalised, within_map_loop(x, size, alpha=1e-3 / size**2), rtol=1e-6)
 
 
-# Convolution in two towers
+@pytest.mark.parametrize("std", [1, 500])
+@pytest.mark.parametrize("window", [(1, 1, 5), (3, 3, 1), (5, 5, 1)])
+def test_gradient_of_normalisation_against_autodiff(window: tuple[int, int, int], std: float) -> None:
+    def formula(x: jax.Array) -> jax.Array:
+        padding = ((0, 0), *((side // 2, side // 2) for side in window))
+        energy = lax.reduce_window(x * x, 0.0, lax.add, (1, *window), (1, 1, 1, 1), padding)
+        return x / (2.0 + 1e-3 * energy) ** 0.75
 
-
-TOWER_INPUTS = normal(0, 2, 7, 6, 4)
-TOWER_KERNELS = normal(1, 3, 3, 2, 6)
-PADDING = ((1, 2), (0, 1))
-
-
-def two_towers(convolution: Callable) -> Callable:
-    def convolve(x: jax.Array, kernels: jax.Array) -> jax.Array:
-        x, kernels = jnp.asarray(x), jnp.asarray(kernels)
-        return convolution(x, kernels, (2, 2), PADDING, dimension_numbers=NHWC, feature_group_count=2)
-
-    return convolve
-
-
-def conv_loop(x: np.ndarray, kernels: np.ndarray, stride: int, towers: int) -> np.ndarray:
-    """Each kernel sees the channels of its own tower alone."""
-    x, kernels = np.pad(x.astype(np.float64), ((0, 0), *PADDING, (0, 0))), kernels.astype(np.float64)
-    size, _, width, features = kernels.shape
-    height, length = ((extent - size) // stride + 1 for extent in x.shape[1:3])
-    outputs = np.empty((len(x), height, length, features))
-    for i, j, feature in np.ndindex(height, length, features):
-        first = feature // (features // towers) * width
-        rows, columns = slice(i * stride, i * stride + size), slice(j * stride, j * stride + size)
-        window = x[:, rows, columns, first : first + width]
-        outputs[:, i, j, feature] = np.sum(window * kernels[..., feature], axis=(1, 2, 3))
-    return outputs
-
-
-def test_grouped_convolution_against_a_loop() -> None:
-    outputs = two_towers(layers.conv)(TOWER_INPUTS, TOWER_KERNELS)
-    np.testing.assert_allclose(
-        outputs, conv_loop(TOWER_INPUTS, TOWER_KERNELS, stride=2, towers=2), rtol=1e-5, atol=1e-5
-    )
-
-
-def test_grouped_convolution_and_its_gradients_against_xla() -> None:
-    outputs, pull_back = jax.vjp(two_towers(layers.conv), TOWER_INPUTS, TOWER_KERNELS)
-    expected, pull_back_expected = jax.vjp(two_towers(lax.conv_general_dilated), TOWER_INPUTS, TOWER_KERNELS)
-    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
-    output_gradients = jnp.asarray(normal(2, *outputs.shape))
-    for gradient, expected in zip(pull_back(output_gradients), pull_back_expected(output_gradients), strict=True):
-        np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("tower", "other"), [(0, 1), (1, 0)])
-def test_a_tower_does_not_see_the_other(tower: int, other: int) -> None:
-    def energy_of_tower(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.split(two_towers(layers.conv)(x, TOWER_KERNELS), 2, axis=-1)[tower] ** 2)
-
-    gradients = np.split(jax.grad(energy_of_tower)(TOWER_INPUTS), 2, axis=-1)
-    assert np.all(gradients[other] == 0)
-    assert np.all(gradients[tower] != 0)
+    with jax.enable_x64(True):
+        x, dy = (jnp.asarray(normal(seed, 2, 7, 6, 9, std=std), jnp.float64) for seed in (0, 1))
+        _, pull_back = jax.vjp(lambda x: layers._normalize(x, window, 2.0, 1e-3), x)
+        _, expected = jax.vjp(formula, x)
+        np.testing.assert_allclose(pull_back(dy)[0], expected(dy)[0], rtol=1e-9, atol=1e-12)
 
 
 # Windows

@@ -10,7 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.models import PRESETS, AlexNet, get_model, summarize
+from alexnet_jax.models import AlexNet, get_model, summarize
+from alexnet_jax.presets import PRESETS
 
 CROPS = {"source": 224, "owt": 224, "lenet": 28}
 
