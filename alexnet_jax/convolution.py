@@ -1,27 +1,44 @@
-"""Convolution in two formulations: XLA's own on accelerators, matrix products over cache-sized pieces on the CPU.
+"""Convolution in two formulations: XLA's own on accelerators, Winograd's tiles on the CPU where they pay.
 
-XLA's convolution on the CPU is up to 20 times off the pace in groups, in gradients and in a first layer of few
-channels. Here each convolution and both of its gradients become products with rows of patches that are made, used and
-forgotten while they lie in the cache. `benchmarks/train_step.py` measures what that gains.
+XLA's convolution on the CPU is 5 to 10 times off the pace in groups and in a first layer of few channels. Lavin and
+Gray 2016 ("Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308) compute 3 x 3 outputs at once from one
+tile of pixels, both transformed by small matrices, with 2.8 times fewer multiplications for a 3x3 kernel and 4.6 for a
+5x5 one; what remains are matrix products, which XLA does well. `benchmarks/train_step.py` measures what that gains.
 """
 
 import functools
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
 Images = Float[Array, "batch _height _width _channel"]
 Kernel = Float[Array, "_rows _columns _channel_of_group _feature"]
 Padding = tuple[tuple[int, int], tuple[int, int]]
+Sides = tuple[int, ...]
+Matrix = tuple[tuple[float, ...], ...]
+Tiles = Float[Array, "columns rows group _tiles _channel"]
+"""One matrix for each place in a tile and each group; of a kernel, channels times features."""
 
-PIECE_BYTES = 2 << 20
-"""Patches made at a time: few enough for the cache, enough for a matrix product to be efficient."""
+OUTPUTS = 3
+"""Outputs of a tile in each direction. More save more products and lose more digits."""
 
-MIN_DEPTH = 96
-"""The shortest sum of products that a matrix product of its own is worth; shorter ones are joined to one."""
+NO_PADDING: Padding = ((0, 0), (0, 0))
+
+POINTS = (0, 1, -1, 2, -2, Fraction(1, 2))
+"""Where the polynomials of a tile are evaluated, beside infinity; a kernel of n rows takes n + 1 of them."""
+
+MIN_CHANNELS = 48
+"""Channels of a group that fill a processor's vectors and the sums of a product; with fewer XLA is faster."""
+
+PIECE_BYTES = 24 << 20
+"""Transformed tiles made at a time: few enough for the cache, enough for a matrix product to be efficient."""
 
 
 def conv(x: Images, kernel: Kernel, stride: int, padding: Padding, groups: int) -> Images:
@@ -37,7 +54,7 @@ def conv(x: Images, kernel: Kernel, stride: int, padding: Padding, groups: int) 
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(conv_by_products, stride=stride, padding=padding, groups=groups),
+        cpu=functools.partial(conv_on_cpu, stride=stride, padding=padding, groups=groups),
         default=functools.partial(conv_by_xla, stride=stride, padding=padding, groups=groups),
     )
 
@@ -50,11 +67,20 @@ def conv_by_xla(x: Images, kernel: Kernel, stride: int, padding: Padding, groups
     )
 
 
-def conv_by_products(x: Images, kernel: Kernel, stride: int, padding: Padding, groups: int) -> Images:
-    """`conv` as matrix products, with gradients as matrix products."""
+def conv_on_cpu(x: Images, kernel: Kernel, stride: int, padding: Padding, groups: int) -> Images:
+    """`conv` by tiles, or by XLA group by group where tiles do not pay."""
+    cells = -(-kernel.shape[0] // stride)
+    if 2 <= cells < len(POINTS) and kernel.shape[2] * stride**2 >= MIN_CHANNELS:
+        return conv_by_tiles(x, kernel, stride, padding, groups)
+    parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
+    return jnp.concatenate([conv_by_xla(*part, stride, padding, 1) for part in parts], axis=-1)
+
+
+def conv_by_tiles(x: Images, kernel: Kernel, stride: int, padding: Padding, groups: int) -> Images:
+    """`conv` by Winograd's tiles, gradients too. Kernels of more than 5 rows in steps of the stride lose digits."""
     if stride > 1:
         x, kernel = _fold_stride(x, kernel, stride, padding, groups)
-        padding = ((0, 0), (0, 0))
+        padding = NO_PADDING
     return _unit_conv(x, kernel, padding, groups)
 
 
@@ -78,8 +104,19 @@ def _fold_stride(x: Images, kernel: Kernel, stride: int, padding: Padding, group
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _unit_conv(x: Images, kernel: Kernel, padding: Padding, groups: int) -> Images:
-    """A convolution of stride 1."""
-    return _correlate(_pad(x, padding), kernel, groups)
+    """A convolution of stride 1 by tiles."""
+    size = kernel.shape[0]
+    extents = (x.shape[1] + sum(padding[0]) - size + 1, x.shape[2] + sum(padding[1]) - size + 1)
+    to_outputs, of_kernel, of_pixels = winograd(OUTPUTS, size)
+    kernels = _on_both_sides(of_kernel, _split_groups(kernel, groups))
+
+    def of_piece(piece: Images) -> Images:
+        products = _transform_tiles(piece, of_pixels, padding, groups, extents) @ kernels
+        planes = _on_both_sides(to_outputs, products)
+        return _assemble(planes, extents).astype(x.dtype)
+
+    (pieces,) = _pieces(kernel.shape, groups, extents, x)
+    return lax.map(of_piece, pieces).reshape(-1, *extents, kernel.shape[-1])[: len(x)]
 
 
 def _unit_conv_forward(
@@ -99,103 +136,164 @@ def _unit_conv_backward(
     above, left = rows - 1 - padding[0][0], columns - 1 - padding[1][0]
     below = x.shape[1] + rows - 1 - dy.shape[1] - above
     right = x.shape[2] + columns - 1 - dy.shape[2] - left
-    dx = _correlate(_pad(dy, ((above, below), (left, right))), turned, groups)
-    return dx, _kernel_gradient(_pad(x, padding), dy, kernel.shape, groups)
+    dx = _unit_conv(dy, turned, ((above, below), (left, right)), groups)
+    return dx, _kernel_gradient(x, dy, kernel, padding, groups)
 
 
 _unit_conv.defvjp(_unit_conv_forward, _unit_conv_backward)
 
 
-def _correlate(x: Images, kernel: Kernel, groups: int) -> Images:
-    """A convolution without padding: the sum over rows of the kernel of patches of that row times its weights."""
-    rows, columns, _, features = kernel.shape
-    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
-    joined = _joined_rows(kernel.shape)
-    weights = jnp.split(kernel.reshape(rows // joined, -1, features), groups, axis=-1)
+def _kernel_gradient(x: Images, dy: Images, kernel: Kernel, padding: Padding, groups: int) -> Kernel:
+    """The transformed tiles of x, transposed, times those of dy; summed over the pieces of the batch."""
+    to_outputs, of_kernel, of_pixels = winograd(OUTPUTS, kernel.shape[0])
+    extents = dy.shape[1:3]
 
-    def of_piece(piece: Images) -> Images:
-        outputs = [
-            sum(_product(band, of_band) for band, of_band in zip(bands, of_group, strict=True))
-            for bands, of_group in zip(_bands(piece, kernel.shape, groups), weights, strict=True)
-        ]
-        return jnp.concatenate(outputs, axis=-1).astype(x.dtype).reshape(-1, height, width, features)
+    def add(total: Array, piece: tuple[Images, ...]) -> tuple[Array, None]:
+        tiles = _transform_tiles(piece[0], of_pixels, padding, groups, extents)
+        d_tiles = _transform_tiles(piece[1], _transposed(to_outputs), NO_PADDING, groups, extents)
+        return total + jnp.swapaxes(tiles, -1, -2) @ d_tiles, None
 
-    pieces = _pieces(x, kernel.shape)
-    outputs = lax.map(of_piece, pieces) if len(pieces) > 1 else of_piece(x)
-    return outputs.reshape(-1, height, width, features)
+    size, channels, features = len(of_pixels), kernel.shape[2], kernel.shape[3]
+    zero = jnp.zeros((size, size, groups, channels, features // groups), _sum_type(x))
+    total, _ = lax.scan(add, zero, _pieces(kernel.shape, groups, extents, x, dy))
+    gradient = _on_both_sides(_transposed(of_kernel), total)
+    return gradient.transpose(1, 0, 3, 2, 4).reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _kernel_gradient(x: Images, dy: Images, shape: tuple[int, ...], groups: int) -> Kernel:
-    """For each row of the kernel its patches, transposed, times dy; summed over the pieces of the batch."""
-    rows, columns, channels, features = shape
+@functools.cache
+def winograd(outputs: int, taps: int) -> tuple[Matrix, Matrix, Matrix]:
+    """Matrices A, G, B for which A ((G g) * (B d)) is the correlation of pixels d with a kernel g of `taps` numbers.
 
-    def add(total: list[Array], piece: tuple[Images, Images]) -> tuple[list[Array], None]:
-        parts = jnp.split(piece[1].reshape(-1, features), groups, axis=-1)
-        products = [
-            _product(band.T, part)
-            for bands, part in zip(_bands(piece[0], shape, groups), parts, strict=True)
-            for band in bands
-        ]
-        return jax.tree.map(jnp.add, total, products), None
-
-    pieces = _pieces(x, shape)
-    bands_of_group = rows // _joined_rows(shape)
-    depth = rows * columns * channels // bands_of_group
-    zero = jnp.zeros((depth, features // groups), _sum_type(x))
-    totals, _ = lax.scan(
-        add, [zero] * (groups * bands_of_group), (pieces, dy.reshape(*pieces.shape[:2], *dy.shape[1:]))
-    )
-    of_groups = [jnp.concatenate(totals[g * bands_of_group : (g + 1) * bands_of_group]) for g in range(groups)]
-    return jnp.concatenate(of_groups, axis=-1).reshape(shape).astype(x.dtype)
+    Toom and Cook's: d and g stand for polynomials, which are multiplied at `POINTS` and at infinity. There are
+    outputs + taps - 1 pixels, rows of G and of B, and columns of A.
+    """
+    at = [Fraction(point) for point in POINTS[: outputs + taps - 2]]
+    others = [[q for q in at if q != p] for p in at]
+    to_outputs = [[*(p**power for p in at), Fraction(power == outputs - 1)] for power in range(outputs)]
+    scales = [math.prod(p - q for q in rest) for p, rest in zip(at, others, strict=True)]
+    of_kernel = [[p**power / scale for power in range(taps)] for p, scale in zip(at, scales, strict=True)]
+    of_kernel.append([Fraction(power == taps - 1) for power in range(taps)])
+    of_pixels = [[*_polynomial(rest), Fraction(0)] for rest in others] + [_polynomial(at)]
+    return _floats(to_outputs), _floats(of_kernel), _floats(of_pixels)
 
 
-def _bands(x: Images, shape: tuple[int, ...], groups: int) -> list[list[Float[Array, "windows depth"]]]:
-    """For each group, for each row of the kernel (or for all at once): what the windows see through it, flat."""
-    rows, columns, channels, _ = shape
-    joined = _joined_rows(shape)
-    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
-    patches = [
-        jnp.concatenate(
-            [
-                x[:, row : row + x.shape[1] - joined + 1, column : column + width, g * channels : (g + 1) * channels]
-                for row in range(joined)
-                for column in range(columns)
-            ],
-            axis=-1,
-        )
-        for g in range(groups)
-    ]
-    # Without the barrier XLA would make the patches anew for each row of the kernel.
-    patches = lax.optimization_barrier(patches)
-    return [
-        [of_group[:, row : row + height].reshape(-1, of_group.shape[-1]) for row in range(0, rows, joined)]
-        for of_group in patches
-    ]
+def _floats(matrix: list[list[Fraction]]) -> Matrix:
+    return tuple(tuple(map(float, row)) for row in matrix)
 
 
-def _joined_rows(shape: tuple[int, ...]) -> int:
-    """Rows of the kernel that one matrix product takes: one or all."""
-    rows, columns, channels, _ = shape
-    return 1 if columns * channels >= MIN_DEPTH else rows
+def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
+    """Coefficients of (x - root) (x - root) ..., the constant first."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted, scaled = [Fraction(0), *coefficients], [*coefficients, Fraction(0)]
+        coefficients = [higher - root * lower for higher, lower in zip(shifted, scaled, strict=True)]
+    return coefficients
 
 
-def _pieces(x: Images, shape: tuple[int, ...]) -> Float[Array, "pieces images height width channel"]:
-    """The batch in equal pieces whose patches take about PIECE_BYTES."""
-    rows_of_patches = x.shape[1] - _joined_rows(shape) + 1
-    of_image = rows_of_patches * (x.shape[2] - shape[1] + 1) * shape[1] * _joined_rows(shape) * x.shape[3] * x.itemsize
-    images = max(1, min(len(x), PIECE_BYTES // of_image))
-    images = next(size for size in range(images, 0, -1) if len(x) % size == 0)
-    return x.reshape(-1, images, *x.shape[1:])
+def _apart(*static_argnames: str) -> Callable[[Any], Any]:
+    """Marks a stage of which the results are made once, in memory.
+
+    Fused into what uses them, XLA would compute a value of one stage anew for each of its many uses in the next.
+    """
+
+    def mark(stage: Callable) -> Callable:
+        compiled = jax.jit(stage, static_argnames=static_argnames)
+
+        @functools.wraps(stage)
+        def call(*args: Any) -> Any:
+            with set_xla_metadata(inlineable="false"):
+                return compiled(*args)
+
+        return call
+
+    return mark
 
 
-def _product(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
-    return lax.dot(a, b, preferred_element_type=_sum_type(a))
+@_apart("groups")
+def _split_groups(kernel: Kernel, groups: int) -> Tiles:
+    """The kernel of each group by itself, in the type of sums."""
+    rows, columns, channels, features = kernel.shape
+    kernel = kernel.reshape(rows, columns, channels, groups, features // groups)
+    return kernel.transpose(1, 0, 3, 2, 4).astype(_sum_type(kernel))
+
+
+def _transform_tiles(x: Images, matrix: Matrix, padding: Padding, groups: int, outputs: Sides) -> Tiles:
+    """Transforms the tiles that cover `outputs` places: the windows at each OUTPUTS-th pixel of rows and columns."""
+    counts = _tile_counts(outputs)
+    grouped = _cover(x, len(matrix[0]), padding, groups, counts)
+    rows = _transform_windows(grouped, matrix, 1, counts[0])
+    tiles = _transform_windows(rows, matrix, 3, counts[1])
+    return tiles.reshape(*tiles.shape[:2], groups, -1, tiles.shape[-1])
+
+
+def _cover(
+    x: Images, size: int, padding: Padding, groups: int, counts: Sides
+) -> Float[Array, "batch_of_groups height width channel"]:
+    """The images with all the pixels that tiles of size x size cover, group after group, in the type of sums."""
+    config = [(0, 0, 0)]
+    for extent, count, (before, _) in zip(x.shape[1:3], counts, padding, strict=True):
+        config.append((before, (count - 1) * OUTPUTS + size - extent - before, 0))
+    x = lax.pad(x.astype(_sum_type(x)), jnp.zeros((), _sum_type(x)), (*config, (0, 0, 0)))
+    return jnp.concatenate(jnp.split(x, groups, axis=-1))
+
+
+@_apart("matrix", "axis", "count")
+def _transform_windows(x: Array, matrix: Matrix, axis: int, count: int) -> Array:
+    """Transforms `count` windows along an axis."""
+    starts = range(len(matrix[0]))
+    span = (count - 1) * OUTPUTS + 1
+    return _combine(matrix, [lax.slice_in_dim(x, start, start + span, OUTPUTS, axis) for start in starts])
+
+
+def _on_both_sides(matrix: Matrix, x: Float[Array, "columns rows ..."]) -> Float[Array, "columns_out rows_out ..."]:
+    """matrix @ x @ matrix.T, where each number of x is an array."""
+    return _transform_rows(_transform_rows(x, matrix), matrix)
+
+
+@_apart("matrix")
+def _transform_rows(x: Float[Array, "columns rows ..."], matrix: Matrix) -> Float[Array, "rows_out columns ..."]:
+    """Transforms the second axis and puts it first, so that twice makes both sides."""
+    return _combine(matrix, [lax.index_in_dim(x, row, 1, keepdims=False) for row in range(x.shape[1])])
+
+
+def _combine(matrix: Matrix, arrays: list[Array]) -> Array:
+    """The weighted sums of arrays that the rows of the matrix ask for; most weights are 0."""
+    sums = [sum(w * array for w, array in zip(row, arrays, strict=True) if w) for row in matrix]
+    return jnp.stack(sums)
+
+
+@_apart("extents")
+def _assemble(planes: Tiles, extents: Sides) -> Images:
+    """Maps out of planes that each hold one place of every tile."""
+    columns, rows, groups, _, features = planes.shape
+    counts = _tile_counts(extents)
+    planes = planes.reshape(columns, rows, groups, -1, *counts, features).transpose(3, 4, 1, 5, 0, 2, 6)
+    maps = planes.reshape(-1, counts[0] * rows, counts[1] * columns, groups * features)
+    return maps[:, : extents[0], : extents[1]]
+
+
+def _tile_counts(extents: Sides) -> Sides:
+    """Rows and columns of tiles for that many outputs."""
+    return -(-extents[0] // OUTPUTS), -(-extents[1] // OUTPUTS)
+
+
+def _pieces(
+    kernel_shape: tuple[int, ...], groups: int, extents: Sides, *arrays: Images
+) -> tuple[Float[Array, "pieces images _height _width _channel"], ...]:
+    """Arrays of a batch in equal pieces of about PIECE_BYTES of transformed tiles, filled up with zeros."""
+    size, _, channels, features = kernel_shape
+    of_image = math.prod(_tile_counts(extents)) * (OUTPUTS + size - 1) ** 2 * (groups * channels + features) * 4
+    batch = len(arrays[0])
+    most = max(1, min(batch, PIECE_BYTES // of_image))
+    images = min(range(most, most // 2, -1), key=lambda images: -batch % images)
+    filled = [jnp.pad(array, ((0, -batch % images), (0, 0), (0, 0), (0, 0))) for array in arrays]
+    return tuple(array.reshape(-1, images, *array.shape[1:]) for array in filled)
+
+
+def _transposed(matrix: Matrix) -> Matrix:
+    return tuple(zip(*matrix, strict=True))
 
 
 def _sum_type(x: Array) -> Any:
     """The type in which products are added up: at least float32."""
     return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def _pad(x: Images, padding: Padding) -> Images:
-    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)))

@@ -1,4 +1,4 @@
-"""Convolution as matrix products against XLA's in float64, and two towers against a loop."""
+"""Convolution by tiles against XLA's in float64, and two towers against a loop."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import convolution, layers
-from alexnet_jax.convolution import Padding, conv, conv_by_products, conv_by_xla
+from alexnet_jax.convolution import Padding, conv, conv_by_tiles, conv_by_xla, conv_on_cpu, winograd
 from alexnet_jax.presets import PRESETS
 
 Convolve = Callable[..., jax.Array]
@@ -27,7 +27,7 @@ def gradients(convolve: Convolve, x: np.ndarray, kernel: np.ndarray, **options: 
 
 def assert_as_xla(x: np.ndarray, kernel: np.ndarray, **options: Any) -> None:
     with jax.enable_x64(True):
-        ours, expected = gradients(conv_by_products, x, kernel, **options), gradients(conv_by_xla, x, kernel, **options)
+        ours, expected = gradients(conv_by_tiles, x, kernel, **options), gradients(conv_by_xla, x, kernel, **options)
         for array, reference in zip(ours, expected, strict=True):
             assert array.dtype == reference.dtype == jnp.float64
             np.testing.assert_allclose(array, reference, rtol=1e-10, atol=1e-10)
@@ -54,15 +54,38 @@ def test_convolutions_of_the_presets(kernel: int, stride: int, pad: int, ceil: b
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 12])
-@pytest.mark.parametrize("piece_bytes", [1, 30_000, 1 << 30])
-@pytest.mark.parametrize("min_depth", [0, 1 << 30])
-def test_pieces_and_joined_rows_change_nothing(
-    batch: int, piece_bytes: int, min_depth: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("piece_bytes", [1, 20_000, 1 << 30])
+def test_pieces_of_the_batch_change_nothing(batch: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr(convolution, "MIN_DEPTH", min_depth)
     x, kernel = normal(0, batch, 7, 9, 4), normal(1, 3, 3, 2, 6)
     assert_as_xla(x, kernel, stride=1, padding=((1, 1), (0, 2)), groups=2)
+
+
+@pytest.mark.parametrize("taps", [2, 3, 4, 5])
+def test_tiles_of_numbers_are_a_correlation(taps: int) -> None:
+    to_outputs, of_kernel, of_pixels = map(np.array, winograd(3, taps))
+    pixels, kernel = normal(0, taps + 2), normal(1, taps)
+    expected = np.correlate(pixels, kernel)
+    np.testing.assert_allclose(to_outputs @ ((of_kernel @ kernel) * (of_pixels @ pixels)), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "features", "kernel", "stride", "pad", "groups"),
+    [(59, 3, 96, 11, 4, 0, 1), (27, 96, 256, 5, 1, 2, 2), (13, 256, 384, 3, 1, 1, 1), (13, 384, 256, 3, 1, 1, 2)],
+    ids=["conv1", "conv2", "conv3", "conv5"],
+)
+def test_float32_loses_few_digits(
+    side: int, channels: int, features: int, kernel: int, stride: int, pad: int, groups: int
+) -> None:
+    x, weights = normal(0, 2, side, side, channels), normal(1, kernel, kernel, channels // groups, features)
+    options = {"stride": stride, "padding": ((pad, pad), (pad, pad)), "groups": groups}
+    ours = gradients(conv_on_cpu, x.astype(np.float32), weights.astype(np.float32), **options)
+    with jax.enable_x64(True):
+        expected = gradients(conv_by_xla, x, weights, **options)
+    assert ours[0].dtype == jnp.float32
+    for array, reference in zip(ours, expected, strict=True):
+        reference = np.asarray(reference)
+        assert np.abs(np.asarray(array) - reference).max() <= 2e-5 * np.abs(reference).max()
 
 
 @pytest.mark.parametrize(
@@ -86,9 +109,9 @@ def test_corner_cases(size: int, kernel: int, stride: int, padding: Padding) -> 
 def test_networks_of_a_population_at_once() -> None:
     x, kernels = normal(0, 3, 4, 8, 8, 2).astype(np.float32), normal(1, 3, 3, 3, 2, 5).astype(np.float32)
     options = {"stride": 1, "padding": ((1, 1), (1, 1)), "groups": 1}
-    together = jax.vmap(lambda x, kernel: gradients(conv_by_products, x, kernel, **options))(x, kernels)
+    together = jax.vmap(lambda x, kernel: gradients(conv_by_tiles, x, kernel, **options))(x, kernels)
     for number in range(3):
-        alone = gradients(conv_by_products, x[number], kernels[number], **options)
+        alone = gradients(conv_by_tiles, x[number], kernels[number], **options)
         for array, reference in zip(together, alone, strict=True):
             np.testing.assert_allclose(array[number], reference, rtol=1e-5, atol=1e-5)
 
@@ -96,7 +119,7 @@ def test_networks_of_a_population_at_once() -> None:
 def test_bfloat16_is_added_up_in_float32() -> None:
     x, kernel = np.full((1, 8, 8, 64), 1.0), np.full((3, 3, 64, 2), 1 / 256)
     output, dx, dkernel = gradients(
-        lambda x, kernel: conv_by_products(x, kernel, 1, ((0, 0), (0, 0)), 1),
+        lambda x, kernel: conv_by_tiles(x, kernel, 1, ((0, 0), (0, 0)), 1),
         jnp.asarray(x, jnp.bfloat16),
         jnp.asarray(kernel, jnp.bfloat16),
     )
@@ -104,15 +127,15 @@ def test_bfloat16_is_added_up_in_float32() -> None:
     np.testing.assert_array_equal(np.asarray(output, float), 2.25)  # 576 / 256; in bfloat16 the sum would stop growing
 
 
-def test_the_cpu_takes_products_and_others_xla() -> None:
-    def lowered(platform: str) -> str:
-        x, kernel = jnp.zeros((1, 8, 8, 4)), jnp.zeros((3, 3, 4, 4))
+def test_the_cpu_takes_tiles_where_there_are_channels_and_others_xla() -> None:
+    def lowered(platform: str, channels: int) -> str:
+        x, kernel = jnp.zeros((1, 8, 8, channels)), jnp.zeros((3, 3, channels, 4))
         convolve = jax.jit(lambda x, kernel: conv(x, kernel, 1, ((1, 1), (1, 1)), 1))
         return convolve.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
 
-    for platform, expected in (("cpu", "dot_general"), ("cuda", "convolution")):
-        assert f"stablehlo.{expected}" in lowered(platform)
-    assert "stablehlo.convolution" not in lowered("cpu")
+    assert "stablehlo.convolution" not in lowered("cpu", 64)
+    assert "stablehlo.convolution" in lowered("cpu", 3)
+    assert "stablehlo.convolution" in lowered("cuda", 64)
 
 
 TOWER_INPUTS = normal(0, 2, 7, 6, 4).astype(np.float32)
@@ -134,7 +157,7 @@ def conv_loop(x: np.ndarray, kernels: np.ndarray, stride: int, towers: int) -> n
     return outputs
 
 
-@pytest.mark.parametrize("convolve", [conv_by_products, conv_by_xla])
+@pytest.mark.parametrize("convolve", [conv_by_tiles, conv_on_cpu, conv_by_xla])
 def test_towers_against_a_loop(convolve: Convolve) -> None:
     outputs = convolve(jnp.asarray(TOWER_INPUTS), jnp.asarray(TOWER_KERNELS), **TWO_TOWERS)
     expected = conv_loop(TOWER_INPUTS, TOWER_KERNELS, stride=2, towers=2)

@@ -1,0 +1,216 @@
+"""The network of an `alexnet_jax.models.AlexNet`, written in PyTorch: the peer of `benchmarks/train_step.py`."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from ml_collections import ConfigDict
+from torch import nn
+
+from alexnet_jax.machine import available_cores
+
+if TYPE_CHECKING:
+    from alexnet_jax.layers import LRN
+    from alexnet_jax.models import AlexNet
+
+
+class TorchAlexNet(nn.Module):
+    """Convolutional and fully connected layers with what follows them; images are NCHW, best in channels_last.
+
+    It can be pickled, and the process that reads it back imports no JAX: its memory is PyTorch's alone.
+
+    Attributes:
+      operations: everything in order; a layer with weights has its Flax name: conv1, ... fc8.
+      kernels: by that name, the rows, columns and channels that one unit of the layer sees.
+    """
+
+    def __init__(self, model: "AlexNet", crop: int) -> None:
+        """The network for crop x crop images, initialised as PyTorch does it.
+
+        Raises ValueError for an operation, a kind of layer or an activation that is not written here.
+        """
+        from alexnet_jax import layers  # here and not above: see the class
+
+        super().__init__()
+        self.operations = nn.Sequential()
+        self.kernels: dict[str, tuple[int, int, int]] = {}
+        extent, channels = crop, 3
+        for index, layer in enumerate(model.layers, start=1):
+            name, features = f"{layer.kind}{index}", layer.features or model.num_classes
+            if layer.kind == "conv":
+                groups = model.towers if layer.own_tower else 1
+                window = extent, layer.kernel, layer.stride, layer.pad, model.conv_ceil
+                before, after = layers.window_padding(*window)
+                if after > before:  # Conv2d pads all sides alike
+                    self.operations.append(nn.ZeroPad2d((0, after - before, 0, after - before)))
+                weighted: nn.Module = nn.Conv2d(
+                    channels, features, layer.kernel, layer.stride, layer.pad, groups=groups
+                )
+                self.kernels[name] = layer.kernel, layer.kernel, channels // groups
+                extent = layers.output_size(*window)
+            elif layer.kind == "fc":
+                self.operations.append(nn.Flatten())
+                weighted = nn.Linear(channels * extent**2, features)
+                self.kernels[name] = extent, extent, channels
+                extent = 1
+            else:
+                raise ValueError(f"{name}: only conv and fc are written in PyTorch")
+            self.operations.add_module(name, weighted)
+            for operation in layer.then:
+                self.operations.extend(_operation(operation, model, layer.pool))
+            if "pool" in layer.then:
+                extent = layers.output_size(extent, model.pool_size, 2, 0, model.pool_ceil)
+            channels = features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits, [batch, classes], of normalised images, [batch, 3, crop, crop]."""
+        return self.operations(images)
+
+    def normalise_by_slices(self) -> None:
+        """Takes `F.local_response_norm` apart into sums, which `torch.compile` makes one loop of."""
+        for module in self.modules():
+            if isinstance(module, CrossMapNorm):
+                module.by_slices = True
+
+    def load_flax(self, params: Mapping[str, Any]) -> None:
+        """Copies the parameters of the Flax network; our first fully connected layer flattens NHWC, this one NCHW."""
+        with torch.no_grad():
+            for name, window in self.kernels.items():
+                layer: Any = self.operations.get_submodule(name)
+                kernel = np.asarray(params[name]["kernel"]).reshape(*window, -1).transpose(3, 2, 0, 1)
+                layer.weight.copy_(torch.tensor(kernel.reshape(layer.weight.shape)))
+                layer.bias.copy_(torch.tensor(np.asarray(params[name]["bias"])))
+
+
+def _operation(name: str, model: "AlexNet", pool: str) -> list[nn.Module]:
+    """What one name in `Layer.then` stands for."""
+    match name:
+        case "act" if model.activation == "relu":
+            return [nn.ReLU(inplace=True)]
+        case "act" if model.activation == "tanh":
+            return [nn.Tanh()]
+        case "lrn":
+            return [CrossMapNorm(model.lrn, model.towers)] if model.lrn else []
+        case "map_norm":
+            return [WithinMapNorm(*model.map_norm)] if model.lrn else []
+        case "pool" if pool == "max":
+            return [nn.MaxPool2d(model.pool_size, 2, ceil_mode=model.pool_ceil)]
+        case "pool":
+            return [nn.AvgPool2d(model.pool_size, 2, ceil_mode=model.pool_ceil, count_include_pad=False)]
+        case "dropout" if model.dropout_convention == "inverted":
+            return [nn.Dropout(model.dropout_rate)]
+        case "dropout":
+            return [nn.Dropout(model.dropout_rate), Scale(1 - model.dropout_rate)]
+        case _:
+            raise ValueError(f"{name} (activation {model.activation}) is not written in PyTorch")
+
+
+class CrossMapNorm(nn.Module):
+    """`alexnet_jax.layers.cross_map_norm`, by `F.local_response_norm` or by sums of slices."""
+
+    by_slices = False
+
+    def __init__(self, lrn: "LRN", towers: int) -> None:
+        super().__init__()
+        self.size, self.alpha, self.k = lrn.size, lrn.alpha, lrn.k
+        self.parts = towers if lrn.per_tower else 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps keep their shape."""
+        parts = [self._normalise(part) for part in x.chunk(self.parts, dim=1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _normalise(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.by_slices:  # torch divides alpha by the size
+            return F.local_response_norm(x, self.size, self.alpha * self.size, 0.75, self.k)
+        half, channels = self.size // 2, x.shape[1]
+        squares = F.pad(x * x, (0, 0, 0, 0, half, half))
+        energy = functools.reduce(torch.add, [squares[:, first : first + channels] for first in range(self.size)])
+        return x * _power_minus_three_quarters(self.k + self.alpha * energy)
+
+
+class WithinMapNorm(nn.Module):
+    """`alexnet_jax.layers.within_map_norm`."""
+
+    def __init__(self, size: int, alpha: float) -> None:
+        super().__init__()
+        self.size, self.alpha = size, alpha
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps keep their shape."""
+        mean = F.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
+        return x * _power_minus_three_quarters(1 + self.alpha * self.size**2 * mean)
+
+
+def _power_minus_three_quarters(x: torch.Tensor) -> torch.Tensor:
+    root = x.rsqrt()
+    return root * root.sqrt()
+
+
+class Scale(nn.Module):
+    """Multiplies by a constant: after `nn.Dropout`, which rescales in training, it makes the 2012 convention."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """A number for a number."""
+        return x * self.factor
+
+
+def save_network(config: ConfigDict, path: Path) -> None:
+    """Writes what `config.model` describes, with the parameters that our own training starts from."""
+    from alexnet_jax.models import get_model
+    from alexnet_jax.train_state import init_variables
+
+    model = get_model(config.model, config.model.num_classes)
+    network = TorchAlexNet(model, config.data.crop)
+    network.load_flax(init_variables(model, config.data.crop, config.seed)["params"])
+    torch.save(network, path)
+
+
+def load_steps(
+    config: ConfigDict, path: Path, training: bool, compiled: bool, lrn_by_slices: bool
+) -> Callable[[int], None]:
+    """Returns what does so many training steps, or forward passes in testing, on one batch of crops in memory.
+
+    With what PyTorch recommends for a CPU: channels_last, the fused optimizer, and for testing constant weights, which
+    the compiler lays out once.
+    """
+    torch.set_num_threads(available_cores())
+    network = torch.load(path, weights_only=False).to(memory_format=torch.channels_last)
+    if lrn_by_slices:
+        network.normalise_by_slices()
+    crops = 70 * torch.randn(config.batch_size, 3, config.data.crop, config.data.crop)
+    crops = crops.to(memory_format=torch.channels_last)
+    labels = torch.randint(config.model.num_classes, (config.batch_size,))
+    rule = {name: config.optimizer[name] for name in ("momentum", "weight_decay")}
+    optimizer = torch.optim.SGD(network.parameters(), config.optimizer.learning_rate, **rule, fused=True)
+
+    def loss() -> torch.Tensor:
+        return F.cross_entropy(network(crops), labels)
+
+    compute_loss = torch.compile(loss) if compiled else loss
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            compute_loss().backward()
+            optimizer.step()
+
+    if training:
+        return train
+    network.eval()
+    compute_logits = torch.compile(network, options={"freezing": True}) if compiled else network
+
+    def forward(steps: int) -> None:
+        with torch.inference_mode():
+            for _ in range(steps):
+                compute_logits(crops)
+
+    return forward
