@@ -132,6 +132,7 @@ FREE_KEYS = (
     "max_steps",
     "eval_batch_size",
     "log_every_steps",
+    "compilation_cache_dir",
     "data.dir",
     "data.prepared_dir",
     "data.residence",
@@ -176,6 +177,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda value: value >= 0,
         "must not be negative",
     ),
+    ("model.compute_dtype", lambda value: value in ("float32", "bfloat16"), "must be float32 or bfloat16"),
     ("test_views", lambda value: value in (1, 2, 10), "must be 1, 2 or 10"),
     ("data.color_noise data.color_noise_until_epoch", lambda value: value >= 0, "must not be negative"),
     (

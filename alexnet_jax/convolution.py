@@ -38,7 +38,7 @@ MIN_CHANNELS = 48
 """Channels of a group that fill a processor's vectors and the sums of a product; with fewer XLA is faster."""
 
 PIECE_BYTES = 24 << 20
-"""Transformed tiles made at a time: few enough for the cache, enough for a matrix product to be efficient."""
+"""What the CPU works on at a time: little enough for its cache, enough for a matrix product to be efficient."""
 
 
 def conv(x: Images, kernel: Kernel, stride: int, padding: Padding, groups: int) -> Images:
@@ -115,8 +115,8 @@ def _unit_conv(x: Images, kernel: Kernel, padding: Padding, groups: int) -> Imag
         planes = _on_both_sides(to_outputs, products)
         return _assemble(planes, extents).astype(x.dtype)
 
-    (pieces,) = _pieces(kernel.shape, groups, extents, x)
-    return lax.map(of_piece, pieces).reshape(-1, *extents, kernel.shape[-1])[: len(x)]
+    (cut,) = pieces(_bytes_of_image(kernel, groups, extents), x)
+    return lax.map(of_piece, cut).reshape(-1, *extents, kernel.shape[-1])[: len(x)]
 
 
 def _unit_conv_forward(
@@ -155,7 +155,7 @@ def _kernel_gradient(x: Images, dy: Images, kernel: Kernel, padding: Padding, gr
 
     size, channels, features = len(of_pixels), kernel.shape[2], kernel.shape[3]
     zero = jnp.zeros((size, size, groups, channels, features // groups), _sum_type(x))
-    total, _ = lax.scan(add, zero, _pieces(kernel.shape, groups, extents, x, dy))
+    total, _ = lax.scan(add, zero, pieces(_bytes_of_image(kernel, groups, extents), x, dy))
     gradient = _on_both_sides(_transposed(of_kernel), total)
     return gradient.transpose(1, 0, 3, 2, 4).reshape(kernel.shape).astype(kernel.dtype)
 
@@ -277,14 +277,16 @@ def _tile_counts(extents: Sides) -> Sides:
     return -(-extents[0] // OUTPUTS), -(-extents[1] // OUTPUTS)
 
 
-def _pieces(
-    kernel_shape: tuple[int, ...], groups: int, extents: Sides, *arrays: Images
-) -> tuple[Float[Array, "pieces images _height _width _channel"], ...]:
-    """Arrays of a batch in equal pieces of about PIECE_BYTES of transformed tiles, filled up with zeros."""
-    size, _, channels, features = kernel_shape
-    of_image = math.prod(_tile_counts(extents)) * (OUTPUTS + size - 1) ** 2 * (groups * channels + features) * 4
+def _bytes_of_image(kernel: Kernel, groups: int, extents: Sides) -> int:
+    """Memory that the transformed tiles of one image and of its outputs take."""
+    size, _, channels, features = kernel.shape
+    return math.prod(_tile_counts(extents)) * (OUTPUTS + size - 1) ** 2 * (groups * channels + features) * 4
+
+
+def pieces(bytes_of_image: int, *arrays: Images) -> tuple[Float[Array, "pieces images _height _width _channel"], ...]:
+    """Arrays of a batch in equal pieces that take at most PIECE_BYTES, the last one filled up with zeros."""
     batch = len(arrays[0])
-    most = max(1, min(batch, PIECE_BYTES // of_image))
+    most = max(1, min(batch, PIECE_BYTES // bytes_of_image))
     images = min(range(most, most // 2, -1), key=lambda images: -batch % images)
     filled = [jnp.pad(array, ((0, -batch % images), (0, 0), (0, 0), (0, 0))) for array in arrays]
     return tuple(array.reshape(-1, images, *array.shape[1:]) for array in filled)

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from alexnet_jax.convolution import Images
+from alexnet_jax.convolution import Images, pieces
 from alexnet_jax.errors import UserError
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -80,17 +80,25 @@ def within_map_norm(x: Images, size: int, alpha: float) -> Images:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _normalize(x: Images, window: tuple[int, int, int], k: float, alpha: float) -> Images:
     """x / d^(3/4) with d = k + alpha * the sum of x^2 over a window of odd sides around each activation, in float32."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    _, factor = _energy_and_factor(wide, window, k, alpha)
-    return (wide * factor).astype(x.dtype)
+
+    def forward(x: Images) -> Images:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        _, factor = _energy_and_factor(wide, window, k, alpha)
+        return (wide * factor).astype(x.dtype)
+
+    return _piecewise(forward, x)
 
 
 def _normalize_backward(window: tuple[int, int, int], k: float, alpha: float, x: Images, dy: Images) -> tuple[Images]:
     """dx = dy / d^(3/4) - 3/2 alpha x * (sum of dy x / d^(7/4) over the window), from x alone."""
-    wide, dy = (array.astype(jnp.promote_types(x.dtype, jnp.float32)) for array in (x, dy))
-    energy, factor = _energy_and_factor(wide, window, k, alpha)
-    dx = dy * factor - 1.5 * alpha * wide * _window_sum(dy * wide * factor / energy, window)
-    return (dx.astype(x.dtype),)
+
+    def backward(x: Images, dy: Images) -> Images:
+        wide, dy = (array.astype(jnp.promote_types(x.dtype, jnp.float32)) for array in (x, dy))
+        energy, factor = _energy_and_factor(wide, window, k, alpha)
+        dx = dy * factor - 1.5 * alpha * wide * _window_sum(dy * wide * factor / energy, window)
+        return dx.astype(x.dtype)
+
+    return (_piecewise(backward, x, dy),)
 
 
 _normalize.defvjp(lambda x, *options: (_normalize(x, *options), x), _normalize_backward)
@@ -104,8 +112,25 @@ def _energy_and_factor(x: Images, window: tuple[int, int, int], k: float, alpha:
 
 
 def _window_sum(x: Images, window: tuple[int, int, int]) -> Images:
-    padding = ((0, 0), *((size // 2, size // 2) for size in window))
-    return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, (1, *window), (1, 1, 1, 1), padding)
+    """The sum over a window around each place, zeros outside, one direction after the other."""
+    for axis, size in enumerate(window, start=1):
+        config = [(size // 2, size // 2, 0) if number == axis else (0, 0, 0) for number in range(x.ndim)]
+        padded, extent = lax.pad(x, jnp.zeros((), x.dtype), config), x.shape[axis]
+        shifted = [lax.slice_in_dim(padded, start, start + extent, axis=axis) for start in range(size)]
+        x = functools.reduce(jnp.add, shifted)
+    return x
+
+
+def _piecewise(function: Callable[..., Images], *arrays: Images) -> Images:
+    """A function of each image by itself; the CPU takes a few at a time and keeps what it computes in its cache."""
+
+    def on_cpu(*arrays: Images) -> Images:
+        x = arrays[0]
+        intermediates = 8 * x[0].size * x.itemsize
+        outputs = lax.map(lambda piece: function(*piece), pieces(intermediates, *arrays))
+        return outputs.reshape(-1, *x.shape[1:])[: len(x)]
+
+    return lax.platform_dependent(*arrays, cpu=on_cpu, default=function)
 
 
 def output_size(size: int, kernel: int, stride: int, pad: int, ceil: bool) -> int:

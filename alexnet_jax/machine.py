@@ -1,6 +1,8 @@
 """What this machine has."""
 
+import hashlib
 import os
+import platform
 from pathlib import Path
 
 import psutil
@@ -17,3 +19,11 @@ def memory_bytes() -> int:
     allowed = limit.read_text().strip() if limit.is_file() else "max"
     total = psutil.virtual_memory().total
     return min(total, int(allowed)) if allowed.isdigit() else total
+
+
+def processor_kind() -> str:
+    """A name for processors that can run the same instructions, as far as the machine tells."""
+    information = Path("/proc/cpuinfo")
+    text = information.read_text() if information.is_file() else platform.processor()
+    features = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), text)
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"

@@ -15,14 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import tensorboardX
-
 
 class MetricWriter:
     """Appends records to metrics.jsonl, timing.jsonl and TensorBoard event files in a run folder."""
 
     def __init__(self, workdir: Path, examples_seen: int):
         """Opens the record at a position of the run; what was written after it is dropped and will be written again."""
+        import tensorboardX  # takes seconds where torch is installed, which it then imports
+
         workdir.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "timing.jsonl"):
             _truncate(workdir / name, examples_seen)

@@ -30,6 +30,7 @@ class AlexNet(nn.Module):
       conv_ceil, pool_ceil: the last window may hang over the edge; see `layers.output_size`.
       dropout_rate: probability of dropping a unit.
       dropout_convention: "2012" or "inverted"; see `layers.dropout`.
+      dtype: of activations and products; parameters, normalisation and logits are float32.
     """
 
     layers: tuple[Layer, ...]
@@ -43,6 +44,7 @@ class AlexNet(nn.Module):
     pool_ceil: bool = False
     dropout_rate: float = 0.5
     dropout_convention: str = "2012"
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -62,7 +64,7 @@ class AlexNet(nn.Module):
           logits, and the activations in order: "conv1", "act1", "lrn1", "pool1", ... "fc8".
         """
         train = dropout_keys is not None
-        x: Array = images
+        x: Array = images.astype(self.dtype)
         activations: dict[str, Array] = {}
         for index, layer in enumerate(self.layers, start=1):
             x = activations[f"{layer.kind}{index}"] = self._weights(layer, f"{layer.kind}{index}", x)
@@ -78,14 +80,14 @@ class AlexNet(nn.Module):
                     case "pool":
                         x = layers.pool(x, layer.pool, self.pool_size, 2, self.pool_ceil)
                     case "bn":
-                        x = nn.BatchNorm(not train, momentum=0.9, axis_name=axis_name, name=name)(x)
+                        x = nn.BatchNorm(not train, momentum=0.9, axis_name=axis_name, dtype=self.dtype, name=name)(x)
                     case "dropout":
                         keys = None if dropout_keys is None else _fold_in(dropout_keys, index)
                         x = layers.dropout(x, keys, self.dropout_rate, self.dropout_convention)
                     case _:
                         continue
                 activations[name] = x
-        return x, activations
+        return x.astype(jnp.float32), activations
 
     def _activate(self, x: Array, name: str) -> Array:
         if self.activation == "prelu":
@@ -98,10 +100,10 @@ class AlexNet(nn.Module):
         groups = self.towers if layer.own_tower else 1
         if layer.kind == "fc":
             x = x.reshape(x.shape[0], -1)
-            return nn.Dense(features, **_initializers(layer, fan_in=x.shape[-1]), name=name)(x)
+            return nn.Dense(features, dtype=self.dtype, **_initializers(layer, fan_in=x.shape[-1]), name=name)(x)
         size, stride = layer.kernel, layer.stride
         rows, columns = (layers.window_padding(n, size, stride, layer.pad, self.conv_ceil) for n in x.shape[1:3])
-        options = _initializers(layer, fan_in=size * size * x.shape[-1] // groups)
+        options = {"dtype": self.dtype, **_initializers(layer, fan_in=size * size * x.shape[-1] // groups)}
         if layer.kind == "local":
             return nn.ConvLocal(features, (size, size), (stride, stride), (rows, columns), **options, name=name)(x)
         return Conv(features, size, stride, (rows, columns), groups, **options, name=name)(x)
@@ -115,6 +117,7 @@ class Conv(nn.Module):
     stride: int
     padding: Padding
     groups: int
+    dtype: Any
     kernel_init: nn.initializers.Initializer
     bias_init: nn.initializers.Initializer
 
@@ -124,7 +127,8 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        return convolution.conv(x, kernel, self.stride, self.padding, self.groups) + bias[None, None, None]
+        maps = convolution.conv(x, kernel.astype(self.dtype), self.stride, self.padding, self.groups)
+        return maps + bias.astype(self.dtype)[None, None, None]
 
 
 def _fold_in(keys: Key[Array, " batch"], number: int) -> Key[Array, " batch"]:
@@ -157,7 +161,7 @@ def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
     if outputs < num_classes:
         raise UserError(f"config.model.num_classes={outputs}, but the data have {num_classes} classes")
     model = AlexNet(**{**preset, "num_classes": outputs})
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"dtype": jnp.dtype(config.compute_dtype)}
     if config.towers is not None:
         changes["towers"] = _known("towers", config.towers, (1, 2))
     if config.activation is not None:

@@ -34,7 +34,7 @@ from alexnet_jax.machine import memory_bytes
 from alexnet_jax.metric_writer import MetricWriter, describe_environment, read_metrics, write_json
 from alexnet_jax.models import get_model, summarize
 from alexnet_jax.optimizer import Plateau, make_learning_rates, make_optimizer, make_schedule
-from alexnet_jax.parallel import DataParallel
+from alexnet_jax.parallel import DataParallel, use_compilation_cache
 from alexnet_jax.run_plan import RunPlan
 from alexnet_jax.shards import Records
 from alexnet_jax.steps import make_train_step
@@ -75,6 +75,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequenc
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
     config_lib.check(config.to_dict())
+    use_compilation_cache(config.compilation_cache_dir)
     # Wrong names are found before the data are prepared, which may take long.
     get_model(config.model, num_classes=1)
     make_schedule(config.optimizer, config.epochs)

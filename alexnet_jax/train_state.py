@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Key
 
 
 @flax.struct.dataclass
@@ -19,14 +18,14 @@ class TrainState:
       batch_stats: running means and variances of batch normalisation; empty without.
       opt_state: the optimizer's state; its trace is the velocity.
       learning_rates: one scalar for each array of `params`, set by the loop.
-      key: the root of all randomness in training.
+      key: a typed key, the root of all randomness in training.
     """
 
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
     learning_rates: Any
-    key: Key[Array, ""]
+    key: Any
 
 
 def init_variables(model: nn.Module, crop: int, seed: int) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def _default() -> ConfigDict:
             "eval_batch_size": 128,  # images a step of evaluation; changes no result
             "test_views": 1,  # views that a test prediction is averaged over: 1 (centre), 2 (and mirror), 10 (paper)
             "log_every_steps": 50,  # steps between loss lines in metrics.jsonl
+            "compilation_cache_dir": "data/compiled",  # folder of compiled programs, which start faster; "": none
             "data": {
                 "name": "digits",  # digits, folder, imagenet2012, synthetic or tfds:NAME
                 "dir": "",  # folder of photographs, or of ImageNet's tar files
@@ -92,6 +93,7 @@ def _default() -> ConfigDict:
                 "towers": placeholder(int),  # 1, 2
                 "hidden_width": placeholder(int),  # units in each hidden fully connected layer
                 "num_classes": placeholder(int),  # units of the last layer; None: as many as the data have classes
+                "compute_dtype": "float32",  # of activations and products: float32, bfloat16; all else is float32
             },
             "optimizer": {
                 "learning_rate": 0.01,  # of kernels, at the start

@@ -75,7 +75,8 @@ def small(preset: str, **changes: object) -> AlexNet:
         "towers",
         "num_classes",
     )
-    config = ConfigDict({"preset": preset, "hidden_width": 32, **dict.fromkeys(keys), **changes})
+    defaults = {"hidden_width": 32, "compute_dtype": "float32", **dict.fromkeys(keys)}
+    config = ConfigDict({"preset": preset, **defaults, **changes})
     return get_model(config, num_classes=10)
 
 
@@ -197,6 +198,31 @@ def test_prelu_has_one_slope_a_layer_that_learns() -> None:
     slopes = [name for name in variables["params"] if name.startswith("act")]
     assert slopes == ["act1", "act2", "act3", "act4"]
     assert any(float(gradient[name]["negative_slope"]) != 0 for name in slopes)
+
+
+@pytest.mark.parametrize("preset", ["source", "bn", "lenet"])
+def test_bfloat16_is_of_activations_alone(preset: str) -> None:
+    model, crop = small(preset, compute_dtype="bfloat16"), 28 if preset == "lenet" else 67
+    images, keys = 60 * jax.random.normal(jax.random.key(1), (2, crop, crop, 3)), jax.random.split(jax.random.key(0), 2)
+    variables = init(model, crop)
+
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        (logits, activations), _ = model.apply({**variables, "params": params}, images, keys, mutable=["batch_stats"])
+        return jnp.square(logits).sum(), (logits, activations)
+
+    gradients, (logits, activations) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, gradients, logits))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in activations.values()} == {jnp.dtype("bfloat16")}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_bfloat16_is_near_float32() -> None:
+    images = 60 * jax.random.normal(jax.random.key(1), (2, 67, 67, 3))
+    wide, narrow = (
+        jax.jit(small("source", compute_dtype=dtype).apply)(variables_of("source"), images)[0]
+        for dtype in ("float32", "bfloat16")
+    )
+    assert 0 < np.abs(wide - narrow).max() < 0.05 * np.abs(wide).max()
 
 
 def test_testing_with_the_2012_convention_halves_the_hidden_activations() -> None:

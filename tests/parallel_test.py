@@ -88,7 +88,7 @@ def losses(devices: int, choices: str, rate: float, steps: int) -> list[float]:
 
 
 # Batch normalisation over 16 noise images is chaotic: at a rate of 0.01 any rounding grows tenfold a step.
-@pytest.mark.parametrize(("choices", "rate"), [("source,smoke", 0.01), ("lenet,smoke", 0.01), ("bn,smoke", 1e-5)])
+@pytest.mark.parametrize(("choices", "rate"), [("source,smoke", 0.01), ("lenet,smoke", 0.01), ("bn,smoke", 1e-6)])
 def test_losses_over_20_steps(choices: str, rate: float) -> None:
     one, two = losses(1, choices, rate, 20), losses(2, choices, rate, 20)
     np.testing.assert_allclose(one, two, rtol=1e-5)
@@ -161,8 +161,9 @@ def test_evaluation_counts_every_image_once_whatever_the_batch(
     _, model, _, preprocessing = setup("synthetic,lenet,smoke")
     dataset = open_dataset(config.data)  # 131 images to validate on, a prime number
     variables = init_variables(model, config.data.crop, 0)
-    evaluate = make_evaluate(config, model, dataset, preprocessing, DataParallel.create(devices), views)
-    *_, totals = evaluate(variables["params"], {}, "validation")
+    parallel = DataParallel.create(devices)
+    evaluate = make_evaluate(config, model, dataset, preprocessing, parallel, views)
+    *_, totals = evaluate(parallel.replicate(variables["params"]), {}, "validation")
     reference = jax.jit(make_eval_step(model, preprocessing, views))
     records = load_into_memory(dataset.splits["validation"], num_threads=1)
     everything = {

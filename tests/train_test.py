@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,6 +66,26 @@ def test_learning_happens_and_more_epochs_continue(tmp_path: Path, make_config: 
     epochs = [record["epoch"] for record in read_metrics(tmp_path) if record["kind"] == "epoch"]
     assert [round(epoch) for epoch in epochs] == [1, 2, 3, 4, 5]
     assert second["loss"] < first["loss"] < math.log(10)
+
+
+def test_compiled_programs_are_kept_and_a_damaged_one_does_no_harm(prepared_dir: str, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    cache = tmp_path / "compiled"
+
+    def run(workdir: str) -> set[Path]:
+        command = [sys.executable, "main.py", "--config=configs/alexnet.py:synthetic,lenet,smoke"]
+        command += [f"--config.compilation_cache_dir={cache}", f"--config.data.prepared_dir={prepared_dir}"]
+        command += [f"--workdir={tmp_path / workdir}"]
+        subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
+        return {path for path in cache.glob("*/*") if path.name.endswith("-cache")}
+
+    first = run("first")
+    assert len(first) >= 3  # initialisation, training step, evaluation step
+    for path in first:
+        path.write_bytes(path.read_bytes()[:100])
+    assert run("second") == first
+    records = [(tmp_path / workdir / "metrics.jsonl").read_bytes() for workdir in ("first", "second")]
+    assert records[0] == records[1]
 
 
 def test_a_run_continues_on_another_number_of_devices(tmp_path: Path, make_config: MakeConfig) -> None:

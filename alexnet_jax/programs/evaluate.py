@@ -13,7 +13,7 @@ from alexnet_jax.config import check
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_evaluate, make_preprocessing, open_dataset
 from alexnet_jax.models import get_model
-from alexnet_jax.parallel import DataParallel
+from alexnet_jax.parallel import DataParallel, use_compilation_cache
 
 
 def main(argv: list[str]) -> None:
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
     restored = restore(directory, _choose(directory, arguments.checkpoint))
     check(restored.metadata["config"])
     config = ConfigDict(restored.metadata["config"])
+    use_compilation_cache(config.compilation_cache_dir)
     data = config.data
     dataset = open_dataset(data)
     if list(dataset.class_names) != restored.metadata["class_names"]:
