@@ -1,4 +1,4 @@
-"""The network of an `alexnet_jax.models.AlexNet`, written in PyTorch: the peer of `benchmarks/train_step.py`."""
+"""The network of an `alexnet_jax.models.AlexNet`, written in PyTorch: the peer of `train_step.py` and `gpu.py`."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -120,14 +120,14 @@ class CrossMapNorm(nn.Module):
         self.parts = towers if lrn.per_tower else 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps keep their shape."""
-        parts = [self._normalise(part) for part in x.chunk(self.parts, dim=1)]
+        """Maps keep their shape and, where sums and powers are of another, their type."""
+        parts = [self._normalise(part).to(x.dtype) for part in x.chunk(self.parts, dim=1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
         if not self.by_slices:  # torch divides alpha by the size
             return F.local_response_norm(x, self.size, self.alpha * self.size, 0.75, self.k)
-        half, channels = self.size // 2, x.shape[1]
+        x, half, channels = x.float(), self.size // 2, x.shape[1]
         squares = F.pad(x * x, (0, 0, 0, 0, half, half))
         energy = functools.reduce(torch.add, [squares[:, first : first + channels] for first in range(self.size)])
         return x * _power_minus_three_quarters(self.k + self.alpha * energy)
@@ -141,9 +141,10 @@ class WithinMapNorm(nn.Module):
         self.size, self.alpha = size, alpha
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps keep their shape."""
-        mean = F.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
-        return x * _power_minus_three_quarters(1 + self.alpha * self.size**2 * mean)
+        """Maps keep their shape and type."""
+        wide = x.float()
+        mean = F.avg_pool2d(wide * wide, self.size, stride=1, padding=self.size // 2)
+        return (wide * _power_minus_three_quarters(1 + self.alpha * self.size**2 * mean)).to(x.dtype)
 
 
 def _power_minus_three_quarters(x: torch.Tensor) -> torch.Tensor:
@@ -175,38 +176,59 @@ def save_network(config: ConfigDict, path: Path) -> None:
 
 
 def load_steps(
-    config: ConfigDict, path: Path, training: bool, compiled: bool, lrn_by_slices: bool
+    config: ConfigDict,
+    path: Path,
+    training: bool,
+    compiled: Mapping[str, Any] | None,
+    lrn_by_slices: bool,
+    device: str = "cpu",
+    autocast: bool = False,
 ) -> Callable[[int], None]:
     """Returns what does so many training steps, or forward passes in testing, on one batch of crops in memory.
 
-    With what PyTorch recommends for a CPU: channels_last, the fused optimizer, and for testing constant weights, which
-    the compiler lays out once.
+    With what PyTorch recommends: channels_last, the fused optimizer, on a GPU TF32 and cuDNN's fastest algorithms, and
+    for testing constant weights, which the compiler lays out once.
+
+    Args:
+      config: batch size, crop and training rule.
+      path: what `save_network` wrote.
+      training: training steps; else logits in testing.
+      compiled: arguments of `torch.compile`; None to run eagerly.
+      lrn_by_slices: see `TorchAlexNet.normalise_by_slices`.
+      device: "cpu" or "cuda".
+      autocast: products in bfloat16.
     """
     torch.set_num_threads(available_cores())
-    network = torch.load(path, weights_only=False).to(memory_format=torch.channels_last)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    network = torch.load(path, weights_only=False).to(device, memory_format=torch.channels_last)
     if lrn_by_slices:
         network.normalise_by_slices()
-    crops = 70 * torch.randn(config.batch_size, 3, config.data.crop, config.data.crop)
+    crops = 70 * torch.randn(config.batch_size, 3, config.data.crop, config.data.crop, device=device)
     crops = crops.to(memory_format=torch.channels_last)
-    labels = torch.randint(config.model.num_classes, (config.batch_size,))
+    labels = torch.randint(config.model.num_classes, (config.batch_size,), device=device)
     rule = {name: config.optimizer[name] for name in ("momentum", "weight_decay")}
     optimizer = torch.optim.SGD(network.parameters(), config.optimizer.learning_rate, **rule, fused=True)
 
     def loss() -> torch.Tensor:
-        return F.cross_entropy(network(crops), labels)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            return F.cross_entropy(network(crops), labels)
 
-    compute_loss = torch.compile(loss) if compiled else loss
+    compute_loss = loss if compiled is None else torch.compile(loss, **compiled)
 
     def train(steps: int) -> None:
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
             compute_loss().backward()
             optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     if training:
         return train
     network.eval()
-    compute_logits = torch.compile(network, options={"freezing": True}) if compiled else network
+    compute_logits = network if compiled is None else torch.compile(network, options={"freezing": True}, **compiled)
 
     def forward(steps: int) -> None:
         with torch.inference_mode():
