@@ -13,7 +13,7 @@ from alexnet_jax.experiment import make_preprocessing
 from alexnet_jax.inventory import Statistics
 from alexnet_jax.models import AlexNet, get_model
 from alexnet_jax.optimizer import make_learning_rates, make_optimizer
-from alexnet_jax.parallel import DataParallel
+from alexnet_jax.parallel import CPU_OPTIONS, DataParallel
 from alexnet_jax.steps import Batch, TrainStep, make_train_step
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
 
@@ -81,12 +81,13 @@ def _training(config: ConfigDict) -> Callable[[int], None]:
 
 
 def _forward(config: ConfigDict) -> Callable[[int], None]:
-    """Logits of float32 crops in testing."""
+    """Logits of float32 crops in testing, on the CPU."""
     model = get_model(config.model, config.model.num_classes)
     variables = init_variables(model, config.data.crop, config.seed)
-    forward = jax.jit(lambda variables, images: model.apply(variables, images)[0])
+    apply = jax.jit(lambda variables, images: model.apply(variables, images)[0])
     shape = (config.batch_size, config.data.crop, config.data.crop, 3)
     crops = jax.numpy.asarray(np.random.default_rng(0).normal(scale=70, size=shape).astype(np.float32))
+    forward = apply.lower(variables, crops).compile(compiler_options=CPU_OPTIONS)  # as every step of the package
 
     def run(steps: int) -> None:
         for _ in range(steps):
