@@ -9,6 +9,7 @@ from alexnet_jax.config import exit_on_user_error
 
 COMMANDS = {
     "prepare": "makes a data set ready to be read fast, and says what is in it",
+    "benchmark": "how fast the training step is here, and what limits it",
     "benchmark_input": "how fast images come to the training step, and what limits them",
     "evaluate": "the error of a run on one of its splits",
 }

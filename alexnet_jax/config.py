@@ -133,6 +133,7 @@ FREE_KEYS = (
     "eval_batch_size",
     "log_every_steps",
     "compilation_cache_dir",
+    "profile_steps",
     "data.dir",
     "data.prepared_dir",
     "data.residence",
@@ -172,8 +173,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "must be more than 0",
     ),
     (
-        "seed max_steps optimizer.weight_decay optimizer.cooldown optimizer.threshold optimizer.minimum_rate "
-        "optimizer.min_divisions parallel.num_devices checkpoint.every_steps data.num_threads",
+        "seed max_steps profile_steps optimizer.weight_decay optimizer.cooldown optimizer.threshold "
+        "optimizer.minimum_rate optimizer.min_divisions parallel.num_devices checkpoint.every_steps data.num_threads",
         lambda value: value >= 0,
         "must not be negative",
     ),

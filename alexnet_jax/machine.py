@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
 
 import psutil
@@ -27,3 +28,19 @@ def processor_kind() -> str:
     text = information.read_text() if information.is_file() else platform.processor()
     features = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), text)
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held so far."""
+    import resource  # here: Windows has none
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def processor_name() -> str:
+    """What the processor calls itself."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

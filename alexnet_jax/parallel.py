@@ -17,7 +17,7 @@ from alexnet_jax.train_state import TrainState
 AXIS = "data"
 """The mapped axis over which gradients are averaged and sums added up."""
 
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """XLA's options for the CPU: matrix products by Eigen, up to twice as fast at those of `convolution` as YNNPACK."""
 
 
@@ -43,10 +43,21 @@ class DataParallel:
     axis = AXIS
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether the devices are processors, which share the host's memory."""
+        return self.devices[0].platform == "cpu"
+
+    @property
     def memory_bytes(self) -> int | None:
         """Memory of one device; None for one that uses the host's."""
         stats = self.devices[0].memory_stats()
         return stats["bytes_limit"] if stats else None
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The most memory that one device has held so far; None for one that uses the host's."""
+        stats = self.devices[0].memory_stats()
+        return stats["peak_bytes_in_use"] if stats else None
 
     @classmethod
     def create(cls, num_devices: int) -> "DataParallel":

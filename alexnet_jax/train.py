@@ -35,6 +35,7 @@ from alexnet_jax.metric_writer import MetricWriter, describe_environment, read_m
 from alexnet_jax.models import get_model, summarize
 from alexnet_jax.optimizer import Plateau, make_learning_rates, make_optimizer, make_schedule
 from alexnet_jax.parallel import DataParallel, use_compilation_cache
+from alexnet_jax.profiling import StepTrace
 from alexnet_jax.run_plan import RunPlan
 from alexnet_jax.shards import Records
 from alexnet_jax.steps import make_train_step
@@ -102,10 +103,12 @@ class _Run:
         self.learning_rates = make_learning_rates(config.optimizer, variables["params"])
         self.plateau = Plateau(config.optimizer, config.epochs)
         self.preprocessing = make_preprocessing(data, dataset.statistics)
-        self.train_step = self.devices.compile_train_step(
+        train_step = self.devices.compile_train_step(
             make_train_step(self.model, optimizer, self.preprocessing, self.devices.axis),
             resident=self._place_images(dataset.splits["train"]),
         )
+        self.trace = StepTrace(workdir / "profile", config.profile_steps)
+        self.train_step = self.trace.around(train_step)
         evaluate_views = functools.partial(make_evaluate, config, self.model, dataset, self.preprocessing, self.devices)
         self.evaluate = evaluate_views(1)
         self.test = self.evaluate if config.test_views == 1 else evaluate_views(config.test_views)
@@ -166,7 +169,8 @@ class _Run:
                     self._evaluate()
                 if self.progress.examples_seen >= self.plan.total_examples:
                     return
-                self._train_until_pause(batches)
+                with contextlib.closing(self.trace):  # one that is being recorded ends with the pause
+                    self._train_until_pause(batches)
                 if self.stop.received:
                     self._save_and_exit()
                 if not self._evaluation_is_due():

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from ml_collections import ConfigDict
 
 from alexnet_jax.models import get_model
+from alexnet_jax.speed import RandomTraining
 from alexnet_jax.train_state import init_variables
-from benchmarks.jax_alexnet import Training
 from benchmarks.torch_alexnet import TorchAlexNet
 
 STEPS = 30
@@ -37,10 +37,11 @@ def check(config: ConfigDict, dtype: str, device: str) -> str:
 
 
 def _losses_of_steps(config: ConfigDict) -> list[float]:
-    step, state, batch = Training.create(config).compile()
+    training = RandomTraining(config)
+    state = training.state
     losses = []
     for _ in range(STEPS):
-        state, sums = step(state, batch)
+        state, sums = training.step(state, training.batch)
         losses.append(float(sums["loss_sum"]) / float(sums["count"]))
     return losses
 

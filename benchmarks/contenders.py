@@ -2,9 +2,7 @@
 
 import multiprocessing
 import os
-import resource
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,10 +13,12 @@ from typing import Any
 import psutil
 from ml_collections import ConfigDict
 
+from alexnet_jax.machine import peak_memory_bytes
+
 # Nothing at the top may import JAX or torch: a process that starts others lends them its own peak memory (Linux counts
 # from the fork on), and neither contender should hold the other's library.
 
-Steps = Callable[[int], None]
+Steps = Callable[[int], object]
 """Does so many steps and returns when their results are there."""
 
 
@@ -87,8 +87,7 @@ def _serve(connection: Connection, make_steps: Callable[[], Steps]) -> None:
             began = time.perf_counter()
             run(steps)
             seconds = time.perf_counter() - began
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            connection.send((seconds, peak / (1e9 if sys.platform == "darwin" else 1e9 / 1024)))
+            connection.send((seconds, peak_memory_bytes() / 1e9))
     except EOFError:
         return  # the parent has closed
     except Exception as error:

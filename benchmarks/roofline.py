@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.augment import training_images
 from alexnet_jax.models import AlexNet, get_model, summarize
-from benchmarks.jax_alexnet import Training
+from alexnet_jax.speed import RandomTraining
 
 Call = tuple[Any, ...]
 """A function and its arguments."""
@@ -95,7 +95,7 @@ def get_parts(config: ConfigDict) -> list[Part]:
 
 def time_parts(config: ConfigDict, seconds: float) -> list[float]:
     """Seconds of each of `get_parts`, compiled and run alone."""
-    training = Training.create(config)
+    training = RandomTraining(config)
     return [
         seconds_of(*_crops(training), at_least=seconds),
         *(seconds_of(*layer, at_least=seconds) for layer in _layers(training.model, config)),
@@ -103,14 +103,14 @@ def time_parts(config: ConfigDict, seconds: float) -> list[float]:
     ]
 
 
-def _crops(training: Training) -> Call:
+def _crops(training: RandomTraining) -> Call:
     """Random crops, mirror images and mean."""
 
     def crops(batch: Any) -> Any:
         keys = jax.random.split(jax.random.key(0), len(batch["id"]))
         return training_images(training.preprocessing, batch["image"], keys, batch["epoch"])
 
-    return crops, jax.device_put(training.batch)
+    return crops, jax.tree.map(lambda of_devices: of_devices[0], training.batch)
 
 
 def _layers(model: AlexNet, config: ConfigDict) -> Iterator[Call]:
@@ -141,7 +141,7 @@ def _forward_and_backward(forward: Callable[[Any, Any], Any], of_input: bool, pa
     return y, gradients(dy)
 
 
-def _update(training: Training) -> Call:
+def _update(training: RandomTraining) -> Call:
     """The optimizer's step, with a copy of the parameters in place of gradients."""
     state = training.state
 

@@ -17,7 +17,6 @@ import functools
 import importlib.metadata
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -29,7 +28,7 @@ from typing import Any
 import psutil
 from ml_collections import ConfigDict
 
-from alexnet_jax.machine import available_cores
+from alexnet_jax.machine import available_cores, processor_name
 from benchmarks.contenders import Child, our_steps, save_network, spread, torch_steps
 from configs import alexnet
 
@@ -81,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "torch"))
-    print(f"{versions}, {available_cores()} cores, {_cpu()}, float32; medians of {arguments.rounds} rounds")
+    print(f"{versions}, {available_cores()} cores, {processor_name()}, float32; medians of {arguments.rounds} rounds")
     print(f"{'':59}{'images/s':24}{'ours / best PyTorch':24}{'peak GB':>8}  ours / best PyTorch")
     for name in [arguments.only] if arguments.only else WORKLOADS:
         for row in compare(name, WORKLOADS[name], arguments.rounds):
@@ -125,14 +124,6 @@ def _taken_by_others(children: Iterable[Child]) -> float:
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)  # Linux counts waiting for disks apart
     return sum(times) - idle - sum(child.cpu_seconds() for child in children)
-
-
-def _cpu() -> str:
-    """The processor's name."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _make_child(contender: str, workload: Workload, path: Path) -> Child:

@@ -56,6 +56,7 @@ def _default() -> ConfigDict:
             "test_views": 1,  # views that a test prediction is averaged over: 1 (centre), 2 (and mirror), 10 (paper)
             "log_every_steps": 50,  # steps between loss lines in metrics.jsonl
             "compilation_cache_dir": "data/compiled",  # folder of compiled programs, which start faster; "": none
+            "profile_steps": 0,  # steps to trace after the first three, into profile/ of the run; 0: none
             "data": {
                 "name": "digits",  # digits, folder, imagenet2012, synthetic or tfds:NAME
                 "dir": "",  # folder of photographs, or of ImageNet's tar files

@@ -16,10 +16,10 @@ LEVELS = [
     {"presets", "sources", "shards", "inventory", "train_state"},
     {"models"},
     {"steps", "checkpoint", "metric_writer", "terminal", "image_folder", "imagenet"},
-    {"preparation"},
+    {"preparation", "profiling"},
     {"datasets", "input_pipeline", "parallel"},
     {"experiment"},
-    {"train"},
+    {"train", "speed"},
     {"programs"},
     {"__main__"},
 ]

@@ -1,6 +1,7 @@
-"""Programs around the data."""
+"""Programs around data and training."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,9 +11,11 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from alexnet_jax import __main__, speed, terminal
+from alexnet_jax.config import exit_on_user_error
 from alexnet_jax.datasets import open_prepared
 from alexnet_jax.errors import UserError
-from alexnet_jax.programs import benchmark_input, prepare
+from alexnet_jax.programs import benchmark, benchmark_input, prepare
 from tests.conftest import REPOSITORY
 from tests.pictures import make_folder
 
@@ -90,3 +93,73 @@ def test_the_advice_is_about_the_slowest_stage(rates: dict[str, float], words: s
     advice = benchmark_input.advice({"read, one thread": 4e4, **fast, **rates}, num_threads=1)
     slowest = min(rates, key=lambda name: rates[name] if "one thread" not in name else 1e9)
     assert advice.startswith(f"Slowest: {slowest}") and words in advice
+
+
+def test_benchmark_shows_what_it_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "SECONDS", 0.05)
+    monkeypatch.setattr(terminal._console, "width", 200)
+    monkeypatch.setattr(speed, "MATRIX_SIDE_ON_CPU", 64)
+    monkeypatch.setattr(speed, "VECTOR_LENGTH", 1024)
+    run(benchmark.main, ["--config=configs/alexnet.py:synthetic,lenet,smoke"])
+    devices, *table, advice = capsys.readouterr().out.splitlines()
+    assert devices.startswith("2 x cpu (") and ", jax " in devices
+    rows = dict(re.split(" {2,}", line.strip(), maxsplit=1) for line in table)
+    assert rows["network"] == "lenet, 16 images of 28 pixels a step"
+    number = r"([\d,.]+)"
+    for name, form in {
+        "compile time": f"{number} s",
+        "step time": f"{number} ms, quartiles {number} and {number} of {number} steps",
+        "speed": f"{number} images/s",
+        "arithmetic": f"{number} GFLOP an image, {number} GFLOP/s",
+        "matrix products": f"{number} GFLOP/s in float32, large ones alone",
+        "memory traffic": f"{number} GB/s; the optimizer takes at least \\d+% of a step",
+        "peak memory": f"{number} GB of the process",
+    }.items():
+        match = re.fullmatch(form, rows[name])
+        assert match, (name, rows[name])
+        assert all(float(value.replace(",", "")) > 0 for value in match.groups()), rows[name]
+    assert re.match(r"\d+%; tiles on the CPU", rows["share of these"])
+    assert re.match(r"(\d+ (d|h|min) ?)+ for 90 epochs of 1,281,167 images", rows["ImageNet"])
+    assert advice.startswith("Limited by ")
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.batchsize=8", "did you mean config.batch_size"),
+        ("--config.model.preset=vgg", "config.model.preset='vgg' is unknown"),
+        ("--config.batch_size=15", "does not divide by 2 devices"),
+        ("photos", "what is 'photos'"),
+    ],
+)
+def test_benchmark_answers_a_mistake_with_a_line(flag: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main = exit_on_user_error(lambda argv: __main__.main(["alexnet_jax", "benchmark", *argv]))
+    with pytest.raises(SystemExit) as exit:
+        run(main, ["--config=configs/alexnet.py:synthetic,lenet,smoke", flag])
+    assert exit.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and words in line
+
+
+@pytest.mark.parametrize(
+    ("peak_share", "optimizer_share", "on_cpu", "words"),
+    [
+        (0.7, 0.3, False, "arithmetic"),
+        (0.7, 0.0, True, "memory traffic and overhead"),
+        (1.6, 0.0, True, "arithmetic"),
+        (0.4, 0.3, False, "the optimizer's passes"),
+        (0.4, 0.1, False, "memory traffic and overhead"),
+    ],
+)
+def test_the_advice_is_about_the_largest_share(
+    peak_share: float, optimizer_share: float, on_cpu: bool, words: str
+) -> None:
+    assert benchmark.advice(peak_share, optimizer_share, on_cpu).startswith(f"Limited by {words}")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(10.0, "less than a minute"), (3599.9, "1 h"), (90_061.0, "1 d 1 h 1 min"), (1e8, "1,157 d 9 h 47 min")],
+)
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert benchmark.duration(seconds) == text
