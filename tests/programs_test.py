@@ -104,7 +104,7 @@ def test_benchmark_shows_what_it_measured(capsys: pytest.CaptureFixture[str], mo
     devices, *table, advice = capsys.readouterr().out.splitlines()
     assert devices.startswith("2 x cpu (") and ", jax " in devices
     rows = dict(re.split(" {2,}", line.strip(), maxsplit=1) for line in table)
-    assert rows["network"] == "lenet, 16 images of 28 pixels a step"
+    assert rows["network"] == "lenet, 16 images of 24 pixels a step"
     number = r"([\d,.]+)"
     for name, form in {
         "compile time": f"{number} s",
