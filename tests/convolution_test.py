@@ -25,9 +25,9 @@ def gradients(convolve: Convolve, x: np.ndarray, kernel: np.ndarray, **options: 
     return output, *pull_back(jnp.asarray(normal(2, *output.shape), output.dtype))
 
 
-def assert_as_xla(x: np.ndarray, kernel: np.ndarray, **options: Any) -> None:
+def assert_as_xla(x: np.ndarray, kernel: np.ndarray, convolve: Convolve = conv_by_tiles, **options: Any) -> None:
     with jax.enable_x64(True):
-        ours, expected = gradients(conv_by_tiles, x, kernel, **options), gradients(conv_by_xla, x, kernel, **options)
+        ours, expected = gradients(convolve, x, kernel, **options), gradients(conv_by_xla, x, kernel, **options)
         for array, reference in zip(ours, expected, strict=True):
             assert array.dtype == reference.dtype == jnp.float64
             np.testing.assert_allclose(array, reference, rtol=1e-10, atol=1e-10)
@@ -88,6 +88,7 @@ def test_float32_loses_few_digits(
         assert np.abs(np.asarray(array) - reference).max() <= 2e-5 * np.abs(reference).max()
 
 
+@pytest.mark.parametrize("convolve", [conv_by_tiles, conv_on_cpu])
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "padding"),
     [
@@ -100,10 +101,9 @@ def test_float32_loses_few_digits(
         pytest.param(3, 4, 2, ((2, 2), (1, 2)), id="a kernel larger than the image"),
     ],
 )
-def test_corner_cases(size: int, kernel: int, stride: int, padding: Padding) -> None:
-    assert_as_xla(
-        normal(0, 2, size, size, 2), normal(1, kernel, kernel, 2, 3), stride=stride, padding=padding, groups=1
-    )
+def test_corner_cases(size: int, kernel: int, stride: int, padding: Padding, convolve: Convolve) -> None:
+    x, weights = normal(0, 2, size, size, 4), normal(1, kernel, kernel, 2, 6)
+    assert_as_xla(x, weights, convolve, stride=stride, padding=padding, groups=2)
 
 
 def test_networks_of_a_population_at_once() -> None:
