@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UserError
@@ -23,29 +24,37 @@ from alexnet_jax.errors import UserError
 Params = Any
 """A tree of arrays: {layer: {"kernel", "bias", ...}}."""
 
+Scalar = float | Float[Array, ""]
+
 SCHEDULES = ("plateau", "constant", "step", "dexp")
 
 
-def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(
+    config: ConfigDict, params: Params, momentum: Scalar | None = None, weight_decay: Scalar | None = None
+) -> optax.GradientTransformationExtraArgs:
     """The paper's rule; `update` takes `learning_rates=`, a tree like `params` with one scalar an array.
 
     Kernels decay by `config.weight_decay` and other parameters by nothing unless `config.decay_biases` (CHM
     src/layer.cu:565: biases have no decay); `config.weight_decay_overrides` names exceptions as (pattern, decay).
-    The state's trace is the paper's velocity v.
+    `momentum` and `weight_decay` stand in for those of the config. The state's trace is the paper's velocity v.
     """
-    decays = _map_names(lambda name: config.weight_decay if _is_kernel(name) or config.decay_biases else 0.0, params)
+    momentum = config.momentum if momentum is None else momentum
+    weight_decay = config.weight_decay if weight_decay is None else weight_decay
+    decays = _map_names(lambda name: weight_decay if _is_kernel(name) or config.decay_biases else 0.0, params)
     for pattern, decay in config.weight_decay_overrides:
         decays = _override("weight_decay_overrides", pattern, decays, decay)
     return optax.chain(
-        *(
-            optax.add_decayed_weights(decay, mask=jax.tree.map(lambda x, decay=decay: x == decay, decays))
-            for decay in sorted(set(jax.tree.leaves(decays)))
-            if decay
-        ),
-        _scale_by_learning_rates(),
-        optax.trace(decay=config.momentum),
-        _hold_frozen(),
+        _add_decayed_weights(decays), _scale_by_learning_rates(), optax.trace(decay=momentum), _hold_frozen()
     )
+
+
+def _add_decayed_weights(decays: Params) -> optax.GradientTransformation:
+    """Adds to each array's update its weights times its own decay."""
+
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+        return jax.tree.map(lambda u, w, decay: u + decay * w, updates, params, decays), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def _scale_by_learning_rates() -> optax.GradientTransformationExtraArgs:
