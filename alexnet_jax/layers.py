@@ -232,7 +232,7 @@ def _places(x: Images, size: int, stride: int, overhang: Sides) -> list[Array]:
 def dropout(
     x: Float[Array, "batch ..."],
     keys: Key[Array, " batch"] | None,
-    rate: float,
+    rate: float | Float[Array, ""],
     convention: str,
 ) -> Float[Array, "batch ..."]:
     """Drops each unit with probability `rate`; without keys, what the network does in testing.

@@ -42,7 +42,7 @@ class AlexNet(nn.Module):
     pool_size: int = 3
     conv_ceil: bool = False
     pool_ceil: bool = False
-    dropout_rate: float = 0.5
+    dropout_rate: float | Float[Array, ""] = 0.5
     dropout_convention: str = "2012"
     dtype: Any = jnp.float32
 

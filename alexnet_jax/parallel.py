@@ -11,8 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.machine import processor_kind
-from alexnet_jax.steps import EvalStep, TrainStep
-from alexnet_jax.train_state import TrainState
+from alexnet_jax.steps import EvalStep, State, Step
 
 AXIS = "data"
 """The mapped axis over which gradients are averaged and sums added up."""
@@ -67,16 +66,16 @@ class DataParallel:
             raise UserError(f"config.parallel.num_devices={num_devices}, but this machine has {len(local)}: {local}")
         return cls(tuple(local[:num_devices] if num_devices else local))
 
-    def compile_train_step(self, train_step: TrainStep, resident: dict[str, np.ndarray] | None = None) -> TrainStep:
+    def compile_train_step(self, train_step: Step[State], resident: dict[str, np.ndarray] | None = None) -> Step[State]:
         """The step on all devices; it consumes the state that it is given.
 
         Args:
-          train_step: for the share of one device.
+          train_step: for the share of one device; of one network or of a population.
           resident: arrays of the whole training split, by example id, that every device is to hold; a batch needs none
             of them then, only its ids.
         """
 
-        def step(state: TrainState, batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> Any:
+        def step(state: State, batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> Any:
             looked_up = {name: values[batch["id"]] for name, values in resident.items()}
             return train_step(state, {**batch, **looked_up})
 

@@ -6,7 +6,7 @@ the sums of all.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,9 @@ from alexnet_jax.models import AlexNet
 from alexnet_jax.train_state import TrainState
 
 Batch = dict[str, Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+State = TypeVar("State")
+Step = Callable[[State, Batch], tuple[State, dict[str, Array]]]
+TrainStep = Step[TrainState]
 EvalStep = Callable[[Any, Any, Batch], dict[str, Array]]
 
 

@@ -102,9 +102,9 @@ def _operation(name: str, model: "AlexNet", pool: str) -> list[nn.Module]:
         case "pool":
             return [nn.AvgPool2d(model.pool_size, 2, ceil_mode=model.pool_ceil, count_include_pad=False)]
         case "dropout" if model.dropout_convention == "inverted":
-            return [nn.Dropout(model.dropout_rate)]
+            return [nn.Dropout(float(model.dropout_rate))]
         case "dropout":
-            return [nn.Dropout(model.dropout_rate), Scale(1 - model.dropout_rate)]
+            return [nn.Dropout(float(model.dropout_rate)), Scale(1 - float(model.dropout_rate))]
         case _:
             raise ValueError(f"{name} (activation {model.activation}) is not written in PyTorch")
 

@@ -17,7 +17,7 @@ LEVELS = [
     {"models"},
     {"steps", "checkpoint", "metric_writer", "terminal", "image_folder", "imagenet"},
     {"preparation", "profiling"},
-    {"datasets", "input_pipeline", "parallel"},
+    {"datasets", "input_pipeline", "parallel", "population"},
     {"experiment"},
     {"train", "speed"},
     {"programs"},

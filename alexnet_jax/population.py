@@ -1,0 +1,81 @@
+"""Small networks trained at once: one compiled step for all members of a population.
+
+Members have the same layers and see the same images; the rest is each one's own, and it learns what it would learn
+alone.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from alexnet_jax.augment import Preprocessing
+from alexnet_jax.models import AlexNet
+from alexnet_jax.optimizer import make_optimizer
+from alexnet_jax.steps import Batch, Step, make_train_step
+from alexnet_jax.train_state import TrainState
+
+IN_A_TURN = 2
+"""Members in a turn of the CPU's loop: where one of them keeps a single core busy, the other takes the rest."""
+
+
+@flax.struct.dataclass
+class Member:
+    """A network in training and its own hyperparameters; a population is one whose arrays have an axis of members.
+
+    Attributes:
+      state: as of a network alone; its key is of the member's seed, its learning rates are the member's.
+      momentum, weight_decay: in place of those in the optimizer's config.
+      dropout_rate: in place of the model's. In float32, 1 minus some rates (0.067, not 0.1 or 0.5) is rounded otherwise
+        than in a network alone: one unit in 8 million is then dropped there and kept here, or the other way round.
+    """
+
+    state: TrainState
+    momentum: float | Float[Array, "*members"]
+    weight_decay: float | Float[Array, "*members"]
+    dropout_rate: float | Float[Array, "*members"]
+
+
+def stack(members: Sequence[Member]) -> Member:
+    """The population of these members, each array with a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+
+
+def make_member_step(
+    config: ConfigDict, model: AlexNet, preprocessing: Preprocessing, axis_name: str | None = None
+) -> Step[Member]:
+    """`steps.make_train_step` of one member; `config` is the optimizer's.
+
+    What a member has of its own is traced, so that one program serves all values.
+    """
+
+    def member_step(member: Member, batch: Batch) -> tuple[Member, dict[str, Array]]:
+        optimizer = make_optimizer(config, member.state.params, member.momentum, member.weight_decay)
+        own_model = model.clone(dropout_rate=member.dropout_rate)
+        state, sums = make_train_step(own_model, optimizer, preprocessing, axis_name)(member.state, batch)
+        return dataclasses.replace(member, state=state), sums
+
+    return member_step
+
+
+def make_population_step(member_step: Step[Member]) -> Step[Member]:
+    """The same step of all members, in one program; returns the sums of each.
+
+    With all members side by side their convolutions become one in groups, which suits accelerators and is 3 to 4 times
+    too slow on a CPU. There members go through a loop.
+    """
+
+    def in_a_loop(population: Member, batch: Batch) -> tuple[Member, dict[str, Array]]:
+        _, results = lax.scan(lambda _, member: (None, member_step(member, batch)), None, population, unroll=IN_A_TURN)
+        return results
+
+    def population_step(population: Member, batch: Batch) -> tuple[Member, dict[str, Array]]:
+        side_by_side = jax.vmap(member_step, in_axes=(0, None))
+        return lax.platform_dependent(population, batch, cpu=in_a_loop, default=side_by_side)
+
+    return population_step
