@@ -6,12 +6,13 @@ alone.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from alexnet_jax.augment import Preprocessing
@@ -30,15 +31,15 @@ class Member:
 
     Attributes:
       state: as of a network alone; its key is of the member's seed, its learning rates are the member's.
-      momentum, weight_decay: in place of those in the optimizer's config.
-      dropout_rate: in place of the model's. In float32, 1 minus some rates (0.067, not 0.1 or 0.5) is rounded otherwise
-        than in a network alone: one unit in 8 million is then dropped there and kept here, or the other way round.
+      momentum, weight_decay: scalars in place of those in the optimizer's config.
+      dropout_rate: one in place of the model's. In float32, 1 minus some rates (0.067, not 0.1 or 0.5) is rounded
+        otherwise than in a network alone: one unit in 8 million is then dropped in one of them and kept in the other.
     """
 
     state: TrainState
-    momentum: float | Float[Array, "*members"]
-    weight_decay: float | Float[Array, "*members"]
-    dropout_rate: float | Float[Array, "*members"]
+    momentum: Any
+    weight_decay: Any
+    dropout_rate: Any
 
 
 def stack(members: Sequence[Member]) -> Member:

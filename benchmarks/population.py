@@ -11,7 +11,6 @@ machine's mood hits both alike.
 
 import argparse
 import dataclasses
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +27,7 @@ from alexnet_jax.parallel import DataParallel
 from alexnet_jax.population import Member, make_member_step, make_population_step, stack
 from alexnet_jax.steps import Batch, Step, make_train_step
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
+from benchmarks.contenders import spread
 from configs import alexnet
 
 MEMBERS = 8
@@ -56,9 +56,9 @@ def main() -> None:
             seconds = sum(training.seconds(batch, steps) for training in trainings)
             rates[name].append(MEMBERS * steps * configs[0].batch_size / seconds)
     for name, values in rates.items():
-        print(f"{name}: {_spread(values, ',.0f')} images/s, all networks together")
+        print(f"{name}: {spread(values, ',.0f')} images/s, all networks together")
     ratios = [once / turn for once, turn in zip(rates["at once"], rates["in turn"], strict=True)]
-    print(f"at once / in turn: {_spread(ratios, '.2f')}")
+    print(f"at once / in turn: {spread(ratios, '.2f')}")
 
 
 @dataclasses.dataclass
@@ -138,10 +138,6 @@ def _statistics() -> Statistics:
     """The mean of noise; there is no colour noise, so nothing else is used."""
     mean_image = np.full((32, 32, 3), 127.5, np.float32)
     return dataclasses.replace(Statistics.unknown(32), mean_image=mean_image)
-
-
-def _spread(values: list[float], form: str) -> str:
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 if __name__ == "__main__":
