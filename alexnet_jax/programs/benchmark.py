@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
             "network": f"{config.model.preset}, {measured.batch_size} images of {config.data.crop} pixels a step",
             **describe(measured, compute_dtype.name),
             "ImageNet": f"{duration(config.epochs * IMAGENET_IMAGES / measured.images_per_second)} "
-            f"for {config.epochs:g} epochs of {IMAGENET_IMAGES:,} images at this speed",
+            f"for {config.epochs:g} epochs of {IMAGENET_IMAGES:,} images",
         }
     )
     terminal.show(advice(measured.peak_share, measured.optimizer_share, measured.on_cpu))
@@ -120,7 +120,7 @@ def describe_peak_memory(devices: DataParallel) -> str:
 def describe(measured: Measured, dtype: str) -> dict[str, str]:
     """The measured rows of the table."""
     first, third = (1e3 * value for value in np.percentile(measured.step_seconds, (25, 75)))
-    tiles = "; tiles on the CPU save products counted here, so 100 % is no limit" if measured.on_cpu else ""
+    tiles = "; may exceed 100%: tiles on the CPU save products" if measured.on_cpu else ""
     return {
         "compile time": f"{max(0.0, measured.first_seconds - measured.median_seconds):,.1f} s",
         "step time": f"{1e3 * measured.median_seconds:,.1f} ms, quartiles {first:,.1f} and {third:,.1f} "
@@ -147,14 +147,15 @@ def advice(peak_share: float, optimizer_share: float, on_cpu: bool) -> str:
     """What limits the step and what to try, by rule of thumb.
 
     From 60 % of the rate of large matrix products on there is little but arithmetic; on a CPU from 150 % on, for tiles
-    leave 2.7 times fewer products than are counted (of `caffe`). Below that, a fifth of the step in the optimizer,
+    leave 2.5 times fewer products than are counted (of `caffe`). Below that, a fifth of the step in the optimizer,
     whose work is the same for any batch, says that the batch is small.
     """
     if peak_share >= (1.5 if on_cpu else 0.6):
         return "Limited by arithmetic. To try: more or faster devices, smaller crops, a smaller network."
     if optimizer_share >= 0.2:
         return "Limited by the optimizer's passes over all parameters. To try: a larger config.batch_size."
+    larger = "" if on_cpu else "a larger config.batch_size; "
     return (
-        "Limited by memory traffic and overhead between the matrix products. To try: a larger config.batch_size; "
-        "main.py with --config.profile_steps=10 shows what takes the time."
+        f"Limited by memory traffic and overhead between the matrix products. To try: {larger}main.py with "
+        "--config.profile_steps=10, which shows what takes the time."
     )
