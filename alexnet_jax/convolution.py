@@ -2,7 +2,7 @@
 
 XLA's convolution on the CPU is 5 to 10 times off the pace in groups and in a first layer of few channels. Lavin and
 Gray 2016 ("Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308) compute 3 x 3 outputs at once from one
-tile of pixels, both transformed by small matrices, with 2.8 times fewer multiplications for a 3x3 kernel and 4.6 for a
+tile of pixels, both transformed by small matrices, with 3.2 times fewer multiplications for a 3x3 kernel and 4.6 for a
 5x5 one; what remains are matrix products, which XLA does well. `benchmarks/train_step.py` measures what that gains.
 """
 

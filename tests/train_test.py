@@ -83,7 +83,7 @@ def test_compiled_programs_are_kept_and_a_damaged_one_does_no_harm(prepared_dir:
     assert len(first) >= 3  # initialisation, training step, evaluation step
     for path in first:
         path.write_bytes(path.read_bytes()[:100])
-    assert run("second") == first
+    assert run("second") >= first  # more, if a program took longer to compile than before
     records = [(tmp_path / workdir / "metrics.jsonl").read_bytes() for workdir in ("first", "second")]
     assert records[0] == records[1]
 
