@@ -163,7 +163,7 @@ def _plain(value: Any) -> Any:
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "batch_size eval_batch_size log_every_steps data.synthetic_examples data.crop "
-        "model.hidden_width model.num_classes optimizer.patience checkpoint.keep",
+        "model.hidden_width model.num_classes optimizer.patience parallel.towers checkpoint.keep",
         lambda value: value >= 1,
         "must be at least 1",
     ),
@@ -178,6 +178,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda value: value >= 0,
         "must not be negative",
     ),
+    ("parallel.mode", lambda value: value in ("pmap", "mesh"), "must be pmap or mesh"),
     ("model.compute_dtype", lambda value: value in ("float32", "bfloat16"), "must be float32 or bfloat16"),
     ("test_views", lambda value: value in (1, 2, 10), "must be 1, 2 or 10"),
     ("data.color_noise data.color_noise_until_epoch", lambda value: value >= 0, "must not be negative"),
@@ -231,6 +232,8 @@ def check(config: Mapping[str, Any]) -> None:
                 raise UserError(f"config.{key}={values[key]!r} {text}")
     if values["data.validation_fraction"] + values["data.test_fraction"] >= 1:
         raise UserError("config.data.validation_fraction and config.data.test_fraction leave nothing to train on")
+    if values["parallel.towers"] > 1 and values["parallel.mode"] != "mesh":
+        raise UserError(f"config.parallel.towers={values['parallel.towers']} needs config.parallel.mode='mesh'")
     if values["data.crop"] > values["data.image_size"]:
         raise UserError(
             f"config.data.crop={values['data.crop']} is larger than config.data.image_size={values['data.image_size']}"

@@ -14,7 +14,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.input_pipeline import eval_batches
 from alexnet_jax.inventory import Statistics
 from alexnet_jax.models import AlexNet
-from alexnet_jax.parallel import DataParallel
+from alexnet_jax.parallel import Devices
 from alexnet_jax.preparation import Storing
 from alexnet_jax.steps import make_eval_step
 
@@ -64,12 +64,12 @@ def make_evaluate(
     model: AlexNet,
     dataset: Dataset,
     preprocessing: Preprocessing,
-    devices: DataParallel,
+    devices: Devices,
     views: int = 1,
 ) -> Evaluate:
     """Returns (params, batch_stats, split) -> the totals after each batch; the last are those of the whole split."""
     batch_size = devices.round_up(config.eval_batch_size)
-    step = devices.compile_eval_step(make_eval_step(model, preprocessing, views, devices.axis))
+    step = devices.compile_eval_step(make_eval_step(model, preprocessing, views, devices.axes))
 
     def evaluate(params: Any, batch_stats: Any, split: str) -> Iterator[dict[str, Any]]:
         totals: dict[str, Any] = {}

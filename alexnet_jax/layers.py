@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Key
 
 from alexnet_jax.convolution import Images, pieces
 from alexnet_jax.errors import UserError
+from alexnet_jax.towers import own_part
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
@@ -234,6 +235,7 @@ def dropout(
     keys: Key[Array, " batch"] | None,
     rate: float | Float[Array, ""],
     convention: str,
+    tower: str | None = None,
 ) -> Float[Array, "batch ..."]:
     """Drops each unit with probability `rate`; without keys, what the network does in testing.
 
@@ -245,9 +247,11 @@ def dropout(
       rate: probability of dropping a unit, in [0, 1).
       convention: "2012" masks in training and multiplies by 1 - rate in testing (paper section 4.2; CHM src/layer.cu
         HiddenSexLayer); "inverted" divides by 1 - rate in training and does nothing in testing (Caffe, torch, Flax).
+      tower: the mapped axis over which the units are divided, if they are; the mask is that of all of them.
     """
     keep = 1.0 - rate
     if keys is None:
         return x * keep if convention == "2012" else x
-    mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(keys)
+    shape = (*x.shape[1:-1], x.shape[-1] * (lax.axis_size(tower) if tower else 1))
+    mask = jax.vmap(lambda key: own_part(jax.random.bernoulli(key, keep, shape), tower))(keys)
     return jnp.where(mask, x if convention == "2012" else x / keep, 0.0)

@@ -1,6 +1,7 @@
 """AlexNet as one Flax module whose fields describe a variant."""
 
 import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from alexnet_jax import convolution, layers
+from alexnet_jax import convolution, layers, towers
 from alexnet_jax.convolution import Padding
 from alexnet_jax.errors import UserError
 from alexnet_jax.layers import LRN, LRN_CONVENTIONS
 from alexnet_jax.presets import PRESETS, Layer
+from alexnet_jax.towers import ONE_DEVICE, Axes
 
 
 class AlexNet(nn.Module):
@@ -51,14 +53,16 @@ class AlexNet(nn.Module):
         self,
         images: Float[Array, "batch height width 3"],
         dropout_keys: Key[Array, " batch"] | None = None,
-        axis_name: str | None = None,
+        axes: Axes = ONE_DEVICE,
     ) -> tuple[Float[Array, "batch classes"], dict[str, Array]]:
         """Logits and every intermediate activation by name.
+
+        Where `axes.tower` divides the network, parameters and activations are this device's part; see `is_split`.
 
         Args:
           images: normalised images.
           dropout_keys: one key an example; given in training, None in testing.
-          axis_name: the mapped axis over which batch normalisation averages in training.
+          axes: the mapped axes, over which batch normalisation averages in training.
 
         Returns:
           logits, and the activations in order: "conv1", "act1", "lrn1", "pool1", ... "fc8".
@@ -66,38 +70,84 @@ class AlexNet(nn.Module):
         train = dropout_keys is not None
         x: Array = images.astype(self.dtype)
         activations: dict[str, Array] = {}
+        has_part = False  # whether x has this device's part of the channels or units alone
         for index, layer in enumerate(self.layers, start=1):
-            x = activations[f"{layer.kind}{index}"] = self._weights(layer, f"{layer.kind}{index}", x)
+            name = f"{layer.kind}{index}"
+            if axes.tower and self.is_split(name):
+                if has_part and not layer.own_tower:
+                    x = towers.gather_features(x, axes)
+                elif axes.tower in axes.batch and not has_part:
+                    x = towers.gather_images(x, axes)
+                    dropout_keys = None if dropout_keys is None else towers.gather_keys(dropout_keys, axes)
+                has_part = True
+            parts, tower = (axes.towers, axes.tower) if has_part else (1, None)
+            x = activations[name] = self._weights(layer, name, x, parts)
             for operation in layer.then:
                 name = f"{operation}{index}"
                 match operation:
                     case "act":
                         x = self._activate(x, name)
                     case "lrn" if self.lrn is not None:
-                        x = layers.cross_map_norm(x, self.lrn, self.towers)
+                        x = self._normalize_maps(x, self.lrn, parts, axes)
                     case "map_norm" if self.lrn is not None:
                         x = layers.within_map_norm(x, *self.map_norm)
                     case "pool":
                         x = layers.pool(x, layer.pool, self.pool_size, 2, self.pool_ceil)
                     case "bn":
-                        x = nn.BatchNorm(not train, momentum=0.9, axis_name=axis_name, dtype=self.dtype, name=name)(x)
+                        over: Any = (axes.rows if has_part else axes.batch) or None
+                        x = nn.BatchNorm(not train, momentum=0.9, axis_name=over, dtype=self.dtype, name=name)(x)
                     case "dropout":
                         keys = None if dropout_keys is None else _fold_in(dropout_keys, index)
-                        x = layers.dropout(x, keys, self.dropout_rate, self.dropout_convention)
+                        x = layers.dropout(x, keys, self.dropout_rate, self.dropout_convention, tower)
                     case _:
                         continue
                 activations[name] = x
-        return x.astype(jnp.float32), activations
+        x = x.astype(jnp.float32)
+        if has_part:
+            combine = towers.return_images if axes.tower in axes.batch else towers.gather_features
+            x = combine(x, axes)
+        return x, activations
+
+    def is_split(self, name: str) -> bool:
+        """Whether the layer or parameter group of that name, like "fc6" or "bn6", is divided where devices share it.
+
+        A network of two towers is divided everywhere, at its towers; one of a single tower in its fully connected
+        layers. What is divided is the last axis of every array, the features.
+        """
+        number = re.search(r"\d+$", name)
+        if number is None or not 1 <= int(number[0]) <= len(self.layers):
+            return False
+        return self.towers > 1 or self.layers[int(number[0]) - 1].kind == "fc"
+
+    def check_split(self, parts: int) -> None:
+        """Raises UserError if the network cannot be divided into that many parts."""
+        if self.towers > 1 and parts not in (1, self.towers):
+            raise UserError(f"config.parallel.towers={parts}, but the network has {self.towers} towers: 1 or 2 will do")
+        for index, layer in enumerate(self.layers, start=1):
+            features, name = layer.features or self.num_classes, f"{layer.kind}{index}"
+            if self.is_split(name) and features % parts:
+                key = "hidden_width" if layer.features else "num_classes"
+                raise UserError(
+                    f"config.parallel.towers={parts}: the {features} features of {name} do not divide by it; "
+                    f"config.model.{key}={-(-features // parts) * parts} would"
+                )
 
     def _activate(self, x: Array, name: str) -> Array:
         if self.activation == "prelu":
             return nn.PReLU(negative_slope_init=0.25, name=name)(x)  # one slope a layer, from 0.25: He et al. 2015
         return layers.ACTIVATIONS[self.activation](x)
 
-    def _weights(self, layer: Layer, name: str, x: Array) -> Array:
-        """Applies the weighted part of a layer; a fully connected one flattens what it gets."""
-        features = layer.features or self.num_classes
-        groups = self.towers if layer.own_tower else 1
+    def _normalize_maps(self, x: Array, lrn: LRN, parts: int, axes: Axes) -> Array:
+        """`layers.cross_map_norm`; a window that crosses the towers needs the other's nearest channels."""
+        if parts == 1 or lrn.per_tower:
+            return layers.cross_map_norm(x, lrn, self.towers // parts)
+        reach = lrn.size // 2
+        return layers.cross_map_norm(towers.with_neighbours(x, reach, axes), lrn)[..., reach:-reach]
+
+    def _weights(self, layer: Layer, name: str, x: Array, parts: int) -> Array:
+        """Applies a part of the weights of a layer; a fully connected one flattens what it gets."""
+        features = (layer.features or self.num_classes) // parts
+        groups = self.towers // parts if layer.own_tower else 1
         if layer.kind == "fc":
             x = x.reshape(x.shape[0], -1)
             return nn.Dense(features, dtype=self.dtype, **_initializers(layer, fan_in=x.shape[-1]), name=name)(x)

@@ -1,5 +1,6 @@
-"""How steps run on devices. The only file that knows `jax.pmap` and device placement."""
+"""How steps run on devices. The only file that knows `jax.pmap`, meshes and device placement."""
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.machine import processor_kind
+from alexnet_jax.models import AlexNet
 from alexnet_jax.steps import EvalStep, State, Step
-
-AXIS = "data"
-"""The mapped axis over which gradients are averaged and sums added up."""
+from alexnet_jax.towers import Axes, gather_batch
 
 CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """XLA's options for the CPU: matrix products by Eigen, up to twice as fast at those of `convolution` as YNNPACK."""
@@ -31,15 +32,31 @@ def use_compilation_cache(directory: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-@dataclasses.dataclass(frozen=True)
-class DataParallel:
-    """`jax.pmap` over local devices: each gets its share of every batch, and all hold the same state.
+def make_devices(config: ConfigDict, model: AlexNet) -> "Devices":
+    """The devices that `config.parallel` asks for. Raises UserError if there are fewer or the network does not suit."""
+    if config.mode == "pmap":
+        return DataParallel.create(config.num_devices)
+    return MeshParallel.create(config.num_devices, config.towers, model)
 
-    The state goes in and comes out as one plain tree, so a checkpoint is the same whatever the number of devices.
+
+@dataclasses.dataclass(frozen=True)
+class Devices(abc.ABC):
+    """Devices of one or more processes, and how batches, state and steps lie on them.
+
+    State goes in and comes out as one plain tree of whole arrays, so a checkpoint is the same whatever the devices.
+
+    Attributes:
+      mesh: all devices, those of a process one after the other.
+      axes: the mapped axes that steps see.
     """
 
-    devices: tuple[jax.Device, ...]
-    axis = AXIS
+    mesh: Mesh
+    axes: Axes
+
+    @property
+    def devices(self) -> tuple[jax.Device, ...]:
+        """Those of all processes."""
+        return tuple(self.mesh.devices.flat)
 
     @property
     def on_cpu(self) -> bool:
@@ -49,86 +66,200 @@ class DataParallel:
     @property
     def memory_bytes(self) -> int | None:
         """Memory of one device; None for one that uses the host's."""
-        stats = self.devices[0].memory_stats()
+        stats = self.mesh.local_devices[0].memory_stats()
         return stats["bytes_limit"] if stats else None
 
     @property
     def peak_memory_bytes(self) -> int | None:
         """The most memory that one device has held so far; None for one that uses the host's."""
-        stats = self.devices[0].memory_stats()
+        stats = self.mesh.local_devices[0].memory_stats()
         return stats["peak_bytes_in_use"] if stats else None
 
-    @classmethod
-    def create(cls, num_devices: int) -> "DataParallel":
-        """The first `num_devices` local devices, or all of them for 0. Raises UserError if there are fewer."""
-        local = jax.local_devices()
-        if num_devices > len(local):
-            raise UserError(f"config.parallel.num_devices={num_devices}, but this machine has {len(local)}: {local}")
-        return cls(tuple(local[:num_devices] if num_devices else local))
+    @property
+    def batch_parts(self) -> int:
+        """Parts into which a batch is divided; devices that hold different parts of a network share one."""
+        return int(np.prod([self.mesh.shape[axis] for axis in self.axes.batch]))
+
+    @property
+    @abc.abstractmethod
+    def layout(self) -> str:
+        """How the devices share the work, in words."""
 
     def compile_train_step(self, train_step: Step[State], resident: dict[str, np.ndarray] | None = None) -> Step[State]:
-        """The step on all devices; it consumes the state that it is given.
+        """The step on all devices; it consumes the state that it is given and adds to the sums what was used.
 
         Args:
           train_step: for the share of one device; of one network or of a population.
           resident: arrays of the whole training split, by example id, that every device is to hold; a batch needs none
             of them then, only its ids.
+
+        Returns the step, whose sums hold also "id" and "epoch" of every example that the devices had, in order.
         """
 
         def step(state: State, batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> Any:
             looked_up = {name: values[batch["id"]] for name, values in resident.items()}
-            return train_step(state, {**batch, **looked_up})
+            state, sums = train_step(state, {**batch, **looked_up})
+            return state, {**sums, **{name: gather_batch(batch[name], self.axes) for name in ("id", "epoch")}}
 
-        mapped = jax.pmap(
-            step,
-            axis_name=AXIS,
-            devices=self.devices,
-            in_axes=(None, 0, None),
-            out_axes=(None, None),
-            donate_argnums=0,
-        )
-        compiled = self._compiled_once(mapped)
-        on_devices = self.replicate(resident or {})
+        compiled = self._compiled_once(lambda *args: self._map(step, args, "s b c", "s c", donate=0))
+        on_devices = self.place(resident or {})
         return lambda state, batch: compiled(state, batch, on_devices)
 
     def compile_eval_step(self, eval_step: EvalStep) -> EvalStep:
         """The step on all devices."""
-        return self._compiled_once(
-            jax.pmap(eval_step, axis_name=AXIS, devices=self.devices, in_axes=(None, None, 0), out_axes=None)
-        )
+        return self._compiled_once(lambda *args: self._map(eval_step, args, "s s b", "c"))
 
-    def _compiled_once(self, mapped: Any) -> Callable[..., Any]:
+    def compile_map(self, function: Callable[[dict[str, jax.Array]], jax.Array]) -> Callable[[Any], jax.Array]:
+        """A function of a batch, each device doing its share."""
+        return self._map(function, (None,), "b", "b")
+
+    def _compiled_once(self, mapped: Callable[..., Any]) -> Callable[..., Any]:
         """A mapped function, compiled for the shapes of its first call; it refuses others, and arrays of the host."""
-        options = CPU_OPTIONS if self.devices[0].platform == "cpu" else {}
+        options = CPU_OPTIONS if self.on_cpu else {}
         compiled: Any = None
 
         def call(*args: Any) -> Any:
             nonlocal compiled
-            compiled = compiled or mapped.lower(*args).compile(compiler_options=options)
+            compiled = compiled or mapped(*args).lower(*args).compile(compiler_options=options)
             with jax.transfer_guard("disallow"):  # what is not on the devices yet would be waited for
                 return compiled(*args)
 
         return call
 
-    def compile_map(self, function: Callable[[dict[str, jax.Array]], jax.Array]) -> Callable[[Any], jax.Array]:
-        """A function of a batch, each device doing its share."""
-        return jax.pmap(function, devices=self.devices)
+    @abc.abstractmethod
+    def _map(self, function: Any, args: Any, inputs: str, outputs: str, donate: int | None = None) -> Any:
+        """The function on all devices, for arguments like `args`.
 
-    def replicate(self, tree: Any) -> Any:
-        """Puts the same tree on every device."""
-        return jax.device_put(tree, self._sharding(PartitionSpec()))
+        `inputs` and `outputs` have a letter for each: s for state (a tree like that of the first argument), b for a
+        batch, c for copies. The argument of number `donate` is consumed.
+        """
 
+    def place(self, tree: Any) -> Any:
+        """Puts a tree of whole arrays on the devices: a copy on each, or each device's part of what is divided."""
+        shardings = jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._state_specs(tree))
+        return jax.device_put(tree, shardings)
+
+    @abc.abstractmethod
+    def _state_specs(self, tree: Any) -> Any:
+        """How each array of a state is divided."""
+
+    @abc.abstractmethod
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Splits a batch over the devices: [batch, ...] becomes [devices, batch / devices, ...]."""
-        count = len(self.devices)
-        return jax.device_put(
-            {name: values.reshape(count, -1, *values.shape[1:]) for name, values in batch.items()},
-            self._sharding(PartitionSpec(AXIS)),
-        )
+        """Puts this process's share of a batch, [batch / processes, ...], on its devices."""
 
     def round_up(self, batch_size: int) -> int:
-        """The smallest multiple of the number of devices that holds `batch_size` examples."""
-        return -(-batch_size // len(self.devices)) * len(self.devices)
+        """The smallest batch that can be divided and holds `batch_size` examples."""
+        return -(-batch_size // self.batch_parts) * self.batch_parts
 
-    def _sharding(self, spec: PartitionSpec) -> NamedSharding:
-        return NamedSharding(Mesh(np.array(self.devices), (AXIS,)), spec)
+    def fetch(self, tree: Any) -> Any:
+        """The whole arrays of a tree on the devices, as new arrays of the host."""
+        return jax.tree.map(_fetch, tree)
+
+
+class DataParallel(Devices):
+    """`jax.pmap`: each device gets its share of every batch, and all hold the same state."""
+
+    @classmethod
+    def create(cls, num_devices: int) -> "DataParallel":
+        """`num_devices` of each process, or all for 0. Raises UserError if there are fewer."""
+        return cls(Mesh(np.array(_choose(num_devices)), ("data",)), Axes(("data",)))
+
+    @property
+    def layout(self) -> str:
+        """See Devices."""
+        return "pmap"
+
+    def _map(self, function: Any, args: Any, inputs: str, outputs: str, donate: int | None = None) -> Any:
+        in_axes, out_axes = (tuple(0 if kind == "b" else None for kind in kinds.split()) for kinds in (inputs, outputs))
+        return jax.pmap(
+            function,
+            axis_name="data",
+            devices=self.devices,
+            in_axes=in_axes,
+            out_axes=out_axes if len(out_axes) > 1 else out_axes[0],
+            donate_argnums=() if donate is None else donate,
+        )
+
+    def _state_specs(self, tree: Any) -> Any:
+        return jax.tree.map(lambda _: PartitionSpec(), tree)
+
+    def shard(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """See Devices; as `pmap` wants it, [devices, batch / devices, ...]."""
+        count = len(self.mesh.local_devices)
+        divided = {name: values.reshape(count, -1, *values.shape[1:]) for name, values in batch.items()}
+        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, PartitionSpec("data")), divided)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshParallel(Devices):
+    """`jax.shard_map` over a mesh of data x tower: the devices of a row share one network; see `towers.py`.
+
+    Attributes:
+      is_split: whether a layer is divided over the towers; see `AlexNet.is_split`.
+    """
+
+    is_split: Callable[[str], bool]
+
+    @classmethod
+    def create(cls, num_devices: int, towers: int, model: AlexNet) -> "MeshParallel":
+        """`num_devices` of each process, or all for 0, in rows of `towers`. Raises UserError if that cannot be."""
+        devices = _choose(num_devices)
+        of_a_process = len(devices) // jax.process_count()
+        if of_a_process % towers:
+            raise UserError(f"config.parallel.towers={towers} does not divide the {of_a_process} devices of a process")
+        model.check_split(towers)
+        mesh = Mesh(np.array(devices).reshape(-1, towers), ("data", "tower"))
+        of_2012, of_2014 = Axes(("data",), "tower"), Axes(("data", "tower"), "tower")
+        shared = of_2012 if model.towers > 1 else of_2014
+        return cls(mesh, shared if towers > 1 else Axes(("data",)), model.is_split)
+
+    @property
+    def layout(self) -> str:
+        """See Devices."""
+        rows, towers = self.mesh.devices.shape
+        scheme = "the images of all in the fully connected layers" if "tower" in self.axes.batch else "as in 2012"
+        return f"mesh of {rows} x {towers}" + (f", {scheme}" if towers > 1 else "")
+
+    def _map(self, function: Any, args: Any, inputs: str, outputs: str, donate: int | None = None) -> Any:
+        batch = PartitionSpec(self.axes.batch)
+        of_kind = {"b": lambda _: batch, "c": lambda _: PartitionSpec(), "s": self._state_specs}
+        in_specs = tuple(of_kind[kind](arg) for kind, arg in zip(inputs.split(), args, strict=True))
+        out_specs = tuple(of_kind[kind](args[0]) for kind in outputs.split())
+        mapped = jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=in_specs,
+            out_specs=out_specs if len(out_specs) > 1 else out_specs[0],
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=() if donate is None else donate)
+
+    def _state_specs(self, tree: Any) -> Any:
+        def spec(path: Any, leaf: Any) -> PartitionSpec:
+            names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+            if self.axes.tower and np.ndim(leaf) and any(map(self.is_split, names)):
+                return PartitionSpec(*[None] * (np.ndim(leaf) - 1), self.axes.tower)
+            return PartitionSpec()
+
+        return jax.tree_util.tree_map_with_path(spec, tree)
+
+    def shard(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """See Devices."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(self.axes.batch))
+        return jax.make_array_from_process_local_data(sharding, batch)
+
+
+def _choose(num_devices: int) -> list[jax.Device]:
+    """The first `num_devices` devices of each process, or all of them for 0."""
+    local = jax.local_devices()
+    if num_devices > len(local):
+        raise UserError(f"config.parallel.num_devices={num_devices}, but this machine has {len(local)}: {local}")
+    of_processes = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
+    return [device for devices in of_processes for device in devices[: num_devices or len(local)]]
+
+
+def _fetch(array: jax.Array) -> np.ndarray:
+    whole = np.empty(array.shape, array.dtype)
+    for shard in {str(shard.index): shard for shard in array.addressable_shards}.values():
+        whole[shard.index] = shard.data
+    return whole

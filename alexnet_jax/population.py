@@ -19,6 +19,7 @@ from alexnet_jax.augment import Preprocessing
 from alexnet_jax.models import AlexNet
 from alexnet_jax.optimizer import make_optimizer
 from alexnet_jax.steps import Batch, Step, make_train_step
+from alexnet_jax.towers import ONE_DEVICE, Axes
 from alexnet_jax.train_state import TrainState
 
 IN_A_TURN = 2
@@ -48,7 +49,7 @@ def stack(members: Sequence[Member]) -> Member:
 
 
 def make_member_step(
-    config: ConfigDict, model: AlexNet, preprocessing: Preprocessing, axis_name: str | None = None
+    config: ConfigDict, model: AlexNet, preprocessing: Preprocessing, axes: Axes = ONE_DEVICE
 ) -> Step[Member]:
     """`steps.make_train_step` of one member; `config` is the optimizer's.
 
@@ -58,7 +59,7 @@ def make_member_step(
     def member_step(member: Member, batch: Batch) -> tuple[Member, dict[str, Array]]:
         optimizer = make_optimizer(config, member.state.params, member.momentum, member.weight_decay)
         own_model = model.clone(dropout_rate=member.dropout_rate)
-        state, sums = make_train_step(own_model, optimizer, preprocessing, axis_name)(member.state, batch)
+        state, sums = make_train_step(own_model, optimizer, preprocessing, axes)(member.state, batch)
         return dataclasses.replace(member, state=state), sums
 
     return member_step

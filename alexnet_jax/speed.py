@@ -15,7 +15,7 @@ from alexnet_jax.experiment import make_preprocessing
 from alexnet_jax.inventory import Statistics
 from alexnet_jax.models import LayerSummary, get_model, summarize
 from alexnet_jax.optimizer import make_learning_rates, make_optimizer
-from alexnet_jax.parallel import DataParallel
+from alexnet_jax.parallel import Devices, make_devices
 from alexnet_jax.run_plan import RunPlan
 from alexnet_jax.steps import make_train_step
 from alexnet_jax.train_state import create_train_state, init_variables
@@ -46,21 +46,21 @@ class RandomTraining:
     def __init__(self, config: ConfigDict):
         """Without a data set there are as many classes as the config says, or else ImageNet's."""
         data = config.data
-        self.devices = DataParallel.create(config.parallel.num_devices)
-        self.batch_size = RunPlan.create(config, IMAGENET_IMAGES, len(self.devices.devices)).batch_size
         classes = IMAGENET_CLASSES if config.model.num_classes is None else config.model.num_classes
         self.model = get_model(config.model, classes)
+        self.devices = make_devices(config.parallel, self.model)
+        self.batch_size = RunPlan.create(config, IMAGENET_IMAGES, self.devices.batch_parts).batch_size
         self.layers = summarize(self.model, data.crop)
         variables = init_variables(self.model, data.crop, config.seed)
         self.optimizer = make_optimizer(config.optimizer, variables["params"])
         rates = make_learning_rates(config.optimizer, variables["params"])(0.0, config.optimizer.learning_rate)
         self.preprocessing = make_preprocessing(data, _statistics(data.image_size))
         self.step = self.devices.compile_train_step(
-            make_train_step(self.model, self.optimizer, self.preprocessing, self.devices.axis)
+            make_train_step(self.model, self.optimizer, self.preprocessing, self.devices.axes)
         )
         fresh = create_train_state(variables, self.optimizer, config.seed)
         state = dataclasses.replace(fresh, learning_rates=jax.tree.map(np.float32, rates))
-        self.state = self.devices.replicate(state)
+        self.state = self.devices.place(state)
         self.batch = self.devices.shard(_random_batch(self.batch_size, data.image_size, classes))
 
     def run(self, steps: int) -> list[float]:
@@ -95,18 +95,18 @@ def optimizer_bytes(layers: Sequence[LayerSummary]) -> int:
     return 5 * 4 * sum(layer.parameters for layer in layers)
 
 
-def matmul_rate(devices: DataParallel, dtype: Any) -> float:
+def matmul_rate(devices: Devices, dtype: Any) -> float:
     """FLOP/s of products of large square matrices, in JAX's default precision as in the step; all devices together."""
     side = MATRIX_SIDE_ON_CPU if devices.on_cpu else MATRIX_SIDE
     return 2 * side**3 * len(devices.devices) / _seconds(devices, jnp.matmul, (side, side), dtype)
 
 
-def memory_rate(devices: DataParallel) -> float:
+def memory_rate(devices: Devices) -> float:
     """Bytes/s that the sum of two long vectors reads and writes, of one device while all are at it."""
     return 3 * 4 * VECTOR_LENGTH / _seconds(devices, jnp.add, (VECTOR_LENGTH,), jnp.float32)
 
 
-def _seconds(devices: DataParallel, operation: Callable[[Any, Any], Any], shape: tuple[int, ...], dtype: Any) -> float:
+def _seconds(devices: Devices, operation: Callable[[Any, Any], Any], shape: tuple[int, ...], dtype: Any) -> float:
     """The shortest time of an operation on two arrays, which every device does with its own."""
 
     def draw(batch: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """One step of training and one of evaluation: pure functions of state and batch, not yet compiled.
 
-`axis_name` names the mapped axis of the devices, None on one device. Each device gets its part of the batch and returns
-the sums of all.
+`axes` names the mapped axes of the devices, none on one device. Each device gets its part of the batch and returns the
+sums of all.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from jaxtyping import Array, Int, Key
 from alexnet_jax import augment, metrics
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.models import AlexNet
+from alexnet_jax.towers import ONE_DEVICE, Axes, add_up, mean_gradients
 from alexnet_jax.train_state import TrainState
 
 Batch = dict[str, Array]
@@ -37,7 +38,7 @@ def make_train_step(
     model: AlexNet,
     optimizer: optax.GradientTransformationExtraArgs,
     preprocessing: Preprocessing,
-    axis_name: str | None = None,
+    axes: Axes = ONE_DEVICE,
 ) -> TrainStep:
     """Returns (state, batch) -> (state after the step, sums of the batch before it); see `metrics.classification_sums`.
 
@@ -55,7 +56,7 @@ def make_train_step(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
                 dropout_keys,
-                axis_name,
+                axes,
                 mutable=["batch_stats"],
             )
             mask = jnp.ones_like(batch["label"], dtype=bool)
@@ -63,8 +64,7 @@ def make_train_step(
             return sums["loss_sum"] / len(logits), (sums, updated.get("batch_stats", {}))
 
         gradients, (sums, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
-        if axis_name is not None:
-            gradients, sums = jax.lax.pmean(gradients, axis_name), jax.lax.psum(sums, axis_name)
+        gradients, sums = mean_gradients(gradients, axes, model.is_split), add_up(sums, axes)
         updates, opt_state = optimizer.update(
             gradients, state.opt_state, state.params, learning_rates=state.learning_rates
         )
@@ -74,9 +74,7 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(
-    model: AlexNet, preprocessing: Preprocessing, views: int = 1, axis_name: str | None = None
-) -> EvalStep:
+def make_eval_step(model: AlexNet, preprocessing: Preprocessing, views: int = 1, axes: Axes = ONE_DEVICE) -> EvalStep:
     """Returns (params, batch_stats, batch) -> sums over the images that the batch's mask keeps.
 
     A prediction is the mean of the softmax probabilities over the views of an image (paper section 4.1), and the loss
@@ -85,11 +83,11 @@ def make_eval_step(
 
     def eval_step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Array]:
         def log_probabilities(images: Array) -> Array:
-            return jax.nn.log_softmax(model.apply({"params": params, "batch_stats": batch_stats}, images)[0])
+            variables = {"params": params, "batch_stats": batch_stats}
+            return jax.nn.log_softmax(model.apply(variables, images, axes=axes)[0])
 
         of_views = jax.lax.map(log_probabilities, augment.testing_images(preprocessing, batch["image"], views))
         mean = jax.nn.logsumexp(of_views, axis=0) - jnp.log(views)
-        sums = metrics.classification_sums(mean, batch["label"], batch["mask"])
-        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+        return add_up(metrics.classification_sums(mean, batch["label"], batch["mask"]), axes)
 
     return eval_step

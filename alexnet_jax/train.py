@@ -34,7 +34,7 @@ from alexnet_jax.machine import memory_bytes
 from alexnet_jax.metric_writer import MetricWriter, describe_environment, read_metrics, write_json
 from alexnet_jax.models import get_model, summarize
 from alexnet_jax.optimizer import Plateau, make_learning_rates, make_optimizer, make_schedule
-from alexnet_jax.parallel import DataParallel, use_compilation_cache
+from alexnet_jax.parallel import make_devices, use_compilation_cache
 from alexnet_jax.profiling import StepTrace
 from alexnet_jax.run_plan import RunPlan
 from alexnet_jax.shards import Records
@@ -93,9 +93,9 @@ class _Run:
         data = config.data
         self.config, self.workdir, self.dataset, self.command = config, workdir, dataset, command
         self.environment = describe_environment(list(command))
-        self.devices = DataParallel.create(config.parallel.num_devices)
-        self.plan = RunPlan.create(config, len(dataset.splits["train"].labels), len(self.devices.devices))
         self.model = get_model(config.model, dataset.num_classes)
+        self.devices = make_devices(config.parallel, self.model)
+        self.plan = RunPlan.create(config, len(dataset.splits["train"].labels), self.devices.batch_parts)
         self.layers = summarize(self.model, data.crop)
         variables = init_variables(self.model, data.crop, config.seed)
         optimizer = make_optimizer(config.optimizer, variables["params"])
@@ -104,7 +104,7 @@ class _Run:
         self.plateau = Plateau(config.optimizer, config.epochs)
         self.preprocessing = make_preprocessing(data, dataset.statistics)
         train_step = self.devices.compile_train_step(
-            make_train_step(self.model, optimizer, self.preprocessing, self.devices.axis),
+            make_train_step(self.model, optimizer, self.preprocessing, self.devices.axes),
             resident=self._place_images(dataset.splits["train"]),
         )
         self.trace = StepTrace(workdir / "profile", config.profile_steps)
@@ -112,7 +112,7 @@ class _Run:
         evaluate_views = functools.partial(make_evaluate, config, self.model, dataset, self.preprocessing, self.devices)
         self.evaluate = evaluate_views(1)
         self.test = self.evaluate if config.test_views == 1 else evaluate_views(config.test_views)
-        self.state = self.devices.replicate(create_train_state(variables, optimizer, config.seed))
+        self.state = self.devices.place(create_train_state(variables, optimizer, config.seed))
         self.plateau_state = self.plateau.init()
         self.progress = Progress()
         self.rate = config.optimizer.learning_rate
@@ -234,7 +234,7 @@ class _Run:
         if rates != self.rates:
             self.rates = rates
             scalars = jax.tree.map(np.float32, rates)
-            self.state = dataclasses.replace(self.state, learning_rates=self.devices.replicate(scalars))
+            self.state = dataclasses.replace(self.state, learning_rates=self.devices.place(scalars))
 
     def _evaluate(self) -> None:
         """Validation, the plateau's decision, the epoch's record and a checkpoint."""
@@ -331,7 +331,7 @@ class _Run:
             )
         self.progress = Progress(**metadata["progress"])
         self.plateau_state = tree["plateau"]
-        self.state = self.devices.replicate(
+        self.state = self.devices.place(
             dataclasses.replace(
                 self.state,
                 params=tree["params"],

@@ -61,14 +61,14 @@ class Population:
     def __init__(self, networks: Sequence[RandomTraining], configs: Sequence[ConfigDict]):
         first, devices = networks[0], networks[0].devices
         step = make_population_step(
-            make_member_step(configs[0].optimizer, first.model, first.preprocessing, devices.axis)
+            make_member_step(configs[0].optimizer, first.model, first.preprocessing, devices.axes)
         )
         members = [
             Member(network.state, config.optimizer.momentum, config.optimizer.weight_decay, first.model.dropout_rate)
             for network, config in zip(networks, configs, strict=True)
         ]
         self._step, self._batch = devices.compile_train_step(step), first.batch
-        self._state = devices.replicate(stack(members))
+        self._state = devices.place(stack(members))
 
     def run(self, steps: int) -> None:
         """Does so many steps."""

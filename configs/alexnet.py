@@ -117,7 +117,9 @@ def _default() -> ConfigDict:
                 "dexp_steps": 4,  # of dexp: number of equal parts with a rate of their own
             },
             "parallel": {
-                "num_devices": 0,  # local devices to use; 0: all
+                "mode": "pmap",  # pmap (each device trains on its share of the images), mesh (networks over devices)
+                "num_devices": 0,  # devices to use, of each process; 0: all
+                "towers": 1,  # of mesh: devices that hold one network, with 1/n of the features each
             },
             "checkpoint": {
                 "keep": 2,  # latest checkpoints kept beside the best one

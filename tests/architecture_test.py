@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 LEVELS = [
-    {"errors", "convolution"},
+    {"errors", "convolution", "towers"},
     {"layers", "augment", "metrics", "optimizer", "run_plan", "images", "config", "machine", "stop_signals"},
     {"presets", "sources", "shards", "inventory", "train_state"},
     {"models"},

@@ -15,9 +15,10 @@ from alexnet_jax import augment, layers
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_evaluate, open_dataset
 from alexnet_jax.input_pipeline import load_into_memory, train_batches, training_order
-from alexnet_jax.parallel import AXIS, DataParallel
+from alexnet_jax.parallel import DataParallel
 from alexnet_jax.shards import InMemoryRecords
 from alexnet_jax.steps import example_keys, make_eval_step, make_train_step
+from alexnet_jax.towers import Axes
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
 from tests.training_setup import setup
 
@@ -53,7 +54,7 @@ def augmented(devices: int, mean_form: str) -> list[np.ndarray]:
         return crops, layers.dropout(jnp.ones((len(keys), 50)), keys, 0.5, "2012")
 
     parallel = DataParallel.create(devices)
-    outputs = jax.pmap(draw, axis_name=AXIS, devices=parallel.devices)(parallel.shard(batches(1)[0]))
+    outputs = jax.pmap(draw, axis_name="data", devices=parallel.devices)(parallel.shard(batches(1)[0]))
     return [np.asarray(output).reshape(BATCH, -1) for output in outputs]
 
 
@@ -69,10 +70,10 @@ def trained(
 ) -> tuple[TrainState, list[dict[str, jax.Array]]]:
     """The state after some steps, and the sums of each."""
     config, model, optimizer, preprocessing = setup(choices)
-    step = parallel.compile_train_step(make_train_step(model, optimizer, preprocessing, AXIS), resident)
-    state = parallel.replicate(create_train_state(init_variables(model, config.data.crop, 0), optimizer, 0))
+    step = parallel.compile_train_step(make_train_step(model, optimizer, preprocessing, Axes(("data",))), resident)
+    state = parallel.place(create_train_state(init_variables(model, config.data.crop, 0), optimizer, 0))
     rates = jax.tree.map(lambda _: np.float32(rate), state.params)
-    state = state.replace(learning_rates=parallel.replicate(rates))
+    state = state.replace(learning_rates=parallel.place(rates))
     sums = []
     for batch in stream:
         state, of_batch = step(state, parallel.shard(batch))
@@ -122,7 +123,7 @@ def raw(leaf: jax.Array) -> np.ndarray:
 @pytest.mark.parametrize("devices", [1, 2])
 def test_every_device_holds_the_whole_split_once(devices: int) -> None:
     parallel = DataParallel.create(devices)
-    held = parallel.replicate({"image": np.arange(48, dtype=np.uint8).reshape(4, 2, 2, 3)})["image"]
+    held = parallel.place({"image": np.arange(48, dtype=np.uint8).reshape(4, 2, 2, 3)})["image"]
     assert [shard.data.shape for shard in held.addressable_shards] == [(4, 2, 2, 3)] * devices
     assert {shard.device for shard in held.addressable_shards} == set(parallel.devices)
 
@@ -132,7 +133,7 @@ def test_the_step_compiles_once_and_consumes_its_state(residence: str) -> None:
     config, model, optimizer, preprocessing = setup("lenet,smoke")
     parallel = DataParallel.create(2)
     traces = []
-    step = make_train_step(model, optimizer, preprocessing, AXIS)
+    step = make_train_step(model, optimizer, preprocessing, Axes(("data",)))
 
     def counted(state: Any, batch: Any) -> Any:
         traces.append(1)
@@ -143,7 +144,7 @@ def test_the_step_compiles_once_and_consumes_its_state(residence: str) -> None:
         resident = {name: np.concatenate([batch[name] for batch in stream]) for name in ("image", "label")}
         stream = [{name: batch[name] for name in ("id", "epoch")} for batch in stream]
     compiled = parallel.compile_train_step(counted, resident)
-    state = parallel.replicate(create_train_state(init_variables(model, config.data.crop, 0), optimizer, 0))
+    state = parallel.place(create_train_state(init_variables(model, config.data.crop, 0), optimizer, 0))
     first = jax.tree.leaves(state.params)[0]
     for batch in stream:
         state, _ = compiled(state, parallel.shard(batch))
@@ -163,7 +164,7 @@ def test_evaluation_counts_every_image_once_whatever_the_batch(
     variables = init_variables(model, config.data.crop, 0)
     parallel = DataParallel.create(devices)
     evaluate = make_evaluate(config, model, dataset, preprocessing, parallel, views)
-    *_, totals = evaluate(parallel.replicate(variables["params"]), {}, "validation")
+    *_, totals = evaluate(parallel.place(variables["params"]), {}, "validation")
     reference = jax.jit(make_eval_step(model, preprocessing, views))
     records = load_into_memory(dataset.splits["validation"], num_threads=1)
     everything = {

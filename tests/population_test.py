@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.models import AlexNet
 from alexnet_jax.optimizer import make_optimizer
-from alexnet_jax.parallel import AXIS, DataParallel
+from alexnet_jax.parallel import DataParallel
 from alexnet_jax.population import Member, make_member_step, make_population_step, stack
 from alexnet_jax.steps import Step, make_train_step
+from alexnet_jax.towers import Axes
 from alexnet_jax.train_state import create_train_state, init_variables
 from tests.training_setup import setup
 
@@ -75,7 +76,7 @@ def create_member(config: ConfigDict, model: AlexNet, settings: Settings) -> Mem
 
 def trained(devices: DataParallel, step: Step[Any], state: Any, image_size: int) -> tuple[Any, np.ndarray]:
     """The state after all steps, and the loss of each, [steps, ...]."""
-    compiled, state, losses = devices.compile_train_step(step), devices.replicate(state), []
+    compiled, state, losses = devices.compile_train_step(step), devices.place(state), []
     for batch in batches(image_size):
         state, sums = compiled(state, devices.shard(batch))
         losses.append(np.asarray(sums["loss_sum"]))
@@ -88,7 +89,7 @@ def trained_alone(devices: DataParallel, network: Network, settings: Settings) -
     state = create_member(config, model, settings).state
     config.optimizer.update({name: settings[name] for name in ("momentum", "weight_decay")})
     model = model.clone(dropout_rate=settings["dropout_rate"])
-    step = make_train_step(model, make_optimizer(config.optimizer, state.params), preprocessing, AXIS)
+    step = make_train_step(model, make_optimizer(config.optimizer, state.params), preprocessing, Axes(("data",)))
     return trained(devices, step, state, config.data.image_size)
 
 
@@ -112,7 +113,7 @@ def test_a_member_learns_what_it_would_learn_alone(
 ) -> None:
     config, model, preprocessing = network.setup()
     parallel = DataParallel.create(devices)
-    step = make_step(make_member_step(config.optimizer, model, preprocessing, AXIS))
+    step = make_step(make_member_step(config.optimizer, model, preprocessing, Axes(("data",))))
     population = stack([create_member(config, model, settings) for settings in members])
     population, losses = trained(parallel, step, population, config.data.image_size)
     assert len(np.unique(losses[-1])) == len(members)

@@ -11,7 +11,7 @@ import numpy as np
 
 from alexnet_jax import machine, speed, terminal
 from alexnet_jax.config import config_from_flags
-from alexnet_jax.parallel import DataParallel
+from alexnet_jax.parallel import Devices
 from alexnet_jax.speed import IMAGENET_IMAGES, RandomTraining
 
 SECONDS, MIN_STEPS = 10.0, 3
@@ -101,7 +101,7 @@ def measure(training: RandomTraining, compute_dtype: Any) -> Measured:
     )
 
 
-def describe_devices(devices: DataParallel) -> str:
+def describe_devices(devices: Devices) -> str:
     """What runs the step, and the versions that decide how fast."""
     processor = f"{machine.processor_name()}, {machine.available_cores()} cores"
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax"))
@@ -109,7 +109,7 @@ def describe_devices(devices: DataParallel) -> str:
     return f"{len(devices.devices)} x {kind} ({processor}), {versions}, Python {platform.python_version()}"
 
 
-def describe_peak_memory(devices: DataParallel) -> str:
+def describe_peak_memory(devices: Devices) -> str:
     """The most memory that was held so far, and by whom."""
     of_device = devices.peak_memory_bytes
     if of_device is None:

@@ -40,11 +40,11 @@ def main(argv: list[str]) -> None:
         terminal.warn(f"the images of {data.name} have changed since the run")
     if arguments.split not in dataset.splits:
         raise UserError(f"--split={arguments.split}: {data.name} has {', '.join(dataset.splits)}")
-    devices = DataParallel.create(config.parallel.num_devices)
+    devices = DataParallel.create(0)
     model, views = get_model(config.model, dataset.num_classes), arguments.views or config.test_views
     preprocessing = dataclasses.replace(make_preprocessing(data, dataset.statistics), **restored.tree["preprocessing"])
     evaluate = make_evaluate(config, model, dataset, preprocessing, devices, views)
-    params, batch_stats = devices.replicate((restored.tree["params"], restored.tree["batch_stats"]))
+    params, batch_stats = devices.place((restored.tree["params"], restored.tree["batch_stats"]))
     *_, totals = evaluate(params, batch_stats, arguments.split)
     summary = metrics.summarize(totals, dataset.num_classes)
     top5 = f", top-5 error {terminal.percent(summary['top5_error'])}" if summary["top5_error"] is not None else ""
