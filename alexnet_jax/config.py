@@ -163,7 +163,8 @@ def _plain(value: Any) -> Any:
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "batch_size eval_batch_size log_every_steps data.synthetic_examples data.crop "
-        "model.hidden_width model.num_classes optimizer.patience parallel.towers checkpoint.keep",
+        "model.hidden_width model.num_classes optimizer.patience optimizer.base_batch_size parallel.towers "
+        "parallel.micro_batches checkpoint.keep",
         lambda value: value >= 1,
         "must be at least 1",
     ),
@@ -179,6 +180,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "must not be negative",
     ),
     ("parallel.mode", lambda value: value in ("pmap", "mesh"), "must be pmap or mesh"),
+    ("optimizer.batch_scaling", lambda value: value in ("none", "linear", "sqrt"), "must be none, linear or sqrt"),
     ("model.compute_dtype", lambda value: value in ("float32", "bfloat16"), "must be float32 or bfloat16"),
     ("test_views", lambda value: value in (1, 2, 10), "must be 1, 2 or 10"),
     ("data.color_noise data.color_noise_until_epoch", lambda value: value >= 0, "must not be negative"),

@@ -10,6 +10,7 @@ The learning rate sits inside the velocity, so after a division the old velocity
 """
 
 import fnmatch
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,17 @@ Params = Any
 Scalar = float | Float[Array, ""]
 
 SCHEDULES = ("plateau", "constant", "step", "dexp")
+
+
+BATCH_SCALINGS: dict[str, Callable[[float], float]] = {"none": lambda _: 1.0, "linear": float, "sqrt": math.sqrt}
+"""What the rate is multiplied by for a batch so many times as large. Krizhevsky 2014 derives sqrt and uses linear."""
+
+
+def scale_learning_rate(config: ConfigDict, batch_size: int) -> ConfigDict:
+    """`config.optimizer` with the rate for a batch other than `base_batch_size`, by the rule `batch_scaling`."""
+    scaled = config.copy_and_resolve_references()
+    scaled.learning_rate *= BATCH_SCALINGS[config.batch_scaling](batch_size / config.base_batch_size)
+    return scaled
 
 
 def make_optimizer(

@@ -2,7 +2,8 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class Devices(abc.ABC):
     def layout(self) -> str:
         """How the devices share the work, in words."""
 
-    def compile_train_step(self, train_step: Step[State], resident: dict[str, np.ndarray] | None = None) -> Step[State]:
+    def compile_train_step(self, train_step: Step[State], resident: dict[str, np.ndarray] | None = None) -> "Program":
         """The step on all devices; it consumes the state that it is given and adds to the sums what was used.
 
         Args:
@@ -101,33 +102,20 @@ class Devices(abc.ABC):
             state, sums = train_step(state, {**batch, **looked_up})
             return state, {**sums, **{name: gather_batch(batch[name], self.axes) for name in ("id", "epoch")}}
 
-        compiled = self._compiled_once(lambda *args: self._map(step, args, "s b c", "s c", donate=0))
-        on_devices = self.place(resident or {})
-        return lambda state, batch: compiled(state, batch, on_devices)
+        mapped = functools.partial(self._map, step, inputs="s b c", outputs="s c", donate=0)
+        return Program(mapped, CPU_OPTIONS if self.on_cpu else {}, self.place(resident or {}))
 
-    def compile_eval_step(self, eval_step: EvalStep) -> EvalStep:
+    def compile_eval_step(self, eval_step: EvalStep) -> "Program":
         """The step on all devices."""
-        return self._compiled_once(lambda *args: self._map(eval_step, args, "s s b", "c"))
+        mapped = functools.partial(self._map, eval_step, inputs="s s b", outputs="c")
+        return Program(mapped, CPU_OPTIONS if self.on_cpu else {})
 
     def compile_map(self, function: Callable[[dict[str, jax.Array]], jax.Array]) -> Callable[[Any], jax.Array]:
         """A function of a batch, each device doing its share."""
-        return self._map(function, (None,), "b", "b")
-
-    def _compiled_once(self, mapped: Callable[..., Any]) -> Callable[..., Any]:
-        """A mapped function, compiled for the shapes of its first call; it refuses others, and arrays of the host."""
-        options = CPU_OPTIONS if self.on_cpu else {}
-        compiled: Any = None
-
-        def call(*args: Any) -> Any:
-            nonlocal compiled
-            compiled = compiled or mapped(*args).lower(*args).compile(compiler_options=options)
-            with jax.transfer_guard("disallow"):  # what is not on the devices yet would be waited for
-                return compiled(*args)
-
-        return call
+        return self._map(function, None, inputs="b", outputs="b")
 
     @abc.abstractmethod
-    def _map(self, function: Any, args: Any, inputs: str, outputs: str, donate: int | None = None) -> Any:
+    def _map(self, function: Any, *args: Any, inputs: str, outputs: str, donate: int | None = None) -> Any:
         """The function on all devices, for arguments like `args`.
 
         `inputs` and `outputs` have a letter for each: s for state (a tree like that of the first argument), b for a
@@ -156,6 +144,29 @@ class Devices(abc.ABC):
         return jax.tree.map(_fetch, tree)
 
 
+class Program:
+    """A function on devices, compiled for the shapes of its first call; it refuses others, and arrays of the host."""
+
+    def __init__(self, mapped: Callable[..., Any], options: Mapping[str, str | bool], *last: Any):
+        """`mapped` gives the function for arguments like its own; `last` are arguments that follow those of a call."""
+        self._mapped, self._options, self._last = mapped, options, last
+        self._compiled: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the function."""
+        args = (*args, *self._last)
+        self._compiled = self._compiled or self._compile(*args)
+        with jax.transfer_guard("disallow"):  # what is not on the devices yet would be waited for
+            return self._compiled(*args)
+
+    def compile(self, *args: Any) -> Any:
+        """What XLA made of the function, for arguments like these, arrays or descriptions of arrays."""
+        return self._compile(*args, *self._last)
+
+    def _compile(self, *args: Any) -> Any:
+        return self._mapped(*args).lower(*args).compile(compiler_options=self._options)
+
+
 class DataParallel(Devices):
     """`jax.pmap`: each device gets its share of every batch, and all hold the same state."""
 
@@ -169,7 +180,7 @@ class DataParallel(Devices):
         """See Devices."""
         return "pmap"
 
-    def _map(self, function: Any, args: Any, inputs: str, outputs: str, donate: int | None = None) -> Any:
+    def _map(self, function: Any, *args: Any, inputs: str, outputs: str, donate: int | None = None) -> Any:
         in_axes, out_axes = (tuple(0 if kind == "b" else None for kind in kinds.split()) for kinds in (inputs, outputs))
         return jax.pmap(
             function,
@@ -220,7 +231,7 @@ class MeshParallel(Devices):
         scheme = "the images of all in the fully connected layers" if "tower" in self.axes.batch else "as in 2012"
         return f"mesh of {rows} x {towers}" + (f", {scheme}" if towers > 1 else "")
 
-    def _map(self, function: Any, args: Any, inputs: str, outputs: str, donate: int | None = None) -> Any:
+    def _map(self, function: Any, *args: Any, inputs: str, outputs: str, donate: int | None = None) -> Any:
         batch = PartitionSpec(self.axes.batch)
         of_kind = {"b": lambda _: batch, "c": lambda _: PartitionSpec(), "s": self._state_specs}
         in_specs = tuple(of_kind[kind](arg) for kind, arg in zip(inputs.split(), args, strict=True))

@@ -37,12 +37,15 @@ class RunPlan:
         """Raises UserError if the batch does not divide by the devices or there is nothing to train on."""
         if num_examples == 0:
             raise UserError(f"config.data.name={config.data.name!r}: the training split is empty")
-        batch_size = config.batch_size
-        if batch_size % num_devices:
-            below, above = batch_size // num_devices * num_devices, -(-batch_size // num_devices) * num_devices
+        batch_size, micro_batches = config.batch_size, config.parallel.micro_batches
+        num_parts = num_devices * micro_batches
+        if batch_size % num_parts:
+            below, above = batch_size // num_parts * num_parts, -(-batch_size // num_parts) * num_parts
             sizes = f"{below} or {above}" if below else f"{above}"
             raise UserError(
-                f"config.batch_size={batch_size} does not divide by {num_devices} devices; the nearest size: {sizes}"
+                f"config.batch_size={batch_size} does not divide by {num_devices} devices"
+                + (f" times config.parallel.micro_batches={micro_batches}" if micro_batches > 1 else "")
+                + f"; the nearest size: {sizes}"
             )
         total_steps = math.ceil(_exact(config.epochs) * num_examples / batch_size)
         return cls(

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.experiment import make_preprocessing
 from alexnet_jax.inventory import Statistics
 from alexnet_jax.models import LayerSummary, get_model, summarize
-from alexnet_jax.optimizer import make_learning_rates, make_optimizer
+from alexnet_jax.optimizer import make_learning_rates, make_optimizer, scale_learning_rate
 from alexnet_jax.parallel import Devices, make_devices
 from alexnet_jax.run_plan import RunPlan
 from alexnet_jax.steps import make_train_step
@@ -52,11 +52,14 @@ class RandomTraining:
         self.batch_size = RunPlan.create(config, IMAGENET_IMAGES, self.devices.batch_parts).batch_size
         self.layers = summarize(self.model, data.crop)
         variables = init_variables(self.model, data.crop, config.seed)
-        self.optimizer = make_optimizer(config.optimizer, variables["params"])
-        rates = make_learning_rates(config.optimizer, variables["params"])(0.0, config.optimizer.learning_rate)
+        optimizer = scale_learning_rate(config.optimizer, self.batch_size)
+        self.optimizer = make_optimizer(optimizer, variables["params"])
+        rates = make_learning_rates(optimizer, variables["params"])(0.0, optimizer.learning_rate)
         self.preprocessing = make_preprocessing(data, _statistics(data.image_size))
         self.step = self.devices.compile_train_step(
-            make_train_step(self.model, self.optimizer, self.preprocessing, self.devices.axes)
+            make_train_step(
+                self.model, self.optimizer, self.preprocessing, self.devices.axes, config.parallel.micro_batches
+            )
         )
         fresh = create_train_state(variables, self.optimizer, config.seed)
         state = dataclasses.replace(fresh, learning_rates=jax.tree.map(np.float32, rates))

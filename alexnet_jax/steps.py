@@ -15,6 +15,7 @@ from jaxtyping import Array, Int, Key
 
 from alexnet_jax import augment, metrics
 from alexnet_jax.augment import Preprocessing
+from alexnet_jax.errors import UserError
 from alexnet_jax.models import AlexNet
 from alexnet_jax.towers import ONE_DEVICE, Axes, add_up, mean_gradients
 from alexnet_jax.train_state import TrainState
@@ -39,13 +40,21 @@ def make_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     preprocessing: Preprocessing,
     axes: Axes = ONE_DEVICE,
+    micro_batches: int = 1,
 ) -> TrainStep:
     """Returns (state, batch) -> (state after the step, sums of the batch before it); see `metrics.classification_sums`.
 
     The batch has image (uint8), label, id and epoch. The loss is the mean cross-entropy over the whole batch, in nats.
-    """
+    Its gradient may be that of `micro_batches` equal parts, one after the other, which takes less memory.
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    Raises UserError for parts of a batch over which batch normalisation should average.
+    """
+    if micro_batches > 1 and any("bn" in layer.then for layer in model.layers):
+        raise UserError(
+            f"config.parallel.micro_batches={micro_batches}: batch normalisation averages over the whole batch"
+        )
+
+    def gradients_and_sums(state: TrainState, batch: Batch) -> tuple[Any, tuple[dict[str, Array], Any]]:
         augment_keys, dropout_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(
             example_keys(state.key, batch["epoch"], batch["id"])
         )
@@ -63,7 +72,22 @@ def make_train_step(
             sums = metrics.classification_sums(logits, batch["label"], mask)
             return sums["loss_sum"] / len(logits), (sums, updated.get("batch_stats", {}))
 
-        gradients, (sums, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
+        return jax.grad(loss, has_aux=True)(state.params)
+
+    def accumulated(state: TrainState, batch: Batch) -> tuple[Any, tuple[dict[str, Array], Any]]:
+        parts = jax.tree.map(lambda values: values.reshape(micro_batches, -1, *values.shape[1:]), batch)
+
+        def add(total: Any, part: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradients_and_sums(state, part)), None
+
+        shapes = jax.eval_shape(gradients_and_sums, state, jax.tree.map(lambda values: values[0], parts))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        (gradients, rest), _ = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda gradient: gradient / micro_batches, gradients), rest
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        of_batch = gradients_and_sums if micro_batches == 1 else accumulated
+        gradients, (sums, batch_stats) = of_batch(state, batch)
         gradients, sums = mean_gradients(gradients, axes, model.is_split), add_up(sums, axes)
         updates, opt_state = optimizer.update(
             gradients, state.opt_state, state.params, learning_rates=state.learning_rates

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from jax import lax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 Maps = Float[Array, "batch ..."]
 
@@ -53,12 +53,12 @@ def gather_features(x: Maps, axes: Axes) -> Maps:
     return lax.all_gather(x, axes.tower, axis=x.ndim - 1, tiled=True)
 
 
-def gather_images(x: Maps, axes: Axes) -> Maps:
+def gather_images(x: Maps, axes: Axes) -> Float[Array, "images ..."]:
     """What the devices of a network have of all their images."""
     return lax.all_gather(x, axes.tower, tiled=True)
 
 
-def gather_batch(x: Maps, axes: Axes) -> Maps:
+def gather_batch(x: Shaped[Array, "part ..."], axes: Axes) -> Shaped[Array, "batch ..."]:
     """What all devices have of a batch, in order."""
     return lax.all_gather(x, axes.batch, tiled=True) if axes.batch else x
 

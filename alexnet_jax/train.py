@@ -33,7 +33,7 @@ from alexnet_jax.inventory import Statistics
 from alexnet_jax.machine import memory_bytes
 from alexnet_jax.metric_writer import MetricWriter, describe_environment, read_metrics, write_json
 from alexnet_jax.models import get_model, summarize
-from alexnet_jax.optimizer import Plateau, make_learning_rates, make_optimizer, make_schedule
+from alexnet_jax.optimizer import Plateau, make_learning_rates, make_optimizer, make_schedule, scale_learning_rate
 from alexnet_jax.parallel import make_devices, use_compilation_cache
 from alexnet_jax.profiling import StepTrace
 from alexnet_jax.run_plan import RunPlan
@@ -98,13 +98,16 @@ class _Run:
         self.plan = RunPlan.create(config, len(dataset.splits["train"].labels), self.devices.batch_parts)
         self.layers = summarize(self.model, data.crop)
         variables = init_variables(self.model, data.crop, config.seed)
-        optimizer = make_optimizer(config.optimizer, variables["params"])
-        self.schedule = make_schedule(config.optimizer, config.epochs)
-        self.learning_rates = make_learning_rates(config.optimizer, variables["params"])
-        self.plateau = Plateau(config.optimizer, config.epochs)
+        rule = scale_learning_rate(config.optimizer, config.batch_size)
+        optimizer = make_optimizer(rule, variables["params"])
+        self.schedule = make_schedule(rule, config.epochs)
+        self.learning_rates = make_learning_rates(rule, variables["params"])
+        self.plateau = Plateau(rule, config.epochs)
         self.preprocessing = make_preprocessing(data, dataset.statistics)
         train_step = self.devices.compile_train_step(
-            make_train_step(self.model, optimizer, self.preprocessing, self.devices.axes),
+            make_train_step(
+                self.model, optimizer, self.preprocessing, self.devices.axes, config.parallel.micro_batches
+            ),
             resident=self._place_images(dataset.splits["train"]),
         )
         self.trace = StepTrace(workdir / "profile", config.profile_steps)
@@ -115,7 +118,7 @@ class _Run:
         self.state = self.devices.place(create_train_state(variables, optimizer, config.seed))
         self.plateau_state = self.plateau.init()
         self.progress = Progress()
-        self.rate = config.optimizer.learning_rate
+        self.rate = rule.learning_rate
         self.rates: Any = None
         self.compiled, self.images_per_second, self.input_share = False, 0.0, 0.0
 

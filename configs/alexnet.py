@@ -98,6 +98,8 @@ def _default() -> ConfigDict:
             },
             "optimizer": {
                 "learning_rate": 0.01,  # of kernels, at the start
+                "batch_scaling": "none",  # of the rate, with batch_size / base_batch_size: none, linear, sqrt
+                "base_batch_size": 128,  # images a step that `learning_rate` is meant for
                 "momentum": 0.9,  # share of the velocity that a step keeps
                 "weight_decay": 0.0005,  # of kernels, inside the gradient (L2)
                 "weight_decay_overrides": (),  # ((pattern, decay), ...) over names like conv1/kernel
@@ -119,6 +121,7 @@ def _default() -> ConfigDict:
             "parallel": {
                 "mode": "pmap",  # pmap (each device trains on its share of the images), mesh (networks over devices)
                 "num_devices": 0,  # devices to use, of each process; 0: all
+                "micro_batches": 1,  # parts of a batch that a device computes in turn, which takes less memory
                 "towers": 1,  # of mesh: devices that hold one network, with 1/n of the features each
             },
             "checkpoint": {
