@@ -11,6 +11,7 @@ COMMANDS = {
     "prepare": "makes a data set ready to be read fast, and says what is in it",
     "benchmark": "how fast the training step is here, and what limits it",
     "benchmark_input": "how fast images come to the training step, and what limits them",
+    "audit": "proof that a run used every image once an epoch",
     "evaluate": "the error of a run on one of its splits",
 }
 

@@ -155,6 +155,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a plain config that many processes of one run must have in common."""
+    own = ("parallel.process_id", "data.dir", "data.prepared_dir", "data.num_threads", "compilation_cache_dir")
+    return {key: _plain(value) for key, value in flatten(config) if key not in own}
+
+
 def _plain(value: Any) -> Any:
     """A value as JSON gives it back: tuples become lists."""
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
@@ -164,7 +170,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "batch_size eval_batch_size log_every_steps data.synthetic_examples data.crop "
         "model.hidden_width model.num_classes optimizer.patience optimizer.base_batch_size parallel.towers "
-        "parallel.micro_batches checkpoint.keep",
+        "parallel.micro_batches parallel.num_processes parallel.timeout_seconds checkpoint.keep",
         lambda value: value >= 1,
         "must be at least 1",
     ),
@@ -175,12 +181,18 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     (
         "seed max_steps profile_steps optimizer.weight_decay optimizer.cooldown optimizer.threshold "
-        "optimizer.minimum_rate optimizer.min_divisions parallel.num_devices checkpoint.every_steps data.num_threads",
+        "optimizer.minimum_rate optimizer.min_divisions parallel.num_devices "
+        "parallel.process_id checkpoint.every_steps data.num_threads",
         lambda value: value >= 0,
         "must not be negative",
     ),
     ("parallel.mode", lambda value: value in ("pmap", "mesh"), "must be pmap or mesh"),
     ("optimizer.batch_scaling", lambda value: value in ("none", "linear", "sqrt"), "must be none, linear or sqrt"),
+    (
+        "parallel.coordinator",
+        lambda value: value in ("", "auto") or re.fullmatch(r".+:\d+", value) is not None,
+        "must be HOST:PORT, auto or empty",
+    ),
     ("model.compute_dtype", lambda value: value in ("float32", "bfloat16"), "must be float32 or bfloat16"),
     ("test_views", lambda value: value in (1, 2, 10), "must be 1, 2 or 10"),
     ("data.color_noise data.color_noise_until_epoch", lambda value: value >= 0, "must not be negative"),

@@ -15,3 +15,15 @@ class TrainingDivergedError(UserError):
     """The loss became NaN or infinite: the input was valid, the run was not."""
 
     exit_code = 1
+
+
+class LostProcessError(UserError):
+    """Another process of the run has failed, ended or hangs."""
+
+    exit_code = 1
+
+
+class AuditFailedError(UserError):
+    """A run did not use the images that it should have used."""
+
+    exit_code = 1

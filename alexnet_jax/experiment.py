@@ -74,7 +74,8 @@ def make_evaluate(
     def evaluate(params: Any, batch_stats: Any, split: str) -> Iterator[dict[str, Any]]:
         totals: dict[str, Any] = {}
         records, num_threads = dataset.splits[split], config.data.num_threads
-        for batch in eval_batches(records, batch_size=batch_size, num_threads=num_threads):
+        rows = devices.rows(batch_size)
+        for batch in eval_batches(records, batch_size=batch_size, num_threads=num_threads, rows=rows):
             totals = metrics.add(totals, step(params, batch_stats, devices.shard(batch)))
             yield totals
 

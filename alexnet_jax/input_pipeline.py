@@ -16,12 +16,16 @@ Batch = dict[str, np.ndarray]
 
 RESIDENCES = ("auto", "device", "host", "disk")
 
+ALL_ROWS = slice(None)
+
 _CHUNK = 32  # images that a thread reads in one go
 _AHEAD = 3  # batches in memory beside the one in use
 
 
-def training_order(size: int, batch_size: int, seed: int, start_example: int) -> Generator[Batch]:
-    """The endless stream of training batches from a position on, as ids and epochs alone.
+def training_order(
+    size: int, batch_size: int, seed: int, start_example: int, rows: slice = ALL_ROWS
+) -> Generator[Batch]:
+    """The endless stream of training batches from a position on, as ids and epochs alone; of each batch these rows.
 
     Position p of the stream is in epoch p // size at place p % size of a permutation drawn from (seed, epoch), so
     neither threads nor interruptions nor the batch size change which example stands where. Batches straddle epochs.
@@ -29,39 +33,41 @@ def training_order(size: int, batch_size: int, seed: int, start_example: int) ->
     epoch, place = divmod(start_example, size)
     ids, epochs = np.empty(0, np.int32), np.empty(0, np.int32)
     for number in itertools.count(epoch):
-        order = np.random.default_rng((seed, number)).permutation(size).astype(np.int32)[place:]
+        order = epoch_order(size, seed, number)[place:]
         place = 0
         ids, epochs = np.append(ids, order), np.append(epochs, np.full_like(order, number))
         whole = len(ids) // batch_size * batch_size
         for first in range(0, whole, batch_size):
             chosen = slice(first, first + batch_size)
-            yield {"id": ids[chosen], "epoch": epochs[chosen]}
+            yield {"id": ids[chosen][rows], "epoch": epochs[chosen][rows]}
         ids, epochs = ids[whole:], epochs[whole:]
 
 
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The ids of an epoch in its order, int32."""
+    return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
+
+
 def train_batches(
-    records: Records, *, batch_size: int, seed: int, start_example: int, num_threads: int
+    records: Records, *, batch_size: int, seed: int, start_example: int, num_threads: int, rows: slice = ALL_ROWS
 ) -> Generator[Batch]:
-    """The training batches from a position on, read ahead of time in threads (0: one a core)."""
-    order = training_order(len(records.labels), batch_size, seed, start_example)
+    """The training batches from a position on, read ahead of time in threads (0: one a core); of each these rows."""
+    order = training_order(len(records.labels), batch_size, seed, start_example, rows)
     yield from _read(records, order, num_threads)
 
 
-def eval_batches(records: Records, *, batch_size: int, num_threads: int) -> Generator[Batch]:
-    """Every record once, in order; the last batch is filled up with zeros that the mask leaves out."""
+def eval_batches(records: Records, *, batch_size: int, num_threads: int, rows: slice = ALL_ROWS) -> Generator[Batch]:
+    """Every record once, in order, of each batch these rows; the last is filled up with what the mask leaves out."""
     size = len(records.labels)
-    order = (
-        {"id": np.arange(first, min(first + batch_size, size), dtype=np.int32)} for first in range(0, size, batch_size)
-    )
-    for batch in _read(records, order, num_threads):
+    places = (np.arange(first, first + batch_size, dtype=np.int32)[rows] for first in range(0, size, batch_size))
+    length = len(range(batch_size)[rows])
+    for batch in _read(records, ({"id": ids[ids < size]} for ids in places), num_threads):
         count = len(batch["id"])
         padded = {
-            name: np.pad(values, [(0, batch_size - count)] + [(0, 0)] * (values.ndim - 1))
-            if count < batch_size
-            else values
+            name: np.pad(values, [(0, length - count)] + [(0, 0)] * (values.ndim - 1)) if count < length else values
             for name, values in batch.items()
         }
-        yield {**padded, "mask": np.arange(batch_size) < count}
+        yield {**padded, "mask": np.arange(length) < count}
 
 
 def load_into_memory(records: Records, num_threads: int) -> InMemoryRecords:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.machine import processor_kind
 from alexnet_jax.models import AlexNet
 from alexnet_jax.steps import EvalStep, State, Step
-from alexnet_jax.towers import Axes, gather_batch
+from alexnet_jax.towers import Axes, add_up, gather_batch
 
 CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """XLA's options for the CPU: matrix products by Eigen, up to twice as fast at those of `convolution` as YNNPACK."""
@@ -94,13 +95,15 @@ class Devices(abc.ABC):
           resident: arrays of the whole training split, by example id, that every device is to hold; a batch needs none
             of them then, only its ids.
 
-        Returns the step, whose sums hold also "id" and "epoch" of every example that the devices had, in order.
+        Returns the step. Its sums hold also "id" and "epoch" of every example that the devices had, in order, and the
+        sum of the batch's "stop", if there is one: what one process tells all with a batch.
         """
 
         def step(state: State, batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> Any:
             looked_up = {name: values[batch["id"]] for name, values in resident.items()}
             state, sums = train_step(state, {**batch, **looked_up})
-            return state, {**sums, **{name: gather_batch(batch[name], self.axes) for name in ("id", "epoch")}}
+            sums |= {name: gather_batch(batch[name], self.axes) for name in ("id", "epoch")}
+            return state, sums | add_up({name: jnp.sum(batch[name]) for name in batch if name == "stop"}, self.axes)
 
         mapped = functools.partial(self._map, step, inputs="s b c", outputs="s c", donate=0)
         return Program(mapped, CPU_OPTIONS if self.on_cpu else {}, self.place(resident or {}))
@@ -125,7 +128,7 @@ class Devices(abc.ABC):
     def place(self, tree: Any) -> Any:
         """Puts a tree of whole arrays on the devices: a copy on each, or each device's part of what is divided."""
         shardings = jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._state_specs(tree))
-        return jax.device_put(tree, shardings)
+        return jax.device_put(tree, shardings) if jax.process_count() == 1 else jax.tree.map(_put, tree, shardings)
 
     @abc.abstractmethod
     def _state_specs(self, tree: Any) -> Any:
@@ -134,6 +137,11 @@ class Devices(abc.ABC):
     @abc.abstractmethod
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts this process's share of a batch, [batch / processes, ...], on its devices."""
+
+    def rows(self, batch_size: int) -> slice:
+        """The rows of a batch that this process reads."""
+        size = batch_size // jax.process_count()
+        return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
 
     def round_up(self, batch_size: int) -> int:
         """The smallest batch that can be divided and holds `batch_size` examples."""
@@ -269,7 +277,17 @@ def _choose(num_devices: int) -> list[jax.Device]:
     return [device for devices in of_processes for device in devices[: num_devices or len(local)]]
 
 
-def _fetch(array: jax.Array) -> np.ndarray:
+def _put(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process has on the devices of all."""
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(array), sharding))
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def _fetch(array: jax.Array | np.ndarray) -> np.ndarray:
+    if not isinstance(array, jax.Array):
+        return np.array(array)
     whole = np.empty(array.shape, array.dtype)
     for shard in {str(shard.index): shard for shard in array.addressable_shards}.values():
         whole[shard.index] = shard.data

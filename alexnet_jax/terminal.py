@@ -17,6 +17,11 @@ from alexnet_jax.models import LayerSummary
 _console = Console(highlight=False, soft_wrap=False)
 
 
+def silence() -> None:
+    """Shows nothing from now on: one process of many speaks for all."""
+    _console.quiet = True
+
+
 def show(text: str, style: str = "") -> None:
     """Prints a line, above the progress bar if there is one."""
     _console.print(_printable(text), style=style, markup=False, soft_wrap=True)

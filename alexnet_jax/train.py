@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import shlex
+import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -16,11 +17,11 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from alexnet_jax import audit, hosts, metrics, run_folder, terminal
 from alexnet_jax import config as config_lib
-from alexnet_jax import metrics, terminal
-from alexnet_jax.checkpoint import Checkpoints, checkpoint_names, restore_latest
+from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
 from alexnet_jax.datasets import Dataset
-from alexnet_jax.errors import TrainingDivergedError, UserError
+from alexnet_jax.errors import TrainingDivergedError
 from alexnet_jax.experiment import MEASURED, Evaluate, make_evaluate, make_preprocessing, open_dataset
 from alexnet_jax.input_pipeline import (
     check_residence,
@@ -31,7 +32,7 @@ from alexnet_jax.input_pipeline import (
 )
 from alexnet_jax.inventory import Statistics
 from alexnet_jax.machine import memory_bytes
-from alexnet_jax.metric_writer import MetricWriter, describe_environment, read_metrics, write_json
+from alexnet_jax.metric_writer import MetricWriter, describe_environment, write_json
 from alexnet_jax.models import get_model, summarize
 from alexnet_jax.optimizer import Plateau, make_learning_rates, make_optimizer, make_schedule, scale_learning_rate
 from alexnet_jax.parallel import make_devices, use_compilation_cache
@@ -51,6 +52,7 @@ class Progress:
       examples_seen: the position in the stream of training examples.
       evaluated_at: the position of the last evaluation.
       totals: sums of the training batches since then.
+      ids_sha256: hash of their examples; see `audit.chain`.
       best_top1_error: the lowest validation error so far, in [0, 1].
       best_examples_seen: its position.
     """
@@ -58,6 +60,7 @@ class Progress:
     examples_seen: int = 0
     evaluated_at: int = 0
     totals: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ids_sha256: str = ""
     best_top1_error: float | None = None
     best_examples_seen: int | None = None
 
@@ -76,14 +79,25 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequenc
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
     config_lib.check(config.to_dict())
+    with hosts.session(config.parallel):
+        return _train_and_evaluate(config, Path(workdir), command)
+
+
+def _train_and_evaluate(config: ConfigDict, workdir: Path, command: Sequence[str]) -> dict[str, Any]:
+    """The same, in each process of many."""
+    if not hosts.is_main():
+        terminal.silence()
     use_compilation_cache(config.compilation_cache_dir)
     # Wrong names are found before the data are prepared, which may take long.
     get_model(config.model, num_classes=1)
     make_schedule(config.optimizer, config.epochs)
     make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
     check_residence(config.data.residence)
-    dataset = open_dataset(config.data)
-    return _Run(config, Path(workdir), dataset, command).execute()
+    with hosts.together():
+        dataset = open_dataset(config.data)
+    hosts.check_same("settings", config_lib.shared(config.to_dict()))
+    hosts.check_same("images", dataset.content)
+    return _Run(config, workdir, dataset, command).execute()
 
 
 class _Run:
@@ -92,6 +106,7 @@ class _Run:
     def __init__(self, config: ConfigDict, workdir: Path, dataset: Dataset, command: Sequence[str]):
         data = config.data
         self.config, self.workdir, self.dataset, self.command = config, workdir, dataset, command
+        self.checkpoints_dir = workdir / "checkpoints"
         self.environment = describe_environment(list(command))
         self.model = get_model(config.model, dataset.num_classes)
         self.devices = make_devices(config.parallel, self.model)
@@ -121,11 +136,13 @@ class _Run:
         self.rate = rule.learning_rate
         self.rates: Any = None
         self.compiled, self.images_per_second, self.input_share = False, 0.0, 0.0
+        self.agreed_to_stop = False
 
     def _place_images(self, records: Records) -> dict[str, np.ndarray] | None:
         """Decides where training images lie and how batches are made of them; returns what the step is to look up."""
         data = self.config.data
-        stream = {"batch_size": self.plan.batch_size, "seed": self.config.seed}
+        rows = self.devices.rows(self.plan.batch_size)
+        stream: dict[str, Any] = {"batch_size": self.plan.batch_size, "seed": self.config.seed, "rows": rows}
         self.residence = choose_residence(data.residence, records, self.devices.memory_bytes, memory_bytes())
         if self.residence == "device":
             in_memory = load_into_memory(records, data.num_threads)
@@ -138,25 +155,27 @@ class _Run:
 
     def execute(self) -> dict[str, Any]:
         """The whole run, from wherever it stands."""
-        checkpoints_dir = self.workdir / "checkpoints"
-        restored, warnings = restore_latest(checkpoints_dir)
-        for warning in warnings:
-            terminal.warn(f"{warning}; the one before is used")
-        if restored:
-            self._resume(restored.tree, restored.metadata)
+        tree, found = hosts.from_main(lambda: run_folder.find(self.workdir, self.config, self.dataset))
+        if tree:
+            self._resume(tree, found["metadata"])
         seen = self.progress.examples_seen
         self._show_header()
-        finished = [r for r in read_metrics(self.workdir) if r["kind"] == "test" and r["examples_seen"] == seen]
+        finished = [record for record in found["tests"] if record["examples_seen"] == seen]
         if seen >= self.plan.total_examples and finished:
             terminal.show_end(finished[-1], "is finished already", self.workdir, self._next_commands())
             return finished[-1]
-        self._write_description()
+        if hosts.is_main():
+            self._write_description()
         with (
             StopSignals() as self.stop,
-            MetricWriter(self.workdir, seen) as self.writer,
-            Checkpoints(checkpoints_dir, self.config.checkpoint.keep) as self.checkpoints,
+            hosts.Watchdog(self.config.parallel.timeout_seconds, "To continue, start all again") as self.watchdog,
+            hosts.on_main(lambda: MetricWriter(self.workdir, seen)) as self.writer,
+            hosts.on_main(lambda: Checkpoints(self.checkpoints_dir, self.config.checkpoint.keep)) as self.checkpoints,
             terminal.step_progress(self.plan.total_steps, seen // self.plan.batch_size) as self.bar,
         ):
+            if seen == 0:
+                start = {"seed": self.config.seed, "train_examples": self.plan.num_examples}
+                self.writer.write("start", 0, start)
             self.checkpoints.set_aside_after(seen)
             self._train()
             result = self._test()
@@ -165,7 +184,7 @@ class _Run:
 
     def _train(self) -> None:
         host_batches = self.host_batches(start_example=self.progress.examples_seen)
-        with contextlib.closing(host_batches), contextlib.closing(_ahead(host_batches, self.devices.shard)) as batches:
+        with contextlib.closing(host_batches), contextlib.closing(_ahead(host_batches, self._put)) as batches:
             self._set_rates(self.progress.examples_seen)
             while True:
                 if self._evaluation_is_due():
@@ -174,10 +193,20 @@ class _Run:
                     return
                 with contextlib.closing(self.trace):  # one that is being recorded ends with the pause
                     self._train_until_pause(batches)
-                if self.stop.received:
+                if self._is_stopping():
                     self._save_and_exit()
                 if not self._evaluation_is_due():
                     self._save()
+
+    def _put(self, batch: Any) -> Any:
+        """Sends a batch to the devices; where there are many processes, with the wish to stop."""
+        if hosts.count() > 1:
+            batch = {**batch, "stop": np.full(len(batch["id"]), self.stop.received is not None)}
+        return self.devices.shard(batch)
+
+    def _is_stopping(self) -> bool:
+        """The same in all processes: after a signal to one of them, once all have heard of it."""
+        return self.agreed_to_stop if hosts.count() > 1 else self.stop.received is not None
 
     def _evaluation_is_due(self) -> bool:
         seen = self.progress.examples_seen
@@ -187,7 +216,7 @@ class _Run:
         """Steps until a checkpoint or an evaluation is due or a signal came. Reads each step's sums one step late."""
         position, pending = self.progress.examples_seen, None
         began, first, waited = time.monotonic(), position, 0.0
-        while pending is None or not (self.plan.is_checkpoint(position) or self.stop.received):
+        while pending is None or not (self.plan.is_checkpoint(position) or self._is_stopping()):
             asked = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - asked
@@ -208,14 +237,18 @@ class _Run:
         values = {"seconds": seconds, "images_per_second": self.images_per_second, "input_share": self.input_share}
         self.writer.write_timing(position, values)
 
-    def _record_step(self, position: int, sums: dict[str, jax.Array]) -> None:
+    def _record_step(self, position: int, pending: dict[str, jax.Array]) -> None:
         """Adds up the sums of the step that ended at a position."""
-        sums = jax.device_get(sums)
+        sums: dict[str, Any] = jax.device_get(pending)
         loss = sums["loss_sum"].item() / sums["count"].item()
         if not math.isfinite(loss):
             self._diverged(f"the training loss is {loss}", position)
-        self.progress.examples_seen = position
-        self.progress.totals = metrics.add(self.progress.totals, sums)
+        self.watchdog.progress(f"epoch {self._epoch(position)}")
+        progress = self.progress
+        progress.examples_seen = position
+        progress.ids_sha256 = audit.chain(progress.ids_sha256, sums.pop("epoch"), sums.pop("id"))
+        self.agreed_to_stop = bool(sums.pop("stop", False))
+        progress.totals = metrics.add(progress.totals, sums)
         step = position // self.plan.batch_size
         if step % self.config.log_every_steps == 0:
             began_at = self.plan.epoch(position - self.plan.batch_size)
@@ -257,13 +290,14 @@ class _Run:
             **{f"validation_{name}": value for name, value in validation.items()},
             "learning_rate": self.rate,
             "plateau_count": int(self.plateau_state["plateau_count"]),
+            "ids_sha256": progress.ids_sha256,
         }
         self.writer.write("epoch", position, record)
         self.writer.write_timing(position, {"evaluate_seconds": time.monotonic() - began})
         terminal.show_epoch(record, self.plateau.patience, self.images_per_second, self.input_share)
         if progress.best_top1_error is None or validation["top1_error"] < progress.best_top1_error:
             progress.best_top1_error, progress.best_examples_seen = validation["top1_error"], position
-        progress.totals, progress.evaluated_at = {}, position
+        progress.totals, progress.ids_sha256, progress.evaluated_at = {}, "", position
         self._set_rates(position, reason)
         self._save()
 
@@ -279,7 +313,8 @@ class _Run:
     def _totals_of(self, evaluate: Evaluate, split: str) -> dict[str, Any]:
         totals: dict[str, Any] = {}
         for totals_so_far in evaluate(self.state.params, self.state.batch_stats, split):
-            if self.stop.received:
+            self.watchdog.progress(f"the evaluation at epoch {self._epoch(self.progress.examples_seen)}")
+            if hosts.any_of_them(self.stop.received is not None):
                 self._save_and_exit()
             totals = totals_so_far
         return totals
@@ -307,31 +342,20 @@ class _Run:
             "versions": self.environment,
         }
         position, best = self.progress.examples_seen, self.progress.best_examples_seen
-        self.checkpoints.save(position, self._tree(), metadata, best)
+        if hosts.is_main():
+            self.checkpoints.save(position, self.devices.fetch(self._tree()), metadata, best)
 
     def _save_and_exit(self) -> None:
-        """After SIGINT or SIGTERM."""
-        assert self.stop.received is not None
+        """After SIGINT or SIGTERM, in this process or another."""
+        received = self.stop.received or signal.SIGTERM
         self._save()
         self.checkpoints.wait()
         seen = self.progress.examples_seen
-        terminal.show(f"{self.stop.received.name}: saved at epoch {self._epoch(seen)}. To continue: {self._command()}")
-        raise SystemExit(128 + self.stop.received)
+        terminal.show(f"{received.name}: saved at epoch {self._epoch(seen)}. To continue: {self._command()}")
+        raise SystemExit(128 + received)
 
     def _resume(self, tree: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """Takes a checkpoint's place. Raises UserError if it is of another experiment."""
-        changes = config_lib.differences(metadata["config"], self.config.to_dict())
-        if list(metadata["class_names"]) != list(self.dataset.class_names):
-            changes.append(
-                f"classes: {len(metadata['class_names'])} -> {len(self.dataset.class_names)}, or other names"
-            )
-        elif metadata.get("data") != self.dataset.content:
-            changes.append(f"the images of {self.config.data.name} have changed since")
-        if changes:
-            raise UserError(
-                f"{self.workdir} holds a run of another config ({'; '.join(changes)}); "
-                "for a new run give another --workdir"
-            )
+        """Takes a checkpoint's place."""
         self.progress = Progress(**metadata["progress"])
         self.plateau_state = tree["plateau"]
         self.state = self.devices.place(
@@ -347,10 +371,8 @@ class _Run:
     def _diverged(self, what: str, position: int) -> None:
         step = position // self.plan.batch_size
         self.checkpoints.wait()
-        names = checkpoint_names(self.checkpoints.directory)
-        good = (
-            f"the last good checkpoint is {self.checkpoints.directory / str(names[-1])}" if names else "none was saved"
-        )
+        names = checkpoint_names(self.checkpoints_dir)
+        good = f"the last good checkpoint is {self.checkpoints_dir / str(names[-1])}" if names else "none was saved"
         raise TrainingDivergedError(
             f"{what} in step {step} (epoch {self._epoch(position)}) at learning rate {self.rate:g}; {good}. "
             "Try a smaller config.optimizer.learning_rate in another --workdir"

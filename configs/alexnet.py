@@ -123,6 +123,10 @@ def _default() -> ConfigDict:
                 "num_devices": 0,  # devices to use, of each process; 0: all
                 "micro_batches": 1,  # parts of a batch that a device computes in turn, which takes less memory
                 "towers": 1,  # of mesh: devices that hold one network, with 1/n of the features each
+                "coordinator": "",  # HOST:PORT of process 0 of many; auto: as the cluster says; "": one process
+                "num_processes": placeholder(int),  # of all hosts together; None: as the cluster says
+                "process_id": placeholder(int),  # this process's number, from 0; None: as the cluster says
+                "timeout_seconds": 600,  # without progress, after which a process that waits for another gives up
             },
             "checkpoint": {
                 "keep": 2,  # latest checkpoints kept beside the best one
