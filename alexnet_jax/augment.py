@@ -175,7 +175,10 @@ def add_color_noise(
     std, vectors = jnp.asarray(pca_std, jnp.float32), jnp.asarray(pca_vectors, jnp.float32)
     factors = strength[:, None] * jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
     weights = std if form == "source" else std**2 / 255
-    shifted = images + ((factors * weights[None]) @ vectors.T)[:, None, None, :]
+    # Not by a matrix product, whose rounding depends on the number of images that a device has.
+    first, second, third = jnp.split(factors * weights[None], 3, axis=1)
+    colors = first * vectors[None, :, 0] + second * vectors[None, :, 1] + third * vectors[None, :, 2]
+    shifted = images + colors[:, None, None, :]
     return shifted / (1 + strength)[:, None, None, None] if form == "source" else shifted
 
 

@@ -1,6 +1,5 @@
 """One and two devices: the same pictures, the same masks, the same training."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,58 +10,24 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, layers
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_evaluate, open_dataset
 from alexnet_jax.input_pipeline import load_into_memory, train_batches, training_order
 from alexnet_jax.parallel import DataParallel
 from alexnet_jax.shards import InMemoryRecords
-from alexnet_jax.steps import example_keys, make_eval_step, make_train_step
+from alexnet_jax.steps import make_eval_step, make_train_step
 from alexnet_jax.towers import Axes
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
+from tests.mesh_run import BATCH, Batch, batches, draws, largest_errors, outcome
 from tests.training_setup import setup
-
-BATCH = 16
-
-Batch = dict[str, np.ndarray]
-
-
-def batches(count: int, size: int = 72) -> list[Batch]:
-    generator = np.random.default_rng(0)
-    return [
-        {
-            "image": generator.integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8),
-            "label": generator.integers(0, 10, BATCH, dtype=np.int32),
-            "id": np.arange(number * BATCH, (number + 1) * BATCH, dtype=np.int32),
-            "epoch": np.full(BATCH, number // 4, np.int32),
-        }
-        for number in range(count)
-    ]
-
-
-def augmented(devices: int, mean_form: str) -> list[np.ndarray]:
-    """Crops and dropout masks of a batch, as the training step draws them."""
-
-    preprocessing = setup("synthetic,source,smoke")[3]
-    mean = np.random.default_rng(1).uniform(0, 255, (72, 72, 3)).astype(np.float32)
-    preprocessing = dataclasses.replace(preprocessing, mean=mean, mean_form=mean_form)
-    assert preprocessing.mirror and preprocessing.color_noise
-
-    def draw(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        keys = example_keys(jax.random.key(7), batch["epoch"], batch["id"])
-        crops = augment.training_images(preprocessing, batch["image"], keys, batch["epoch"])
-        return crops, layers.dropout(jnp.ones((len(keys), 50)), keys, 0.5, "2012")
-
-    parallel = DataParallel.create(devices)
-    outputs = jax.pmap(draw, axis_name="data", devices=parallel.devices)(parallel.shard(batches(1)[0]))
-    return [np.asarray(output).reshape(BATCH, -1) for output in outputs]
 
 
 @pytest.mark.parametrize("mean_form", ["image_centre", "image_crop"])
 def test_crops_and_masks_are_equal_to_the_bit(mean_form: str) -> None:
-    for one, two in zip(augmented(1, mean_form), augmented(2, mean_form), strict=True):
-        np.testing.assert_array_equal(one, two)
-        assert len(np.unique(one, axis=0)) == BATCH  # each example has its own
+    one, two = (draws(DataParallel.create(devices), mean_form) for devices in (1, 2))
+    for of_one, of_two in zip(one, two, strict=True):
+        np.testing.assert_array_equal(of_one, of_two)
+        assert len(np.unique(of_one, axis=0)) == BATCH  # each example has its own
 
 
 def trained(
@@ -176,6 +141,17 @@ def test_evaluation_counts_every_image_once_whatever_the_batch(
     for name in ("count", "top1_correct", "top5_correct"):
         assert totals[name] == int(expected[name])
     assert totals["count"] == 131
+
+
+def test_micro_batches_train_as_the_whole_batch() -> None:
+    whole, parts = (outcome(DataParallel.create(1), "source,smoke", 20, micro_batches=count) for count in (1, 4))
+    assert max(largest_errors(whole, parts).values()) <= 1e-6
+
+
+def test_batch_normalisation_has_no_micro_batches() -> None:
+    _, model, optimizer, preprocessing = setup("bn,smoke")
+    with pytest.raises(UserError, match=r"config\.parallel\.micro_batches=2: batch normalisation"):
+        make_train_step(model, optimizer, preprocessing, micro_batches=2)
 
 
 def test_more_devices_than_there_are_is_refused() -> None:
