@@ -15,10 +15,11 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.stop_signals import Terminated
 
 
 def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-    """Wraps a program's main: a UserError becomes one line on stderr and the exit status."""
+    """Wraps a program's main: a UserError or a signal becomes one line on stderr and the exit status."""
 
     @functools.wraps(main)
     def wrapped(argv: list[str]) -> None:
@@ -26,6 +27,8 @@ def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]
             main(argv)
         except UserError as error:
             _exit(str(error), error.exit_code)
+        except Terminated:
+            _exit("terminated", 143)
         except KeyboardInterrupt:
             _exit("interrupted", 130)
 

@@ -17,6 +17,7 @@ from alexnet_jax.models import AlexNet
 from alexnet_jax.parallel import Devices
 from alexnet_jax.preparation import Storing
 from alexnet_jax.steps import make_eval_step
+from alexnet_jax.stop_signals import raise_on_sigterm
 
 MEASURED = ("mean", "pca_std", "pca_vectors")
 """The parts of a Preprocessing that may come from the training images; a checkpoint holds them."""
@@ -30,8 +31,9 @@ def make_storing(data: ConfigDict) -> Storing:
 
 
 def open_dataset(data: ConfigDict) -> Dataset:
-    """The data set of `config.data`, prepared first if need be."""
-    return get_dataset(data.name, data.dir, data.prepared_dir, data.synthetic_examples, make_storing(data))
+    """The data set of `config.data`, prepared first if need be; SIGTERM then raises Terminated."""
+    with raise_on_sigterm():
+        return get_dataset(data.name, data.dir, data.prepared_dir, data.synthetic_examples, make_storing(data))
 
 
 def make_preprocessing(data: ConfigDict, statistics: Statistics) -> Preprocessing:

@@ -91,7 +91,13 @@ def prepare(source: Source, storing: Storing, directory: Path) -> None:
                 return  # another process was faster
             if directory.exists():
                 terminal.warn(f"the images have changed since {directory} was prepared: preparing them anew")
-            _Job(source, storing, directory, fingerprint).run()
+            job = _Job(source, storing, directory, fingerprint)
+            try:
+                job.run()
+            except KeyboardInterrupt:
+                if job.work.exists():
+                    terminal.show(f"\nwhat is prepared is kept in {job.work}; the same command continues")
+                raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(
@@ -143,11 +149,7 @@ class _Job:
         began = time.monotonic()
         self.storage = self._begin_or_continue()
         done = [number for number in range(len(self.parts)) if self._load(number)]
-        try:
-            self._prepare_parts(done)
-        except KeyboardInterrupt:
-            terminal.show(f"\nwhat is prepared is kept in {self.work}; the same command continues")
-            raise
+        self._prepare_parts(done)
         inventories = [Inventory.load(self._inventory_path(number)) for number in range(len(self.parts))]
         total = Inventory.create(self.storing.image_size)
         for inventory in inventories:
@@ -204,8 +206,8 @@ class _Job:
             ThreadPoolExecutor(available_cores()) as pool,
         ):
             warnings.filterwarnings("ignore", module="PIL")  # about odd EXIF data, without naming the file
-            futures = [pool.submit(self._prepare_part, number, progress) for number in todo]
-            try:
+            try:  # whatever ends this block early: the pool waits for its threads, which have to be told
+                futures = [pool.submit(self._prepare_part, number, progress) for number in todo]
                 for future in as_completed(futures):
                     part = future.result()
                     seen += len(part.label) + len(part.quarantine)

@@ -1,8 +1,35 @@
 """Stopping a run from outside without losing anything."""
 
+import contextlib
 import signal
+import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
+
+
+class Terminated(KeyboardInterrupt):
+    """What SIGTERM raises inside `raise_on_sigterm`, as SIGINT raises KeyboardInterrupt."""
+
+
+@contextlib.contextmanager
+def raise_on_sigterm() -> Iterator[None]:
+    """Lets SIGTERM unwind the main thread while the context lasts, so that threads stop and the work is kept.
+
+    Without effect in another thread, where Python lets nobody set signal handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _raise_terminated(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 class StopSignals:

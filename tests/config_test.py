@@ -13,6 +13,7 @@ import pytest
 import main
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import TrainingDivergedError, UserError
+from alexnet_jax.stop_signals import Terminated
 from configs.alexnet import get_config
 from tests.conftest import REPOSITORY
 
@@ -378,15 +379,20 @@ def test_the_program_answers_a_mistake_with_one_line_and_status_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_interruption_before_the_run_begins_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "message"), [(KeyboardInterrupt, 130, "interrupted"), (Terminated, 143, "terminated")]
+)
+def test_an_interruption_before_the_run_begins_is_one_line_too(
+    error: type[BaseException], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     @config_lib.exit_on_user_error
     def program(argv: list[str]) -> None:
-        raise KeyboardInterrupt
+        raise error
 
     with pytest.raises(SystemExit) as exit:
         program([])
-    assert exit.value.code == 130
-    assert capsys.readouterr().err == "error: interrupted\n"
+    assert exit.value.code == status
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 @pytest.mark.parametrize(("error", "status"), [(UserError, 2), (TrainingDivergedError, 1)])

@@ -5,20 +5,25 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
 from alexnet_jax import inventory as inventory_lib
 from alexnet_jax import preparation, shards, terminal
 from alexnet_jax.datasets import open_prepared
 from alexnet_jax.errors import UserError
+from alexnet_jax.experiment import open_dataset
 from alexnet_jax.image_folder import ImageFolder
 from alexnet_jax.preparation import _Job
+from alexnet_jax.sources import SPLITS
 from tests.conftest import REPOSITORY
 from tests.pictures import assert_whole, contents, make_folder, noise, prepared, refused, save, storing, watch_reads
 
@@ -252,6 +257,50 @@ def test_an_interruption_says_that_the_work_is_kept(
     with pytest.raises(KeyboardInterrupt):
         prepared(source, tmp_path)
     assert "is kept" in capsys.readouterr().out
+
+
+PROGRAMS = {"main.py": ["main.py"], "prepare": ["-m", "alexnet_jax", "prepare"]}
+
+
+@pytest.mark.parametrize(
+    ("program", "number", "message"),
+    [
+        ("main.py", signal.SIGTERM, "terminated"),
+        ("prepare", signal.SIGTERM, "terminated"),
+        ("prepare", signal.SIGINT, "interrupted"),
+    ],
+)
+def test_a_signal_ends_the_process_soon_and_loses_nothing(
+    program: str, number: signal.Signals, message: str, make_config: Callable[..., ConfigDict], tmp_path: Path
+) -> None:
+    """From outside, while the largest part is being prepared and a smaller one is complete."""
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip(f"whatever started the tests ignores {number.name}, and so do the processes that they start")
+
+    pipe, into = subprocess.PIPE, tmp_path / "data"
+    settings: dict[str, Any] = {"data.synthetic_examples": 8000, "data.image_size": 48}
+    words = [f"--config.{key}={value}" for key, value in (settings | {"data.prepared_dir": into}).items()]
+    command = [sys.executable, *PROGRAMS[program], "--config=configs/alexnet.py:synthetic,lenet,smoke", *words]
+    command += [f"--workdir={tmp_path / 'run'}"] * (program == "main.py")
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True)
+    while not list(into.glob("*.partial/part-*.npz")) and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 128 + number, out + err
+    (partial,) = into.glob("*.partial")
+    assert out.endswith(f"what is prepared is kept in {partial}; the same command continues\n")
+    assert err == f"error: {message}\n"
+
+    complete = {int(path.stem.removeprefix("part-")) for path in partial.glob("part-*.npz")}
+    names = [shards.working_name(split, part, "raw") for part, split in enumerate(SPLITS) if part in complete]
+    kept = {(partial / name).stat().st_mtime_ns for name in names}
+    continued = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert continued.returncode == 0, continued.stderr
+    assert "continuing the preparation" in continued.stdout
+    uninterrupted = make_config(**settings, **{"data.prepared_dir": str(tmp_path / "uninterrupted")})
+    assert_whole(into, contents(open_dataset(uninterrupted.data).directory))
+    assert kept and kept <= {path.stat().st_mtime_ns for path in partial.with_suffix("").iterdir()}
 
 
 @pytest.mark.parametrize("name", ["rename", "unlink"])
