@@ -76,6 +76,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequenc
     Raises:
       UserError: bad input, or a run of another config in workdir.
       TrainingDivergedError: the loss is NaN or infinite.
+      KeyboardInterrupt: SIGINT, or SIGTERM while images are being prepared (Terminated).
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
     config_lib.check(config.to_dict())
