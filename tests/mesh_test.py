@@ -31,12 +31,16 @@ def test_the_scheme_of_2012_on_two_devices(devices: int, towers: int, source_alo
     assert max(errors.values()) <= 1e-5, errors
 
 
-# A normalisation window that crosses the towers; the fully connected layers alone divided, images put together for them;
-# batch normalisation of a divided layer.
-@pytest.mark.parametrize("choices", ["paper,smoke", "owt,smoke", "bn,smoke"])
-def test_other_networks_on_two_devices(choices: str) -> None:
+@pytest.mark.parametrize(
+    ("choices", "steps"),
+    [
+        ("paper,smoke", 20),  # a normalisation window that crosses the towers
+        ("owt,smoke", 20),  # fully connected layers alone divided, images put together for them
+        ("bn,smoke", 2),  # batch normalisation of such a layer; rounding grows tenfold a step
+    ],
+)
+def test_other_networks_on_two_devices(choices: str, steps: int) -> None:
     mesh = MeshParallel.create(2, 2, thin(choices)[1])
-    steps = 2 if choices.startswith("bn") else 20  # its rounding grows tenfold a step
     errors = largest_errors(outcome(DataParallel.create(1), choices, steps), outcome(mesh, choices, steps))
     assert max(errors.values()) <= 1e-5, errors
 
@@ -97,8 +101,9 @@ def test_the_window_of_the_printed_normalisation_needs_two_channels_of_the_other
     mesh = MeshParallel.create(2, 2, thin("paper,smoke")[1])
     permuted = [shape for operation, shape in collectives(program(mesh, "paper,smoke")) if "permute" in operation]
     size = sizes("paper,smoke")
-    expected = [(size["conv1"] // 12, 12), (size["conv2"] // 32, 32)]  # pixels and channels
-    assert sum(np.prod(shape) for shape in permuted) == BATCH * sum(2 * 2 * 2 * pixels for pixels, _ in expected)
+    pixels = size["conv1"] // 6 + size["conv2"] // 16  # where an activation is normalised
+    # two channels to either side (zeros to that where no tower is), and their gradients back
+    assert sum(np.prod(shape) for shape in permuted) == BATCH * pixels * 2 * 2 * 2
 
 
 def test_in_the_scheme_of_2014_images_meet_before_the_fully_connected_layers() -> None:
@@ -150,7 +155,5 @@ def test_networks_that_do_not_divide() -> None:
     model = thin("source,smoke")[1]
     with pytest.raises(UserError, match=r"the network has 2 towers: 1 or 2 will do"):
         model.check_split(4)
-    with pytest.raises(
-        UserError, match=r"the 7 features of fc8 do not divide by it; config\.model\.num_classes=8 would"
-    ):
+    with pytest.raises(UserError, match=r"the 7 features of fc8 do not divide by it; config\.model\.num_classes=8 "):
         model.clone(num_classes=7).check_split(2)
