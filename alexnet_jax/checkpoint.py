@@ -1,20 +1,27 @@
-"""Checkpoints by Orbax: asynchronous, the latest few and the best, verified by a digest, never silently lost."""
+"""Checkpoints by Orbax: written while training goes on, the latest few and the best, verified by a digest."""
 
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Sequence
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
+import orbax.checkpoint as ocp
 
+from alexnet_jax import terminal
 from alexnet_jax.errors import UserError
 
 _ITEM = "run"
+_STAGING = "tmp"
+"""The folder that a checkpoint is written in; it gets its own name when it is whole."""
+
+MAX_BLOCKED_SHARE = 0.1
+"""Of the time that training may lose to saves that can be left out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,36 +33,23 @@ class Restored:
     metadata: dict[str, Any]
 
 
-@dataclasses.dataclass
-class _LatestAndBest:
-    """Orbax preservation policy: the latest `keep` checkpoints and the one marked best.
-
-    Orbax's own BestN reads a metrics file whose damage makes the whole folder unreadable.
-    """
-
-    keep: int
-    best: int | None = None
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        latest = {info.step for info in list(checkpoints)[-self.keep :]}
-        return [info.step in latest or info.step == self.best for info in checkpoints]
-
-
 class Checkpoints:
     """The checkpoints of one run, each a folder named by the number of examples seen.
 
-    What is saved is copied first, so training may go on (and donate its buffers) while the copy is written.
+    What is saved is copied first, so training may go on (and donate its buffers) while a thread writes the copy. One is
+    written at a time; no other is touched before it is whole.
     """
 
-    def __init__(self, directory: Path, keep: int):
+    def __init__(self, directory: Path, keep: int, on_failure: str = "stop"):
+        """With `on_failure` "continue" only the last save must succeed; the failure of another is a warning."""
         self.directory = directory.absolute()
-        self._policy = _LatestAndBest(keep)
-        self._orbax = ocp.training.Checkpointer(
-            self.directory,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=self._policy,
-            cleanup_tmp_directories=True,
-        )
+        self._keep, self._on_failure = keep, on_failure
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._pending: Future[None] | None = None
+        self._busy_until = 0.0
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in [*self.directory.glob(f"*{_STAGING}*"), *self.directory.glob("*.new")]:  # of a run that was killed
+            shutil.rmtree(path)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -63,47 +57,115 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._orbax.close()
+        try:
+            self.wait()
+        except UserError as failure:
+            if error is None:
+                raise
+            terminal.warn(str(failure))  # beside the error that ended the run
+        finally:
+            self._thread.shutdown()
+
+    @property
+    def busy(self) -> bool:
+        """True while a save now would have to wait, or would cost training more than MAX_BLOCKED_SHARE of its time."""
+        return (self._pending is not None and not self._pending.done()) or time.monotonic() < self._busy_until
 
     def save(self, examples_seen: int, tree: Any, metadata: dict[str, Any], best: int | None) -> None:
-        """Starts saving a tree of arrays and JSON data; waits for the save before it, and raises what went wrong there.
+        """Starts saving a tree of arrays and JSON data; waits for the save before it.
 
         Args:
           examples_seen: the checkpoint's name; one of the same name is replaced.
           tree: nested dicts of arrays on the host or on devices.
           metadata: plain data that JSON can hold.
           best: the checkpoint to keep whatever its age.
+
+        Raises:
+          UserError: the save before it failed, and that is to stop the run.
         """
+        began = time.monotonic()
+        self._settle(self._on_failure)
         copy = jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
-        self.wait()  # Orbax garbles a save that replaces one still under way.
-        self._policy.best = best
-        self._orbax.save_checkpointables_async(
-            examples_seen,
-            {_ITEM: copy},
-            overwrite=True,
-            custom_metadata={**metadata, "digest": _digest(copy)},
-        )
+        self._pending = self._thread.submit(self._write, examples_seen, copy, metadata, best)
+        now = time.monotonic()
+        self._busy_until = now + (now - began) * (1 / MAX_BLOCKED_SHARE - 1)
+
+    def check(self) -> None:
+        """Says what went wrong with a save that has ended, by a warning or a UserError. Does not wait."""
+        if self._pending is not None and self._pending.done():
+            self._settle(self._on_failure)
 
     def wait(self) -> None:
         """Blocks until everything is on disk. Raises UserError if that failed."""
-        try:
-            self._orbax.wait()
-        except Exception as error:  # Orbax passes on whatever its writers raised.
-            reason = str(error).splitlines()[0][:100]
-            raise UserError(
-                f"saving to {self.directory} failed ({reason}); is the disk full? The checkpoints before it are intact"
-            ) from error
+        self._settle("stop")
 
     def set_aside_after(self, examples_seen: int) -> None:
         """Moves newer checkpoints, which are damaged or abandoned, to `damaged/` beside the folder."""
-        newer = [name for name in checkpoint_names(self.directory) if name > examples_seen]
-        for name in newer:
-            target = self.directory.parent / "damaged" / str(name)
-            shutil.rmtree(target, ignore_errors=True)
-            target.parent.mkdir(exist_ok=True)
-            (self.directory / str(name)).rename(target)
-        if newer:
-            self._orbax.reload()
+        for name in checkpoint_names(self.directory):
+            if name > examples_seen:
+                target = self.directory.parent / "damaged" / str(name)
+                shutil.rmtree(target, ignore_errors=True)
+                target.parent.mkdir(exist_ok=True)
+                (self.directory / str(name)).rename(target)
+
+    def _settle(self, on_failure: str) -> None:
+        """Waits for the save that is under way and says what went wrong."""
+        pending, self._pending = self._pending, None
+        try:
+            if pending is not None:
+                pending.result()
+        except UserError as error:
+            if on_failure == "stop":
+                raise
+            terminal.warn(f"{error}. Training goes on and the next save is tried")
+
+    def _write(self, examples_seen: int, tree: Any, metadata: dict[str, Any], best: int | None) -> None:
+        """Writes a checkpoint whole, then removes those that are no longer to be kept. Raises UserError."""
+        staging = self.directory / _STAGING
+        staged = staging / str(examples_seen)
+        try:
+            staging.mkdir(parents=True)
+            best = self._best_on_disk(examples_seen, best)
+            with _orbax() as orbax:
+                orbax.save(
+                    staged,
+                    args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(tree)}),
+                    custom_metadata={**metadata, "best": best, "digest": _digest(tree)},
+                )
+            _read_metadata(staged)
+            self._publish(staged)
+            self._remove_old(best)
+        except Exception as error:  # Orbax passes on whatever its writers raised.
+            names = checkpoint_names(self.directory)
+            good = f"the last good checkpoint is {self.directory / str(names[-1])}" if names else "there is no other"
+            raise UserError(
+                f"saving {self.directory / str(examples_seen)} failed ({_reason(error)}); is the disk full? {good}"
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)  # what is left of a failed save fills the disk
+
+    def _best_on_disk(self, examples_seen: int, best: int | None) -> int | None:
+        """The best checkpoint, or the best before it if its own save failed."""
+        names = checkpoint_names(self.directory)
+        if best is None or best in (examples_seen, *names) or not names:
+            return best
+        earlier: int | None = _read_metadata(self.directory / str(names[-1])).get("best")
+        return earlier
+
+    def _publish(self, staged: Path) -> None:
+        """Gives a whole checkpoint its name."""
+        target = self.directory / staged.name
+        if target.exists():  # a kill between these leaves one of them, whole: see restore_latest
+            staged = staged.rename(target.with_suffix(".new"))
+            target.rename(self.directory / _STAGING / "replaced")
+        staged.rename(target)
+
+    def _remove_old(self, best: int | None) -> None:
+        for name in checkpoint_names(self.directory)[: -self._keep]:
+            if name != best:
+                # By another name first: a kill must not leave half of it under its own.
+                half = (self.directory / str(name)).rename(self.directory / _STAGING / "removed")
+                shutil.rmtree(half)
 
 
 def checkpoint_names(directory: Path) -> list[int]:
@@ -116,6 +178,9 @@ def restore_latest(directory: Path) -> tuple[Restored | None, list[str]]:
 
     Raises UserError if there are checkpoints but none can be read.
     """
+    for path in directory.glob("*.new"):  # whole; the one that it was to replace is gone
+        if not path.with_suffix("").exists():
+            path.rename(path.with_suffix(""))
     warnings: list[str] = []
     for name in reversed(checkpoint_names(directory)):
         try:
@@ -131,23 +196,46 @@ def restore(directory: Path, examples_seen: int) -> Restored:
     """The named checkpoint. Raises UserError if it cannot be read or its content is not what was saved."""
     path = directory.absolute() / str(examples_seen)
     try:
-        metadata = _read_metadata(directory, examples_seen)
-        tree = ocp.load_checkpointables(path)[_ITEM]
+        metadata = _read_metadata(path)
+        with _orbax() as orbax:
+            tree = orbax.restore(path, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeRestore()}))[_ITEM]
         if _digest(tree) != metadata["digest"]:
             raise ValueError("its content does not match its digest")
     except Exception as error:  # Orbax raises anything from KeyError to its own errors on damaged files.
-        raise UserError(
-            f"checkpoint {path} is damaged: {str(error.__cause__ or error).splitlines()[0][:200]}"
-        ) from error
+        raise UserError(f"checkpoint {path} is damaged: {_reason(error)}") from error
     return Restored(examples_seen, tree, metadata)
 
 
-def _read_metadata(directory: Path, examples_seen: int) -> dict[str, Any]:
+def _orbax() -> ocp.Checkpointer:
+    """Orbax for this process alone: in a distributed run it would wait for the others.
+
+    Its newer interface (orbax.checkpoint.v1) waits for them in any case (0.12.8). Arrays are not compressed, which
+    would take most of the processor's time and save a twelfth of the space.
+    """
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
+    )
+    arrays = ocp.PyTreeCheckpointHandler(use_zarr3=True, use_compression=False, multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone), **{_ITEM: arrays}
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
     """The plain data saved beside a checkpoint. Raises ValueError or an error of Orbax if they are damaged."""
-    metadata = ocp.checkpointables_metadata(directory.absolute() / str(examples_seen)).custom_metadata
+    with _orbax() as orbax:
+        metadata = orbax.metadata(path).custom_metadata
     if not isinstance(metadata, dict) or "digest" not in metadata:
         raise ValueError("its metadata are missing")
     return metadata
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in a line; TensorStore says it after a list of paths."""
+    line = (str(error.__cause__ or error) or repr(error)).splitlines()[0]
+    return line if len(line) <= 200 else line.rpartition('": ')[2][-200:]
 
 
 def _digest(tree: Any) -> str:

@@ -197,6 +197,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "must be HOST:PORT, auto or empty",
     ),
     ("model.compute_dtype", lambda value: value in ("float32", "bfloat16"), "must be float32 or bfloat16"),
+    ("checkpoint.on_failure", lambda value: value in ("stop", "continue"), "must be stop or continue"),
     ("test_views", lambda value: value in (1, 2, 10), "must be 1, 2 or 10"),
     ("data.color_noise data.color_noise_until_epoch", lambda value: value >= 0, "must not be negative"),
     (

@@ -167,11 +167,12 @@ class _Run:
             return finished[-1]
         if hosts.is_main():
             self._write_description()
+        keep, on_failure = self.config.checkpoint.keep, self.config.checkpoint.on_failure
         with (
             StopSignals() as self.stop,
             hosts.Watchdog(self.config.parallel.timeout_seconds, "To continue, start all again") as self.watchdog,
             hosts.on_main(lambda: MetricWriter(self.workdir, seen)) as self.writer,
-            hosts.on_main(lambda: Checkpoints(self.checkpoints_dir, self.config.checkpoint.keep)) as self.checkpoints,
+            hosts.on_main(lambda: Checkpoints(self.checkpoints_dir, keep, on_failure)) as self.checkpoints,
             terminal.step_progress(self.plan.total_steps, seen // self.plan.batch_size) as self.bar,
         ):
             if seen == 0:
@@ -196,7 +197,7 @@ class _Run:
                     self._train_until_pause(batches)
                 if self._is_stopping():
                     self._save_and_exit()
-                if not self._evaluation_is_due():
+                if not (self._evaluation_is_due() or self.checkpoints.busy):
                     self._save()
 
     def _put(self, batch: Any) -> Any:
@@ -245,6 +246,7 @@ class _Run:
         if not math.isfinite(loss):
             self._diverged(f"the training loss is {loss}", position)
         self.watchdog.progress(f"epoch {self._epoch(position)}")
+        self.checkpoints.check()
         progress = self.progress
         progress.examples_seen = position
         progress.ids_sha256 = audit.chain(progress.ids_sha256, sums.pop("epoch"), sums.pop("id"))
@@ -331,6 +333,7 @@ class _Run:
         }
 
     def _save(self) -> None:
+        began = time.monotonic()
         if not _is_finite(self.state.params):
             self._diverged("a parameter is NaN or infinite", self.progress.examples_seen)
         self.writer.sync()
@@ -343,8 +346,8 @@ class _Run:
             "versions": self.environment,
         }
         position, best = self.progress.examples_seen, self.progress.best_examples_seen
-        if hosts.is_main():
-            self.checkpoints.save(position, self.devices.fetch(self._tree()), metadata, best)
+        self.checkpoints.save(position, tree, metadata, best)
+        self.writer.write_timing(position, {"save_seconds": time.monotonic() - began})
 
     def _save_and_exit(self) -> None:
         """After SIGINT or SIGTERM, in this process or another."""

@@ -63,7 +63,8 @@ def _choose(directory: Path, name: str) -> int:
     if name == "latest":
         return names[-1]
     if name == "best":
-        best = restore(directory, names[-1]).metadata["progress"]["best_examples_seen"]
+        metadata = restore(directory, names[-1]).metadata
+        best = metadata.get("best", metadata["progress"]["best_examples_seen"])
         return names[-1] if best is None else best
     if not name.isdigit() or int(name) not in names:
         raise UserError(f"--checkpoint={name}: {directory} has {', '.join(map(str, names))}")
