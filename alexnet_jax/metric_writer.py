@@ -4,31 +4,40 @@ metrics.jsonl holds nothing that depends on the machine's speed, so an interrupt
 as an uninterrupted one.
 """
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
+
+from alexnet_jax.errors import UserError
+
+_FLUSH_SECONDS = 120.0
+"""The longest time that TensorBoard's numbers wait for the next one before they can be seen."""
 
 
 class MetricWriter:
-    """Appends records to metrics.jsonl, timing.jsonl and TensorBoard event files in a run folder."""
+    """Appends records to metrics.jsonl, timing.jsonl and TensorBoard event files in a run folder.
+
+    Raises UserError where a file cannot be written.
+    """
 
     def __init__(self, workdir: Path, examples_seen: int):
         """Opens the record at a position of the run; what was written after it is dropped and will be written again."""
-        import tensorboardX  # takes seconds where torch is installed, which it then imports
-
-        workdir.mkdir(parents=True, exist_ok=True)
+        with _naming(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "timing.jsonl"):
             _truncate(workdir / name, examples_seen)
         self._metrics = (workdir / "metrics.jsonl").open("a")
         self._timing = (workdir / "timing.jsonl").open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=examples_seen + 1)
+        self._board = _Board(workdir / "tensorboard", examples_seen + 1)
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -36,28 +45,67 @@ class MetricWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._board.close()
-        self._metrics.close()
-        self._timing.close()
+        try:
+            for file in (self._metrics, self._timing):
+                with _naming(file.name):
+                    file.close()
+            self._board.close()
+        except UserError:
+            if error is None:  # else it is the error that ended the run, once more
+                raise
 
     def write(self, kind: str, examples_seen: int, values: Mapping[str, Any]) -> None:
         """Records values that the experiment alone determines."""
         _append(self._metrics, {"kind": kind, "examples_seen": examples_seen, **values})
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, examples_seen)
+        self._board.write(kind, examples_seen, values)
 
     def write_timing(self, examples_seen: int, values: Mapping[str, float]) -> None:
         """Records what depends on the machine."""
         _append(self._timing, {"examples_seen": examples_seen, **values})
-        for name, value in values.items():
-            self._board.add_scalar(f"timing/{name}", value, examples_seen)
+        self._board.write("timing", examples_seen, values)
 
     def sync(self) -> None:
         """Puts the records on disk: called before a checkpoint, which must not be ahead of them."""
         for file in (self._metrics, self._timing):
-            file.flush()
-            os.fsync(file.fileno())
+            with _naming(file.name):
+                file.flush()
+                os.fsync(file.fileno())
+
+
+class _Board:
+    """TensorBoard's event files. Not by SummaryWriter: an error of its thread is shown and then blocks the program."""
+
+    def __init__(self, folder: Path, purge_step: int):
+        """Events from `purge_step` on, in older files, are to be forgotten."""
+        import tensorboardX  # takes seconds where torch is installed, which it then imports
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        self._folder, self._scalar, self._event = folder, tensorboardX.summary.scalar, event_pb2.Event
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        with _naming(folder):
+            folder.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(folder / "events"))
+            self._events.write_event(self._event(wall_time=time.time(), step=purge_step, session_log=start))
+            self._flush()
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Records the numbers among the values."""
+        with _naming(self._folder):
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    summary = self._scalar(f"{kind}/{name}", value)
+                    self._events.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._flush()
+
+    def close(self) -> None:
+        with _naming(self._folder):
+            self._events.close()
+
+    def _flush(self) -> None:
+        self._events.flush()
+        self._flushed = time.monotonic()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -67,7 +115,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file whole or not at all. Raises UserError if it cannot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, json.dumps(content, indent=2) + "\n")
 
@@ -103,9 +151,10 @@ def _git_revision(folder: Path) -> str | None:
         return None
 
 
-def _append(file: Any, record: Mapping[str, Any]) -> None:
-    file.write(json.dumps(record) + "\n")
-    file.flush()
+def _append(file: TextIO, record: Mapping[str, Any]) -> None:
+    with _naming(file.name):
+        file.write(json.dumps(record) + "\n")
+        file.flush()
 
 
 def _truncate(path: Path, examples_seen: int) -> None:
@@ -121,5 +170,15 @@ def _complete(text: str) -> list[dict[str, Any]]:
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with _naming(path):
+        temporary.write_text(text)
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _naming(path: Path | str) -> Iterator[None]:
+    """Makes an error of the file system one that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; is the disk full?") from error

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from alexnet_jax.errors import UserError
 from alexnet_jax.metric_writer import MetricWriter, _git_revision, describe_environment, read_metrics, write_json
 
 
@@ -146,7 +147,7 @@ def test_write_json_never_leaves_half_a_file(tmp_path: Path, monkeypatch: pytest
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Path, "write_text", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"config\.json: No space left"):
         write_json(path, {"seed": 2})
     with pytest.raises(TypeError):
         write_json(path, {"seed": object()})
