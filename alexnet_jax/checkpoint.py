@@ -1,8 +1,10 @@
 """Checkpoints by Orbax: written while training goes on, the latest few and the best, verified by a digest."""
 
 import dataclasses
+import functools
 import hashlib
 import shutil
+import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +49,8 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._pending: Future[None] | None = None
         self._busy_until = 0.0
+        self._copy: Any = None
+        _silence_late_writers()
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in [*self.directory.glob(f"*{_STAGING}*"), *self.directory.glob("*.new")]:  # of a run that was killed
             shutil.rmtree(path)
@@ -85,8 +89,7 @@ class Checkpoints:
         """
         began = time.monotonic()
         self._settle(self._on_failure)
-        copy = jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
-        self._pending = self._thread.submit(self._write, examples_seen, copy, metadata, best)
+        self._pending = self._thread.submit(self._write, examples_seen, self._copied(tree), metadata, best)
         now = time.monotonic()
         self._busy_until = now + (now - began) * (1 / MAX_BLOCKED_SHARE - 1)
 
@@ -108,6 +111,14 @@ class Checkpoints:
                 target.parent.mkdir(exist_ok=True)
                 (self.directory / str(name)).rename(target)
 
+    def _copied(self, tree: Any) -> Any:
+        """A copy of arrays on the host, in the memory of the one before: new memory takes up to ten times as long."""
+        arrays = jax.tree.map(np.asarray, tree)
+        if _layout(arrays) != _layout(self._copy):
+            self._copy = jax.tree.map(np.empty_like, arrays)
+        jax.tree.map(np.copyto, self._copy, arrays)
+        return self._copy
+
     def _settle(self, on_failure: str) -> None:
         """Waits for the save that is under way and says what went wrong."""
         pending, self._pending = self._pending, None
@@ -124,6 +135,7 @@ class Checkpoints:
         staging = self.directory / _STAGING
         staged = staging / str(examples_seen)
         try:
+            shutil.rmtree(staging, ignore_errors=True)  # writers of a failed save may have come too late
             staging.mkdir(parents=True)
             best = self._best_on_disk(examples_seen, best)
             with _orbax() as orbax:
@@ -137,7 +149,7 @@ class Checkpoints:
             self._remove_old(best)
         except Exception as error:  # Orbax passes on whatever its writers raised.
             names = checkpoint_names(self.directory)
-            good = f"the last good checkpoint is {self.directory / str(names[-1])}" if names else "there is no other"
+            good = f"The last good checkpoint is {self.directory / str(names[-1])}" if names else "There is no other"
             raise UserError(
                 f"saving {self.directory / str(examples_seen)} failed ({_reason(error)}); is the disk full? {good}"
             ) from error
@@ -147,10 +159,9 @@ class Checkpoints:
     def _best_on_disk(self, examples_seen: int, best: int | None) -> int | None:
         """The best checkpoint, or the best before it if its own save failed."""
         names = checkpoint_names(self.directory)
-        if best is None or best in (examples_seen, *names) or not names:
+        if best is None or best in (examples_seen, *names):
             return best
-        earlier: int | None = _read_metadata(self.directory / str(names[-1])).get("best")
-        return earlier
+        return _read_metadata(self.directory / str(names[-1])).get("best") if names else None
 
     def _publish(self, staged: Path) -> None:
         """Gives a whole checkpoint its name."""
@@ -207,10 +218,10 @@ def restore(directory: Path, examples_seen: int) -> Restored:
 
 
 def _orbax() -> ocp.Checkpointer:
-    """Orbax for this process alone: in a distributed run it would wait for the others.
+    """Orbax for this process alone: in a distributed run it would wait for the others. Process 0 alone writes arrays.
 
-    Its newer interface (orbax.checkpoint.v1) waits for them in any case (0.12.8). Arrays are not compressed, which
-    would take most of the processor's time and save a twelfth of the space.
+    The newer interface (orbax.checkpoint.v1) waits for the others in any case (0.12.8). Arrays are not compressed,
+    which would take most of the time and save a twelfth of the space.
     """
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -236,6 +247,23 @@ def _reason(error: Exception) -> str:
     """What went wrong, in a line; TensorStore says it after a list of paths."""
     line = (str(error.__cause__ or error) or repr(error)).splitlines()[0]
     return line if len(line) <= 200 else line.rpartition('": ')[2][-200:]
+
+
+@functools.cache
+def _silence_late_writers() -> None:
+    """Keeps TensorStore from printing a traceback for each array that it still writes when Orbax gave up on a save."""
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
+
+
+def _layout(tree: Any) -> Any:
+    """Names, types and shapes of arrays."""
+    return jax.tree.map(lambda array: (array.dtype, array.shape), tree)
 
 
 def _digest(tree: Any) -> str:
