@@ -1,6 +1,10 @@
 """Checkpoints: what is kept, what damage does."""
 
 import shutil
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alexnet_jax import checkpoint
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names, restore, restore_latest
 from alexnet_jax.errors import UserError
+from tests.conftest import REPOSITORY, full_disk
 
 
 def tree(value: float) -> dict[str, dict[str, jax.Array]]:
@@ -61,6 +67,90 @@ def test_what_is_saved_may_be_overwritten_at_once(tmp_path: Path) -> None:
         checkpoints.save(1, {"values": values}, {}, best=None)
         values[:] = 1
     assert not restore(tmp_path / "c", 1).tree["values"].any()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_go_on, original = threading.Event(), checkpoint._digest
+
+    def slow_digest(saved: object) -> str:
+        assert may_go_on.wait(60)
+        return original(saved)
+
+    monkeypatch.setattr(checkpoint, "_digest", slow_digest)
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        checkpoints.save(1, tree(1), {}, best=None)
+        assert checkpoints.busy and not checkpoint_names(tmp_path / "c")
+        checkpoints.check()
+        may_go_on.set()
+        checkpoints.wait()
+        assert checkpoint_names(tmp_path / "c") == [1]
+
+
+# A full disk
+
+BIG = {"values": np.random.default_rng(0).random(100_000)}
+
+
+def assert_unharmed(folder: Path, *names: int) -> None:
+    """There are these checkpoints, all whole, and nothing else."""
+    assert sorted(path.name for path in folder.iterdir()) == [str(name) for name in names]
+    for name in names:
+        restore(folder, name)
+
+
+@pytest.mark.parametrize("name", [30, 40])
+def test_a_failed_save_stops_the_run_and_harms_no_other(folder: Path, name: int) -> None:
+    with Checkpoints(folder, keep=2) as checkpoints, full_disk():
+        checkpoints.save(name, BIG, {}, best=10)
+        with pytest.raises(
+            UserError, match=f"{name} failed .*File too large.*The last good checkpoint is .*/30"
+        ) as raised:
+            checkpoints.wait()
+    assert "\n" not in str(raised.value)
+    assert_unharmed(folder, 10, 20, 30)
+
+
+def test_a_failed_save_may_be_a_warning_and_the_best_before_it_is_kept(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Checkpoints(folder, 2, "continue") as checkpoints:
+        with full_disk():
+            checkpoints.save(40, BIG, {}, best=40)
+            checkpoints.save(50, tree(50), {}, best=40)
+        assert "warning: saving " in (shown := capsys.readouterr().out) and "40 failed" in shown
+        checkpoints.save(60, tree(60), {}, best=40)
+        checkpoints.wait()
+        with full_disk():
+            checkpoints.save(70, BIG, {}, best=70)  # the last must succeed
+            with pytest.raises(UserError, match=r"70 failed"):
+                checkpoints.wait()
+    assert_unharmed(folder, 10, 50, 60)
+
+
+def test_a_replacement_that_was_killed_between_its_two_renames_is_completed(folder: Path) -> None:
+    (folder / "30").rename(folder / "30.new")
+    restored, warnings = restore_latest(folder)
+    assert restored is not None and restored.examples_seen == 30 and not warnings
+
+
+def test_one_process_of_a_distributed_run_saves_and_restores_alone(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    program = (
+        "import sys, jax, numpy as np; from pathlib import Path; from alexnet_jax.checkpoint import *\n"
+        "jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2])); assert jax.process_count() == 2\n"
+        "if jax.process_index() == 0:\n"
+        "    with Checkpoints(Path(sys.argv[3]), 2) as c: c.save(1, {'x': np.arange(3)}, {}, None)\n"
+        "    assert restore(Path(sys.argv[3]), 1).tree['x'].tolist() == [0, 1, 2]\n"
+    )
+    command = [sys.executable, "-c", program, address]
+    processes = [subprocess.Popen([*command, str(i), str(tmp_path / "c")], cwd=REPOSITORY) for i in range(2)]
+    try:
+        assert [process.wait(100) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def largest_file(checkpoint: Path) -> Path:

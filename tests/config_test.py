@@ -99,6 +99,7 @@ def config_with(changes: dict[str, Any]) -> dict[str, Any]:
         ("parallel.num_devices", -1),
         ("checkpoint.keep", 0),
         ("checkpoint.every_steps", -1),
+        ("checkpoint.on_failure", "retry"),
     ],
 )
 def test_impossible_values_are_refused_by_the_name_of_their_key(key: str, value: Any) -> None:
@@ -161,7 +162,7 @@ def test_a_config_without_a_key_is_refused() -> None:
         {"profile_steps": 5},
         {"data.prepared_dir": "elsewhere", "data.num_threads": 1},
         {"parallel.num_devices": 8},
-        {"checkpoint.keep": 9, "checkpoint.every_steps": 3},
+        {"checkpoint.keep": 9, "checkpoint.every_steps": 3, "checkpoint.on_failure": "continue"},
         {"data.std": [1.0, 1.0, 1.0]},
         {"data.std": (1, 1, 1)},
         {"data.residence": "device", "data.dir": "moved", "data.max_quarantined": 0.5},

@@ -1,7 +1,9 @@
 """Strict settings for every test: ranks must match, warnings are errors, two virtual devices."""
 
+import contextlib
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Read by jax when it is first imported. NPROC: jax 0.10.2 deadlocks in collectives of virtual devices on few cores.
@@ -43,3 +45,14 @@ def make_config(prepared_dir: str) -> Callable[..., ConfigDict]:
         return config
 
     return make
+
+
+@contextlib.contextmanager
+def full_disk(room: int = 2**16) -> Iterator[None]:
+    """No file can become larger than so many bytes, whoever writes it: the nearest to a full disk without root."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -18,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.metric_writer import MetricWriter, _git_revision, describe_environment, read_metrics, write_json
+from tests.conftest import full_disk
 
 
 def write_epochs(workdir: Path, *epochs: int, opened_at: int = 0) -> None:
@@ -88,6 +89,19 @@ def test_an_interrupted_run_leaves_the_bytes_of_an_uninterrupted_one(tmp_path: P
     write_epochs(tmp_path / "resumed", *range(position // 10 + 1, 5), opened_at=position)
     for name in ("metrics.jsonl", "timing.jsonl"):
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl", "tensorboard"])
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> None:
+    refused = pytest.raises(UserError, match=f"cannot write .*{name}: File too large")
+    with refused, MetricWriter(tmp_path, 0) as writer, full_disk(room=2**11):
+        for step in range(1000):
+            if name == "metrics.jsonl":
+                writer.write("step", step, {"reason": "text"})
+            elif name == "timing.jsonl":
+                writer.write_timing(step, {})
+            else:
+                writer._board.write("step", step, {"loss": 1.0})
 
 
 # TensorBoard

@@ -1,5 +1,6 @@
 """The main job from outside: files, refusals, divergence."""
 
+import contextlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from alexnet_jax.checkpoint import checkpoint_names, restore
+from alexnet_jax.checkpoint import Checkpoints, checkpoint_names, restore
 from alexnet_jax.datasets import Dataset
 from alexnet_jax.errors import TrainingDivergedError, UserError
 from alexnet_jax.inventory import Statistics
@@ -22,7 +23,7 @@ from alexnet_jax.metric_writer import read_metrics
 from alexnet_jax.programs import evaluate
 from alexnet_jax.shards import InMemoryRecords
 from alexnet_jax.train import train_and_evaluate
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, full_disk
 from tests.pictures import make_folder, noise, save
 
 MakeConfig = Callable[..., ConfigDict]
@@ -148,7 +149,55 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_steps_after_the_one_before(
     (tmp_path / "checkpoints" / str(names[-1]) / "_CHECKPOINT_METADATA").unlink()
     assert train_and_evaluate(config, tmp_path) == expected
     assert f"checkpoints/{names[-1]} is damaged" in capsys.readouterr().out.replace("\n", "")
-    assert checkpoint_names(tmp_path / "checkpoints") == names
+    assert checkpoint_names(tmp_path / "checkpoints")[-1] == names[-1]
+
+
+@pytest.fixture
+def disk_full_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The positions at which nothing can be saved; tests add to them."""
+    positions: list[int] = []
+    original = Checkpoints._write
+
+    def write(checkpoints: Checkpoints, examples_seen: int, *rest: Any) -> None:
+        with full_disk() if examples_seen in positions else contextlib.nullcontext():
+            original(checkpoints, examples_seen, *rest)
+
+    monkeypatch.setattr(Checkpoints, "_write", write)
+    return positions
+
+
+def test_a_full_disk_stops_the_run_which_then_continues(
+    tmp_path: Path, make_config: MakeConfig, disk_full_at: list[int]
+) -> None:
+    config = make_config(max_steps=6)
+    expected = train_and_evaluate(config, tmp_path / "expected")
+    disk_full_at.append(64)
+    with pytest.raises(UserError, match=r"saving .*checkpoints/64 failed .*The last good checkpoint is .*/32"):
+        train_and_evaluate(config, tmp_path / "run")
+    disk_full_at.clear()
+    assert train_and_evaluate(config, tmp_path / "run") == expected
+    records = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("expected", "run")]
+    assert records[0] == records[1]
+
+
+def test_a_full_disk_can_be_survived_but_not_at_the_end(
+    tmp_path: Path, make_config: MakeConfig, disk_full_at: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(max_steps=4, **{"checkpoint.on_failure": "continue"})
+    disk_full_at.append(32)
+    train_and_evaluate(config, tmp_path)
+    assert "checkpoints/32 failed" in capsys.readouterr().out.replace("\n", "")
+    assert checkpoint_names(tmp_path / "checkpoints") == [64]
+    evaluate.main([str(tmp_path), "--checkpoint=best"])
+    config.max_steps = 6
+    disk_full_at.append(96)
+    with pytest.raises(UserError, match=r"checkpoints/96 failed .*The last good checkpoint is .*/64"):
+        train_and_evaluate(config, tmp_path)
+
+
+def test_how_long_saves_took_is_recorded(tmp_path: Path, make_config: MakeConfig) -> None:
+    train_and_evaluate(make_config(max_steps=4), tmp_path)
+    assert (tmp_path / "timing.jsonl").read_text().count('"save_seconds"') == 2
 
 
 def test_a_run_that_diverges_names_step_rate_and_last_good_checkpoint(tmp_path: Path, make_config: MakeConfig) -> None:
