@@ -130,7 +130,7 @@ def _default() -> ConfigDict:
             },
             "checkpoint": {
                 "keep": 2,  # latest checkpoints kept beside the best one
-                "every_steps": 0,  # steps between checkpoints beside those of evaluations, if training need not wait
+                "every_steps": 0,  # steps between further checkpoints, left out where training would wait; 0: none
                 "on_failure": "stop",  # if one cannot be written: stop, continue (the last must succeed in any case)
             },
         }
