@@ -147,9 +147,9 @@ class Devices(abc.ABC):
         """The smallest batch that can be divided and holds `batch_size` examples."""
         return -(-batch_size // self.batch_parts) * self.batch_parts
 
-    def fetch(self, tree: Any) -> Any:
-        """The whole arrays of a tree on the devices, as new arrays of the host."""
-        return jax.tree.map(_fetch, tree)
+    def on_host(self, tree: Any) -> Any:
+        """The whole arrays of a tree; in memory of the devices where that is the host's: the next step may take it."""
+        return jax.tree.map(_on_host, tree)
 
 
 class Program:
@@ -285,9 +285,9 @@ def _put(array: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def _fetch(array: jax.Array | np.ndarray) -> np.ndarray:
-    if not isinstance(array, jax.Array):
-        return np.array(array)
+def _on_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
     whole = np.empty(array.shape, array.dtype)
     for shard in {str(shard.index): shard for shard in array.addressable_shards}.values():
         whole[shard.index] = shard.data

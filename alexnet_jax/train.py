@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -197,8 +196,8 @@ class _Run:
                     self._train_until_pause(batches)
                 if self._is_stopping():
                     self._save_and_exit()
-                if not (self._evaluation_is_due() or self.checkpoints.busy):
-                    self._save()
+                if not self._evaluation_is_due():
+                    self._save(may_wait=True)
 
     def _put(self, batch: Any) -> Any:
         """Sends a batch to the devices; where there are many processes, with the wish to stop."""
@@ -332,9 +331,13 @@ class _Run:
             "preprocessing": {name: getattr(self.preprocessing, name) for name in MEASURED},
         }
 
-    def _save(self) -> None:
+    def _save(self, may_wait: bool = False) -> None:
+        """Saves a checkpoint, in process 0; one that may wait is left out if it would cost time."""
+        if not hosts.is_main() or (may_wait and self.checkpoints.busy):
+            return
         began = time.monotonic()
-        if not _is_finite(self.state.params):
+        tree = self.devices.on_host(self._tree())
+        if not all(np.isfinite(array).all() for array in jax.tree.leaves(tree["params"])):
             self._diverged("a parameter is NaN or infinite", self.progress.examples_seen)
         self.writer.sync()
         metadata = {
@@ -423,11 +426,6 @@ class _Run:
         terminal.show_layers(self.layers)
         if self.dataset.num_classes <= 5:
             terminal.show("With 5 or fewer classes every top-5 guess is right: top-5 error is left out.")
-
-
-@jax.jit
-def _is_finite(tree: Any) -> jax.Array:
-    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _ahead(host_batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Any]:

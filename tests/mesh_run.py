@@ -92,14 +92,19 @@ def outcome(devices: Devices, choices: str, steps: int, micro_batches: int = 1) 
         state, sums = step(state, devices.shard(batch))
         losses.append(float(sums["loss_sum"]))
         ids.append(np.asarray(sums["id"]))
-        velocity = velocity or devices.fetch(optax.tree.get(state.opt_state, "trace"))
+        velocity = velocity or copied(devices, optax.tree.get(state.opt_state, "trace"))
     return {
         "values": np.array(values),
         "gradients": velocity,
-        "params": devices.fetch(state.params),
+        "params": copied(devices, state.params),
         "losses": np.array(losses),
         "ids": np.concatenate(ids),
     }
+
+
+def copied(devices: Devices, tree: Any) -> Any:
+    """The whole arrays of a tree on devices, as new arrays of the host."""
+    return jax.tree.map(np.array, devices.on_host(tree))
 
 
 def largest_errors(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
