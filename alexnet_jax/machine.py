@@ -22,6 +22,16 @@ def memory_bytes() -> int:
     return min(total, int(allowed)) if allowed.isdigit() else total
 
 
+def free_memory_bytes() -> int:
+    """Memory that this process may still take, of the machine, of its container and within its own limit."""
+    import resource  # here: Windows has none
+
+    process = psutil.Process().memory_info()
+    free = min(psutil.virtual_memory().available, memory_bytes() - process.rss)
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return free if limit == resource.RLIM_INFINITY else min(free, limit - process.vms)
+
+
 def processor_kind() -> str:
     """A name for processors that can run the same instructions, as far as the machine tells."""
     information = Path("/proc/cpuinfo")

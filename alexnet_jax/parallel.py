@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.machine import processor_kind
+from alexnet_jax.machine import free_memory_bytes, processor_kind
 from alexnet_jax.models import AlexNet
 from alexnet_jax.steps import EvalStep, State, Step
 from alexnet_jax.towers import Axes, add_up, gather_batch
@@ -78,6 +78,14 @@ class Devices(abc.ABC):
         return stats["peak_bytes_in_use"] if stats else None
 
     @property
+    def free_memory_bytes(self) -> int:
+        """Memory that is free on one device; on a processor, its share of what the host has free."""
+        stats = self.mesh.local_devices[0].memory_stats()
+        if stats:
+            return stats["bytes_limit"] - stats["bytes_in_use"]
+        return free_memory_bytes() // len(self.mesh.local_devices)
+
+    @property
     def batch_parts(self) -> int:
         """Parts into which a batch is divided; devices that hold different parts of a network share one."""
         return int(np.prod([self.mesh.shape[axis] for axis in self.axes.batch]))
@@ -105,13 +113,11 @@ class Devices(abc.ABC):
             sums |= {name: gather_batch(batch[name], self.axes) for name in ("id", "epoch")}
             return state, sums | add_up({name: jnp.sum(batch[name]) for name in batch if name == "stop"}, self.axes)
 
-        mapped = functools.partial(self._map, step, inputs="s b c", outputs="s c", donate=0)
-        return Program(mapped, CPU_OPTIONS if self.on_cpu else {}, self.place(resident or {}))
+        return Program(self, step, "s b c", "s c", "batch_size", self.place(resident or {}))
 
     def compile_eval_step(self, eval_step: EvalStep) -> "Program":
         """The step on all devices."""
-        mapped = functools.partial(self._map, eval_step, inputs="s s b", outputs="c")
-        return Program(mapped, CPU_OPTIONS if self.on_cpu else {})
+        return Program(self, eval_step, "s s b", "c", "eval_batch_size")
 
     def compile_map(self, function: Callable[[dict[str, jax.Array]], jax.Array]) -> Callable[[Any], jax.Array]:
         """A function of a batch, each device doing its share."""
@@ -135,6 +141,14 @@ class Devices(abc.ABC):
         """How each array of a state is divided."""
 
     @abc.abstractmethod
+    def share_of(self, shape: tuple[int, ...]) -> int:
+        """Images that a device has of a batch with arrays of this shape on the devices."""
+
+    @abc.abstractmethod
+    def with_share(self, shape: tuple[int, ...], images: int) -> tuple[int, ...]:
+        """The shape with so many images for each device."""
+
+    @abc.abstractmethod
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts this process's share of a batch, [batch / processes, ...], on its devices."""
 
@@ -155,24 +169,68 @@ class Devices(abc.ABC):
 class Program:
     """A function on devices, compiled for the shapes of its first call; it refuses others, and arrays of the host."""
 
-    def __init__(self, mapped: Callable[..., Any], options: Mapping[str, str | bool], *last: Any):
-        """`mapped` gives the function for arguments like its own; `last` are arguments that follow those of a call."""
-        self._mapped, self._options, self._last = mapped, options, last
+    def __init__(self, devices: Devices, function: Any, inputs: str, outputs: str, batch_key: str, *last: Any):
+        """See `Devices._map`; the first argument is consumed if the first result takes its place.
+
+        `batch_key` is the config's name for the size of a batch, `last` are arguments that follow those of a call.
+        """
+        donate = 0 if outputs.startswith("s") else None
+        self._map = functools.partial(devices._map, function, inputs=inputs, outputs=outputs, donate=donate)
+        self._devices, self._last, self._batch_key = devices, last, batch_key
+        self._batch_place = inputs.split().index("b")
         self._compiled: Any = None
 
     def __call__(self, *args: Any) -> Any:
-        """Calls the function."""
+        """Calls the function. Raises UserError if the devices have too little memory, with the batch that should fit."""
         args = (*args, *self._last)
-        self._compiled = self._compiled or self._compile(*args)
-        with jax.transfer_guard("disallow"):  # what is not on the devices yet would be waited for
-            return self._compiled(*args)
+        if self._compiled is not None:
+            return self._run(*args)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), args)
+        free = self._devices.free_memory_bytes
+        try:
+            self._compiled = self._compile(*args)
+            return jax.block_until_ready(self._run(*args))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(self._explain_exhaustion(shapes, free)) from error
 
     def compile(self, *args: Any) -> Any:
         """What XLA made of the function, for arguments like these, arrays or descriptions of arrays."""
         return self._compile(*args, *self._last)
 
+    def _run(self, *args: Any) -> Any:
+        with jax.transfer_guard("disallow"):  # what is not on the devices yet would be waited for
+            return self._compiled(*args)
+
     def _compile(self, *args: Any) -> Any:
-        return self._mapped(*args).lower(*args).compile(compiler_options=self._options)
+        options = CPU_OPTIONS if self._devices.on_cpu else {}
+        return self._map(*args).lower(*args).compile(compiler_options=options)
+
+    def _explain_exhaustion(self, shapes: tuple[Any, ...], free: int) -> str:
+        """One line that says how many images should fit into what was free before the call, by two smaller batches."""
+        devices, batch = self._devices, shapes[self._batch_place]
+        images = devices.share_of(next(iter(batch.values())).shape)
+        text = f"the memory of a device ({free / 1e9:.2f} GB free) does not suffice for {images} images at once: "
+        if images == 1:
+            return text + "a smaller network or crop might"
+
+        def extra_bytes(images: int) -> int:
+            smaller = {
+                name: jax.ShapeDtypeStruct(devices.with_share(leaf.shape, images), leaf.dtype, sharding=leaf.sharding)
+                for name, leaf in batch.items()
+            }
+            args = [smaller if place == self._batch_place else arg for place, arg in enumerate(shapes)]
+            memory = self._compile(*args).memory_analysis()
+            return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+        few, more = max(images // 4, 1), max(images // 2, 2)
+        of_few, of_more = extra_bytes(few), extra_bytes(more)
+        fitting = few + int((free - of_few) / max((of_more - of_few) / (more - few), 1))
+        fitting = max(min(fitting, images - 1), 1)
+        return f"{text}{fitting} should fit. Give config.{self._batch_key}={fitting * devices.batch_parts}" + (
+            " or more config.parallel.micro_batches" if self._batch_key == "batch_size" else ""
+        )
 
 
 class DataParallel(Devices):
@@ -201,6 +259,14 @@ class DataParallel(Devices):
 
     def _state_specs(self, tree: Any) -> Any:
         return jax.tree.map(lambda _: PartitionSpec(), tree)
+
+    def share_of(self, shape: tuple[int, ...]) -> int:
+        """See Devices."""
+        return shape[1]
+
+    def with_share(self, shape: tuple[int, ...], images: int) -> tuple[int, ...]:
+        """See Devices."""
+        return (shape[0], images, *shape[2:])
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """See Devices; as `pmap` wants it, [devices, batch / devices, ...]."""
@@ -261,6 +327,14 @@ class MeshParallel(Devices):
             return PartitionSpec()
 
         return jax.tree_util.tree_map_with_path(spec, tree)
+
+    def share_of(self, shape: tuple[int, ...]) -> int:
+        """See Devices."""
+        return shape[0] // self.batch_parts
+
+    def with_share(self, shape: tuple[int, ...], images: int) -> tuple[int, ...]:
+        """See Devices."""
+        return (images * self.batch_parts, *shape[1:])
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """See Devices."""
