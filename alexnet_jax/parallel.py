@@ -181,7 +181,7 @@ class Program:
         self._compiled: Any = None
 
     def __call__(self, *args: Any) -> Any:
-        """Calls the function. Raises UserError if the devices have too little memory, with the batch that should fit."""
+        """Calls the function. Raises UserError if a device has too little memory, with the batch that should fit."""
         args = (*args, *self._last)
         if self._compiled is not None:
             return self._run(*args)
@@ -189,6 +189,7 @@ class Program:
         free = self._devices.free_memory_bytes
         try:
             self._compiled = self._compile(*args)
+            free = self._devices.free_memory_bytes  # compiling takes some of a host's
             return jax.block_until_ready(self._run(*args))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -227,7 +228,7 @@ class Program:
         few, more = max(images // 4, 1), max(images // 2, 2)
         of_few, of_more = extra_bytes(few), extra_bytes(more)
         fitting = few + int((free - of_few) / max((of_more - of_few) / (more - few), 1))
-        fitting = max(min(fitting, images - 1), 1)
+        fitting = max(min(fitting, images * 3 // 4), 1)  # what failed is no guide to the last image
         return f"{text}{fitting} should fit. Give config.{self._batch_key}={fitting * devices.batch_parts}" + (
             " or more config.parallel.micro_batches" if self._batch_key == "batch_size" else ""
         )
