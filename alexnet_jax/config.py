@@ -131,6 +131,7 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterato
 
 
 FREE_KEYS = (
+    "batch_size",
     "epochs",
     "max_steps",
     "eval_batch_size",

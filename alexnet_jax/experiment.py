@@ -1,7 +1,8 @@
 """From a config to the data, the preprocessing and the evaluation that it describes."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,20 @@ from alexnet_jax import metrics
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.datasets import Dataset, get_dataset
 from alexnet_jax.errors import UserError
-from alexnet_jax.input_pipeline import eval_batches
+from alexnet_jax.input_pipeline import (
+    Batch,
+    choose_residence,
+    eval_batches,
+    load_into_memory,
+    train_batches,
+    training_order,
+)
 from alexnet_jax.inventory import Statistics
+from alexnet_jax.machine import memory_bytes
 from alexnet_jax.models import AlexNet
 from alexnet_jax.parallel import Devices
 from alexnet_jax.preparation import Storing
+from alexnet_jax.shards import Records
 from alexnet_jax.steps import make_eval_step
 from alexnet_jax.stop_signals import raise_on_sigterm
 
@@ -59,6 +69,36 @@ def make_preprocessing(data: ConfigDict, statistics: Statistics) -> Preprocessin
         pca_std=np.asarray(statistics.pca_std if data.pca_std is None else data.pca_std, np.float32),
         pca_vectors=np.asarray(statistics.pca_vectors if data.pca_vectors is None else data.pca_vectors, np.float32),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSource:
+    """Where training batches come from.
+
+    Attributes:
+      batches: from start_example=POSITION to this process's rows of all batches after it.
+      residence: where the images lie: "disk", "host" or "device".
+      resident: images and labels for the devices to hold, of which the step looks up those of a batch; None otherwise.
+    """
+
+    batches: Callable[..., Generator[Batch]]
+    residence: str
+    resident: dict[str, np.ndarray] | None
+
+
+def make_train_source(config: ConfigDict, records: Records, devices: Devices) -> TrainSource:
+    """Decides where training images lie and how batches are made of them."""
+    data, batch_size = config.data, config.batch_size
+    stream: dict[str, Any] = {"batch_size": batch_size, "seed": config.seed, "rows": devices.rows(batch_size)}
+    residence = choose_residence(data.residence, records, devices.memory_bytes, memory_bytes())
+    if residence == "device":
+        in_memory = load_into_memory(records, data.num_threads)
+        batches: Any = functools.partial(training_order, len(records.labels), **stream)
+        return TrainSource(batches, residence, {"image": in_memory.images, "label": in_memory.labels})
+    if residence == "host":
+        records = load_into_memory(records, data.num_threads)
+    batches = functools.partial(train_batches, records, num_threads=data.num_threads, **stream)
+    return TrainSource(batches, residence, None)
 
 
 def make_evaluate(

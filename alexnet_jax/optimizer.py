@@ -41,6 +41,14 @@ def scale_learning_rate(config: ConfigDict, batch_size: int) -> ConfigDict:
     return scaled
 
 
+def describe_learning_rate(config: ConfigDict, batch_size: int) -> str:
+    """The first rate, and how the size of the batch made it."""
+    rate, rule = scale_learning_rate(config, batch_size).learning_rate, config.batch_scaling
+    if rule == "none":
+        return f"{rate:g}, whatever the batch"
+    return f"{rate:g} = {config.learning_rate:g} for batches of {config.base_batch_size}, scaled by the {rule} rule"
+
+
 def make_optimizer(
     config: ConfigDict, params: Params, momentum: Scalar | None = None, weight_decay: Scalar | None = None
 ) -> optax.GradientTransformationExtraArgs:

@@ -37,8 +37,10 @@ def use_compilation_cache(directory: str) -> None:
 def make_devices(config: ConfigDict, model: AlexNet) -> "Devices":
     """The devices that `config.parallel` asks for. Raises UserError if there are fewer or the network does not suit."""
     if config.mode == "pmap":
-        return DataParallel.create(config.num_devices)
-    return MeshParallel.create(config.num_devices, config.towers, model)
+        devices: Devices = DataParallel.create(config.num_devices)
+    else:
+        devices = MeshParallel.create(config.num_devices, config.towers, model)
+    return dataclasses.replace(devices, deterministic=config.deterministic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +52,12 @@ class Devices(abc.ABC):
     Attributes:
       mesh: all devices, those of a process one after the other.
       axes: the mapped axes that steps see.
+      deterministic: the same bits each time on GPUs too, where sums are made in any order and kernels chosen by time.
     """
 
     mesh: Mesh
     axes: Axes
+    deterministic: bool = dataclasses.field(default=False, kw_only=True)
 
     @property
     def devices(self) -> tuple[jax.Device, ...]:
@@ -64,6 +68,11 @@ class Devices(abc.ABC):
     def on_cpu(self) -> bool:
         """Whether the devices are processors, which share the host's memory."""
         return self.devices[0].platform == "cpu"
+
+    @property
+    def compiler_options(self) -> dict[str, str | bool]:
+        """What XLA is told when it compiles a step."""
+        return (CPU_OPTIONS if self.on_cpu else {}) | {"xla_gpu_deterministic_ops": self.deterministic}
 
     @property
     def memory_bytes(self) -> int | None:
@@ -205,8 +214,7 @@ class Program:
             return self._compiled(*args)
 
     def _compile(self, *args: Any) -> Any:
-        options = CPU_OPTIONS if self._devices.on_cpu else {}
-        return self._map(*args).lower(*args).compile(compiler_options=options)
+        return self._map(*args).lower(*args).compile(compiler_options=self._devices.compiler_options)
 
     def _explain_exhaustion(self, shapes: tuple[Any, ...], free: int) -> str:
         """One line that says how many images should fit into what was free before the call, by two smaller batches."""

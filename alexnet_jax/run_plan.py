@@ -66,10 +66,13 @@ class RunPlan:
         """Passes over the training split so far, the current one as a fraction."""
         return examples_seen / self.num_examples
 
-    def is_evaluation(self, examples_seen: int) -> bool:
-        """True after the step that completes a multiple of `eval_every_epochs`, and after the last step."""
+    def is_evaluation(self, examples_seen: int, evaluated_at: int | None = None) -> bool:
+        """True after the step that completes a multiple of `eval_every_epochs`, and after the last step.
+
+        With the position of the last evaluation, true if there has been such a step since, whatever its size.
+        """
         period = _exact(self.eval_every_epochs) * self.num_examples
-        before = max(examples_seen - self.batch_size, 0)
+        before = max(examples_seen - self.batch_size, 0) if evaluated_at is None else evaluated_at
         return examples_seen >= self.total_examples or examples_seen // period > before // period
 
     def is_checkpoint(self, examples_seen: int) -> bool:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import shlex
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,47 +20,33 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
 from alexnet_jax.datasets import Dataset
 from alexnet_jax.errors import TrainingDivergedError
-from alexnet_jax.experiment import MEASURED, Evaluate, make_evaluate, make_preprocessing, open_dataset
-from alexnet_jax.input_pipeline import (
-    check_residence,
-    choose_residence,
-    load_into_memory,
-    train_batches,
-    training_order,
+from alexnet_jax.experiment import (
+    MEASURED,
+    Evaluate,
+    make_evaluate,
+    make_preprocessing,
+    make_train_source,
+    open_dataset,
 )
+from alexnet_jax.input_pipeline import check_residence
 from alexnet_jax.inventory import Statistics
-from alexnet_jax.machine import memory_bytes
 from alexnet_jax.metric_writer import MetricWriter, describe_environment, write_json
 from alexnet_jax.models import get_model, summarize
-from alexnet_jax.optimizer import Plateau, make_learning_rates, make_optimizer, make_schedule, scale_learning_rate
+from alexnet_jax.optimizer import (
+    Plateau,
+    describe_learning_rate,
+    make_learning_rates,
+    make_optimizer,
+    make_schedule,
+    scale_learning_rate,
+)
 from alexnet_jax.parallel import make_devices, use_compilation_cache
 from alexnet_jax.profiling import StepTrace
+from alexnet_jax.run_folder import Progress
 from alexnet_jax.run_plan import RunPlan
-from alexnet_jax.shards import Records
 from alexnet_jax.steps import make_train_step
 from alexnet_jax.stop_signals import StopSignals
 from alexnet_jax.train_state import create_train_state, init_variables
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run stands: what a checkpoint holds beside its arrays.
-
-    Attributes:
-      examples_seen: the position in the stream of training examples.
-      evaluated_at: the position of the last evaluation.
-      totals: sums of the training batches since then.
-      ids_sha256: hash of their examples; see `audit.chain`.
-      best_top1_error: the lowest validation error so far, in [0, 1].
-      best_examples_seen: its position.
-    """
-
-    examples_seen: int = 0
-    evaluated_at: int = 0
-    totals: dict[str, Any] = dataclasses.field(default_factory=dict)
-    ids_sha256: str = ""
-    best_top1_error: float | None = None
-    best_examples_seen: int | None = None
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequence[str] = ()) -> dict[str, Any]:
@@ -105,7 +90,9 @@ class _Run:
 
     def __init__(self, config: ConfigDict, workdir: Path, dataset: Dataset, command: Sequence[str]):
         data = config.data
-        self.config, self.workdir, self.dataset, self.command = config, workdir, dataset, command
+        self.config, self.workdir, self.dataset = config, workdir, dataset
+        self.command_line = run_folder.command_line(command)
+        self.next_commands = run_folder.next_commands(command, config, workdir)
         self.checkpoints_dir = workdir / "checkpoints"
         self.environment = describe_environment(list(command))
         self.model = get_model(config.model, dataset.num_classes)
@@ -119,13 +106,14 @@ class _Run:
         self.learning_rates = make_learning_rates(rule, variables["params"])
         self.plateau = Plateau(rule, config.epochs)
         self.preprocessing = make_preprocessing(data, dataset.statistics)
+        self.source = make_train_source(config, dataset.splits["train"], self.devices)
         train_step = self.devices.compile_train_step(
             make_train_step(
                 self.model, optimizer, self.preprocessing, self.devices.axes, config.parallel.micro_batches
             ),
-            resident=self._place_images(dataset.splits["train"]),
+            resident=self.source.resident,
         )
-        self.trace = StepTrace(workdir / "profile", config.profile_steps)
+        self.trace = StepTrace(workdir / "profile", config.profile_steps if hosts.is_main() else 0)
         self.train_step = self.trace.around(train_step)
         evaluate_views = functools.partial(make_evaluate, config, self.model, dataset, self.preprocessing, self.devices)
         self.evaluate = evaluate_views(1)
@@ -138,21 +126,6 @@ class _Run:
         self.compiled, self.images_per_second, self.input_share = False, 0.0, 0.0
         self.agreed_to_stop = False
 
-    def _place_images(self, records: Records) -> dict[str, np.ndarray] | None:
-        """Decides where training images lie and how batches are made of them; returns what the step is to look up."""
-        data = self.config.data
-        rows = self.devices.rows(self.plan.batch_size)
-        stream: dict[str, Any] = {"batch_size": self.plan.batch_size, "seed": self.config.seed, "rows": rows}
-        self.residence = choose_residence(data.residence, records, self.devices.memory_bytes, memory_bytes())
-        if self.residence == "device":
-            in_memory = load_into_memory(records, data.num_threads)
-            self.host_batches = functools.partial(training_order, len(records.labels), **stream)
-            return {"image": in_memory.images, "label": in_memory.labels}
-        if self.residence == "host":
-            records = load_into_memory(records, data.num_threads)
-        self.host_batches = functools.partial(train_batches, records, num_threads=data.num_threads, **stream)
-        return None
-
     def execute(self) -> dict[str, Any]:
         """The whole run, from wherever it stands."""
         tree, found = hosts.from_main(lambda: run_folder.find(self.workdir, self.config, self.dataset))
@@ -162,29 +135,30 @@ class _Run:
         self._show_header()
         finished = [record for record in found["tests"] if record["examples_seen"] == seen]
         if seen >= self.plan.total_examples and finished:
-            terminal.show_end(finished[-1], "is finished already", self.workdir, self._next_commands())
+            terminal.show_end(finished[-1], "is finished already", self.workdir, self.next_commands)
             return finished[-1]
         if hosts.is_main():
             self._write_description()
+        timeout = float(self.config.parallel.timeout_seconds)
         keep, on_failure = self.config.checkpoint.keep, self.config.checkpoint.on_failure
         with (
             StopSignals() as self.stop,
-            hosts.Watchdog(self.config.parallel.timeout_seconds, "To continue, start all again") as self.watchdog,
+            hosts.Watchdog(timeout, "To continue, start all again") as self.watchdog,
             hosts.on_main(lambda: MetricWriter(self.workdir, seen)) as self.writer,
             hosts.on_main(lambda: Checkpoints(self.checkpoints_dir, keep, on_failure)) as self.checkpoints,
             terminal.step_progress(self.plan.total_steps, seen // self.plan.batch_size) as self.bar,
         ):
-            if seen == 0:
+            if not found["is_started"]:
                 start = {"seed": self.config.seed, "train_examples": self.plan.num_examples}
                 self.writer.write("start", 0, start)
             self.checkpoints.set_aside_after(seen)
             self._train()
             result = self._test()
-        terminal.show_end(result, "is finished", self.workdir, self._next_commands())
+        terminal.show_end(result, "is finished", self.workdir, self.next_commands)
         return result
 
     def _train(self) -> None:
-        host_batches = self.host_batches(start_example=self.progress.examples_seen)
+        host_batches = self.source.batches(start_example=self.progress.examples_seen)
         with contextlib.closing(host_batches), contextlib.closing(_ahead(host_batches, self._put)) as batches:
             self._set_rates(self.progress.examples_seen)
             while True:
@@ -211,7 +185,7 @@ class _Run:
 
     def _evaluation_is_due(self) -> bool:
         seen = self.progress.examples_seen
-        return self.plan.is_evaluation(seen) and seen > self.progress.evaluated_at
+        return seen > self.progress.evaluated_at and self.plan.is_evaluation(seen, self.progress.evaluated_at)
 
     def _train_until_pause(self, batches: Iterator[Any]) -> None:
         """Steps until a checkpoint or an evaluation is due or a signal came. Reads each step's sums one step late."""
@@ -358,11 +332,14 @@ class _Run:
         self._save()
         self.checkpoints.wait()
         seen = self.progress.examples_seen
-        terminal.show(f"{received.name}: saved at epoch {self._epoch(seen)}. To continue: {self._command()}")
+        terminal.show(f"{received.name}: saved at epoch {self._epoch(seen)}. To continue: {self.command_line}")
         raise SystemExit(128 + received)
 
     def _resume(self, tree: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Takes a checkpoint's place."""
+        before = metadata["config"]["batch_size"]
+        if before != self.plan.batch_size:
+            terminal.warn(f"config.batch_size: {before} -> {self.plan.batch_size} from here on")
         self.progress = Progress(**metadata["progress"])
         self.plateau_state = tree["plateau"]
         self.state = self.devices.place(
@@ -392,34 +369,23 @@ class _Run:
     def _epoch(self, position: int) -> str:
         return f"{self.plan.epoch(position):.2f}/{self.plan.epochs:g}"
 
-    def _command(self, *changes: str) -> str:
-        """The run's own command with flags changed or added."""
-        flags = {change.split("=")[0] for change in changes}
-        kept = [word for word in self.command if word.split("=")[0] not in flags]
-        return shlex.join(["python", *(kept or ["main.py"]), *changes])
-
-    def _next_commands(self) -> dict[str, str]:
-        longer = {"max_steps": self.config.max_steps} if self.config.max_steps else {"epochs": self.plan.epochs}
-        return {
-            "continue": self._command(*(f"--config.{key}={2 * value:g}" for key, value in longer.items())),
-            "evaluate": f"python -m alexnet_jax evaluate {shlex.quote(str(self.workdir))}",
-            "override": self._command("--config.optimizer.learning_rate=0.005", "--workdir=runs/another"),
-        }
-
     def _show_header(self) -> None:
         sizes = ", ".join(f"{len(records.labels):,} {split}" for split, records in self.dataset.splits.items())
         devices = self.devices.devices
         parameters, macs = (sum(getattr(row, field) for row in self.layers) for field in ("parameters", "macs"))
         seen = self.progress.examples_seen
-        where = {"disk": str(self.dataset.directory), "host": "memory", "device": "the device's memory"}[self.residence]
+        places = {"disk": str(self.dataset.directory), "host": "memory", "device": "the device's memory"}
         terminal.show_facts(
             {
                 "run": str(self.workdir) + (f", continued from epoch {self._epoch(seen)}" if seen else ""),
-                "command": self._command(),
+                "command": self.command_line,
                 "network": f"{self.config.model.preset}, {parameters:,} parameters, {macs:,} MACs an image",
                 "data": f"{self.config.data.name}: {sizes}; {self.dataset.num_classes} classes",
-                "images": f"{self.config.data.image_size} pixels, crops of {self.config.data.crop}, from {where}",
-                "devices": f"{len(devices)} x {devices[0].device_kind}, batch {self.plan.batch_size}",
+                "images": f"{self.config.data.image_size} pixels, crops of {self.config.data.crop}, from "
+                + places[self.source.residence],
+                "devices": f"{len(devices)} x {devices[0].device_kind}, {self.devices.layout}, "
+                f"{hosts.count()} process{'es' if hosts.count() > 1 else ''}; batch {self.plan.batch_size}",
+                "learning rate": describe_learning_rate(self.config.optimizer, self.plan.batch_size),
                 "length": f"{self.plan.epochs:g} epochs, {self.plan.total_steps:,} steps",
             }
         )

@@ -123,6 +123,7 @@ def _default() -> ConfigDict:
                 "num_devices": 0,  # devices to use, of each process; 0: all
                 "micro_batches": 1,  # parts of a batch that a device computes in turn, which takes less memory
                 "towers": 1,  # of mesh: devices that hold one network, with 1/n of the features each
+                "deterministic": False,  # on GPUs too the same bits each time, at a cost; a CPU always gives the same
                 "coordinator": "",  # HOST:PORT of process 0 of many; auto: as the cluster says; "": one process
                 "num_processes": placeholder(int),  # of all hosts together; None: as the cluster says
                 "process_id": placeholder(int),  # this process's number, from 0; None: as the cluster says

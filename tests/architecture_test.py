@@ -11,12 +11,12 @@ import pytest
 from tests.conftest import REPOSITORY
 
 LEVELS = [
-    {"errors", "convolution", "towers"},
-    {"layers", "augment", "metrics", "optimizer", "run_plan", "images", "config", "machine", "stop_signals"},
+    {"errors", "convolution", "towers", "stop_signals"},
+    {"layers", "augment", "metrics", "optimizer", "run_plan", "images", "config", "machine"},
     {"presets", "sources", "shards", "inventory", "train_state"},
     {"models"},
-    {"steps", "checkpoint", "metric_writer", "terminal", "image_folder", "imagenet", "hosts"},
-    {"preparation", "profiling"},
+    {"steps", "metric_writer", "terminal", "image_folder", "imagenet", "hosts"},
+    {"checkpoint", "preparation", "profiling"},
     {"datasets", "input_pipeline", "parallel", "population"},
     {"experiment", "run_folder", "audit"},
     {"train", "speed"},
