@@ -12,7 +12,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.optimizer import Plateau, make_learning_rates, make_optimizer, make_schedule
+from alexnet_jax.optimizer import (
+    Plateau,
+    describe_learning_rate,
+    make_learning_rates,
+    make_optimizer,
+    make_schedule,
+    scale_learning_rate,
+)
 from configs.alexnet import get_config
 
 SHAPES = {"conv1/kernel": (3, 3, 3, 8), "conv1/bias": (8,), "fc2/kernel": (24, 10), "fc2/bias": (10,)}
@@ -414,3 +421,18 @@ def test_the_state_survives_a_checkpoint(seed: int) -> None:
     config, errors = random_case(seed)
     plateau = Plateau(config, epochs=60.0)
     assert play(plateau, errors, store) == play(plateau, errors)
+
+
+@pytest.mark.parametrize(
+    ("rule", "rate", "text"),
+    [
+        ("none", 0.01, "0.01, whatever the batch"),
+        ("linear", 0.04, "0.04 = 0.01 for batches of 128, scaled by the linear rule"),
+        ("sqrt", 0.02, "0.02 = 0.01 for batches of 128, scaled by the sqrt rule"),
+    ],
+)
+def test_the_rate_follows_the_batch_by_the_rule(rule: str, rate: float, text: str) -> None:
+    config = optimizer_config(batch_scaling=rule)
+    assert scale_learning_rate(config, 512).learning_rate == pytest.approx(rate)
+    assert scale_learning_rate(config, 128).learning_rate == config.learning_rate == 0.01
+    assert describe_learning_rate(config, 512) == text

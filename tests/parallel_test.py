@@ -1,5 +1,6 @@
 """One and two devices: the same pictures, the same masks, the same training."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_evaluate, open_dataset
 from alexnet_jax.input_pipeline import load_into_memory, train_batches, training_order
-from alexnet_jax.parallel import DataParallel
+from alexnet_jax.parallel import DataParallel, Program
 from alexnet_jax.shards import InMemoryRecords
 from alexnet_jax.steps import make_eval_step, make_train_step
 from alexnet_jax.towers import Axes
@@ -159,3 +160,46 @@ def test_batch_normalisation_has_no_micro_batches() -> None:
 def test_more_devices_than_there_are_is_refused() -> None:
     with pytest.raises(UserError, match=r"num_devices=3, but this machine has 2"):
         DataParallel.create(3)
+
+
+class OutOfMemory(Program):
+    """A program whose runs fail for want of memory."""
+
+    def _run(self, *args: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_exhausted_memory_names_the_batch_that_fits(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, model, optimizer, preprocessing = setup("lenet,smoke")
+    parallel = DataParallel.create(devices)
+    state = parallel.place(create_train_state(init_variables(model, config.data.crop, 0), optimizer, 0))
+    step = parallel.compile_train_step(make_train_step(model, optimizer, preprocessing, parallel.axes))
+
+    def batch(images: int) -> Batch:
+        first = batches(1, config.data.image_size)[0]
+        return {name: np.resize(values, (images * devices, *values.shape[1:])) for name, values in first.items()}
+
+    memory = step.compile(state, parallel.shard(batch(96))).memory_analysis()
+    needed = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    monkeypatch.setattr(DataParallel, "free_memory_bytes", needed)
+    monkeypatch.setattr("alexnet_jax.parallel.Program", OutOfMemory)
+    step = parallel.compile_train_step(make_train_step(model, optimizer, preprocessing, parallel.axes))
+    with pytest.raises(UserError, match=r"does not suffice for 256 images at once: \d+ should fit") as raised:
+        step(state, parallel.shard(batch(256)))
+    fitting = int(str(raised.value).split("config.batch_size=")[1].split()[0])
+    assert fitting % devices == 0 and abs(fitting / devices - 96) <= 5
+    with pytest.raises(UserError, match=r"for 1 images at once: a smaller network or crop might"):
+        parallel.compile_train_step(make_train_step(model, optimizer, preprocessing, parallel.axes))(
+            state, parallel.shard(batch(1))
+        )
+
+
+def test_deterministic_steps_tell_xla_and_change_nothing_on_a_cpu() -> None:
+    outcomes = []
+    for deterministic in (False, True):
+        devices = dataclasses.replace(DataParallel.create(1), deterministic=deterministic)
+        assert devices.compiler_options["xla_gpu_deterministic_ops"] is deterministic
+        state, _ = trained(devices, "lenet,smoke", 0.01, batches(2, 32))
+        outcomes.append(devices.on_host(state.params))
+    jax.tree.map(np.testing.assert_array_equal, *outcomes)

@@ -89,14 +89,16 @@ def test_compiled_programs_are_kept_and_a_damaged_one_does_no_harm(prepared_dir:
     assert records[0] == records[1]
 
 
-def test_a_run_continues_on_another_number_of_devices(tmp_path: Path, make_config: MakeConfig) -> None:
-    def steps(workdir: Path, *runs: tuple[int, int]) -> list[float]:
-        for devices, max_steps in runs:
-            train_and_evaluate(make_config(max_steps=max_steps, **{"parallel.num_devices": devices}), workdir)
+def test_a_run_continues_on_other_devices(tmp_path: Path, make_config: MakeConfig) -> None:
+    def steps(workdir: Path, *runs: tuple[int, int, int]) -> list[float]:
+        for devices, towers, max_steps in runs:
+            changes = {"parallel.num_devices": devices, "parallel.towers": towers}
+            mode = {"parallel.mode": "mesh" if towers > 1 else "pmap"}
+            train_and_evaluate(make_config(max_steps=max_steps, **changes, **mode), workdir)
         return [record["loss"] for record in read_metrics(workdir) if record["kind"] == "step"]
 
-    moved = steps(tmp_path / "moved", (1, 2), (2, 4), (1, 6))
-    np.testing.assert_allclose(moved, steps(tmp_path / "stayed", (1, 6)), rtol=1e-5)
+    moved = steps(tmp_path / "moved", (1, 1, 2), (2, 1, 4), (2, 2, 6), (1, 1, 8))
+    np.testing.assert_allclose(moved, steps(tmp_path / "stayed", (1, 1, 8)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
