@@ -171,6 +171,7 @@ def measure(settings: Settings) -> None:
     if not rate:
         raise SystemExit("Our step ran at no batch size")
     ratio = compare_best(settings, batch, their_batch)
+    cost = compare_deterministic(settings, batch)
     with other_process() as run:
         show_parts(settings, batch, rate, peaks, *run(find_parts, settings, batch))
     bare, loop = time_loop(settings, batch, rate)
@@ -178,6 +179,7 @@ def measure(settings: Settings) -> None:
     show_row(f"training step, {dtype}, best batch, against PyTorch", f"{ratio:.2f}x", ">= 1.0x, aim 1.3x")
     share = f"{loop / bare:.1%} ({loop:,.0f} of {bare:,.0f} images/s)"
     show_row("end to end from data on the device, share of the bare step's rate", share, ">= 90 %, aim 98 %")
+    show_row("bare step with config.parallel.deterministic, share of its rate", f"{cost:.1%}", "")
     show_row(f"{EPOCHS} epochs of ImageNet at {loop:,.0f} images/s", duration(EPOCHS * IMAGENET_IMAGES / loop), "")
 
 
@@ -264,6 +266,15 @@ def compare_best(settings: Settings, our_batch: int, their_batch: int) -> float:
         if ours.median and theirs.median:
             ratios.append(ours.median / theirs.median)
     return min(ratios, default=math.nan)
+
+
+def compare_deterministic(settings: Settings, batch: int) -> float:
+    """The rate with the same bits each time, as a share of the rate without that promise."""
+    config = settings.config(batch, settings.dtypes[0])
+    config.parallel.deterministic = True
+    same_bits = functools.partial(our_steps, config), batch
+    free, bound = take_turns(settings, [settings.ours(batch, settings.dtypes[0]), same_bits])
+    return bound.median / free.median if free.median else math.nan
 
 
 def take_turns(settings: Settings, contenders: Sequence[Contender]) -> list[Measured]:
