@@ -67,7 +67,7 @@ def describe(choices: str, rows: int, towers: int) -> str:
     images = config.batch_size // rows
     state = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(training.state.params)) * 2
     received = received_bytes(collectives(compiled), towers) / images
-    return f"{received / 1e3:,.1f} | {state / 1e6:,.0f} | {compiled.memory_analysis().temp_size_in_bytes / 1e6:,.0f}"
+    return f"{received / 1e3:,.1f} | {state / 1e6:,.1f} | {compiled.memory_analysis().temp_size_in_bytes / 1e6:,.1f}"
 
 
 if __name__ == "__main__":
