@@ -8,7 +8,11 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import signal
+import socket
 import sys
+import textwrap
 import threading
 import time
 import traceback
@@ -22,6 +26,10 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import LostProcessError, UserError
+from alexnet_jax.stop_signals import Terminated
+
+_LOST = re.compile("gloo|nccl|connection|coordination|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE)
+"""What JAX's errors speak of when a process that others wait for is gone."""
 
 
 @contextlib.contextmanager
@@ -34,7 +42,12 @@ def session(config: ConfigDict) -> Iterator[None]:
     if not config.coordinator:
         yield
         return
-    _join(config)
+    with _gives_up(config):
+        _join(config)
+        try:
+            any_of_them(False)  # connects all now: later, gloo lets the first to come wait half a minute at most
+        except jax.errors.JaxRuntimeError as error:
+            _end(f"{_at(config)}: the processes met there but cannot talk to each other ({_brief(error)})", 2, True)
     try:
         yield
     except SystemExit:
@@ -45,40 +58,89 @@ def session(config: ConfigDict) -> Iterator[None]:
     jax.distributed.shutdown()
 
 
+@contextlib.contextmanager
+def _gives_up(config: ConfigDict) -> Iterator[None]:
+    """Ends this process in time and in one line if the others do not come: JAX would abort it with a stack trace."""
+    missing = (
+        f"{_at(config)}: not all processes have met there within {config.timeout_seconds} s "
+        "(config.parallel.timeout_seconds); has each been started, with the same address and number of processes, and "
+        "can its machine reach that address?"
+    )
+    timer = threading.Timer(config.timeout_seconds, _end, [missing, 2, True])
+    timer.daemon = True
+    timer.start()
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would wait as well
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
+        timer.cancel()
+
+
 def _join(config: ConfigDict) -> None:
+    """Raises UserError if neither config nor cluster says whom to join, or process 0 cannot listen at its port."""
+    if config.process_id == 0 and config.coordinator != "auto":
+        _check_port(config)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from the run
-    address = None if config.coordinator == "auto" else config.coordinator
     try:
         jax.distributed.initialize(
-            address,
+            None if config.coordinator == "auto" else config.coordinator,
             config.num_processes,
             config.process_id,
-            initialization_timeout=config.timeout_seconds,
+            initialization_timeout=config.timeout_seconds + 60,  # `_gives_up` speaks first
             heartbeat_timeout_seconds=2 * config.timeout_seconds,  # a Watchdog speaks more clearly
+            shutdown_timeout_seconds=config.timeout_seconds,
         )
-    except (ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:200]
-        hint = (
-            "in no cluster that JAX knows, give config.parallel.coordinator=HOST:PORT, num_processes and process_id"
-            if address is None
-            else f"is process 0 running there, with {config.num_processes} processes in all, and is the port free?"
-        )
-        raise UserError(f"config.parallel.coordinator={config.coordinator!r}: {reason}; {hint}") from error
+    except (ValueError, TypeError) as error:
+        advice = "Outside a cluster that JAX knows, give coordinator=HOST:PORT, num_processes and process_id"
+        raise UserError(f"{_at(config)}: {_brief(error)} {advice}") from error
+    except RuntimeError as error:
+        raise UserError(f"{_at(config)}: {_brief(error)}; is the port of process 0 free?") from error
+
+
+def _check_port(config: ConfigDict) -> None:
+    """Raises UserError if process 0 cannot listen at its port; JAX may then end with a segmentation fault."""
+    try:
+        socket.create_server(("", int(config.coordinator.rpartition(":")[2]))).close()
+    except (OSError, OverflowError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise UserError(f"{_at(config)}: process 0 cannot listen at this port ({reason}); try another") from error
+
+
+def _at(config: ConfigDict) -> str:
+    return f"config.parallel.coordinator={config.coordinator!r}"
+
+
+def _brief(error: BaseException) -> str:
+    """The first line of an error of JAX, without its kind and places in the source."""
+    line = re.sub(r"^[A-Z_]+: |\[external/\S+\] ", "", str(error).partition("\n")[0])
+    return textwrap.shorten(line, 200, placeholder=" ...")
 
 
 def _leave(error: BaseException) -> NoReturn:
     """Ends this process without waiting for the others, which may wait for it."""
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-        error = LostProcessError(f"another process of this run has ended ({str(error).splitlines()[0][:100]})")
+    status, text = 1, "failed"
+    if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+        error = LostProcessError(f"another process of this run has ended, see its own message ({_brief(error)})")
     if isinstance(error, UserError):
-        print(f"error: process {jax.process_index()}: {error}", file=sys.stderr)
+        status, text = error.exit_code, str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        status, text = (143, "terminated") if isinstance(error, Terminated) else (130, "interrupted")
     else:
         traceback.print_exception(error)
+    _end(f"process {jax.process_index()}: {text}", status, linger=is_main())
+
+
+def _end(message: str, status: int, linger: bool = False) -> NoReturn:
+    """Says why and exits, without JAX's farewell, which waits for the others; at once, or two seconds later.
+
+    Process 0 should linger: when it is gone, JAX aborts the others, with a stack trace for a message.
+    """
+    print(f"error: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    if is_main():
-        time.sleep(1)  # others that end for the same reason lose their connection with it
-    os._exit(error.exit_code if isinstance(error, UserError) else 1)
+    time.sleep(2 if linger else 0)
+    os._exit(status)
 
 
 def count() -> int:
