@@ -4,13 +4,26 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
 
 
-def start(count: int, workdir: Path, prepared_dir: str, *changes: str, devices: int = 1) -> list[subprocess.Popen[str]]:
-    """`main.py` on a few images, in so many processes with so many devices each; one process needs no coordinator."""
+def start(
+    count: int,
+    workdir: Path,
+    prepared_dir: str,
+    *changes: str,
+    devices: int = 1,
+    own: Mapping[int, Sequence[str]] | None = None,
+    slurm: bool = False,
+) -> list[subprocess.Popen[str]]:
+    """`main.py` on a few images, in so many processes with so many devices each; one process needs no coordinator.
+
+    `own` are further flags of single processes. With `slurm`, the environment is what its srun gives to each task, and
+    the processes find each other by that.
+    """
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "main.py", "--config=configs/alexnet.py:synthetic,lenet", f"--workdir={workdir}"]
     settings = {
@@ -18,24 +31,42 @@ def start(count: int, workdir: Path, prepared_dir: str, *changes: str, devices: 
         "data.synthetic_examples": 101,  # a prime: epochs end inside batches
         "data.num_threads": 1,
         "batch_size": 12,
-        "epochs": 4.0,
+        "epochs": 2.0,
         "log_every_steps": 1,
+        "optimizer.schedule": "step",  # does not depend on how often a run stopped and evaluated
+        "optimizer.step_epochs": "(1.0,)",
         "parallel.timeout_seconds": 60,
     }
     command += [f"--config.{key}={value}" for key, value in settings.items()]
-    if count > 1:
-        command += [
-            f"--config.parallel.coordinator=127.0.0.1:{free_port()}",
-            f"--config.parallel.num_processes={count}",
-        ]
-    own = [[f"--config.parallel.process_id={number}"] if count > 1 else [] for number in range(count)]
-    pipe = subprocess.PIPE
-    return [
-        subprocess.Popen(
-            [*command, *words, *changes], cwd=REPOSITORY, env=environment, text=True, stdout=pipe, stderr=pipe
-        )
-        for words in own
-    ]
+    port, processes = free_port(), []
+    for number in range(count):
+        words = [*command, *changes, *(own or {}).get(number, ())]
+        if slurm:
+            words.append("--config.parallel.coordinator=auto")
+            environment |= slurm_task(number, count, port)
+        elif count > 1:
+            words += joining(number, count, port)
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(words, cwd=REPOSITORY, env=environment, text=True, stdout=pipe, stderr=pipe))
+    return processes
+
+
+def joining(number: int, count: int, port: int) -> list[str]:
+    """The flags of one process of many."""
+    values = {"coordinator": f"127.0.0.1:{port}", "num_processes": count, "process_id": number}
+    return [f"--config.parallel.{key}={value}" for key, value in values.items()]
+
+
+def slurm_task(number: int, count: int, port: int) -> dict[str, str]:
+    """What JAX looks at in a task of Slurm's on this machine, one a node; the port would come from the job's number."""
+    return {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": "0",
+        "JAX_COORDINATOR_PORT": str(port),
+    }
 
 
 def finish(processes: list[subprocess.Popen[str]], timeout: float = 120) -> list[tuple[int, str, str]]:
