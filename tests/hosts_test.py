@@ -87,22 +87,19 @@ def is_in_both(entry: dict[str, Any]) -> bool:
     return entry["kind"] in ("step", "division") or (entry["kind"], entry["examples_seen"]) == ("test", STEPS * 12)
 
 
-def endless(run: Path, prepared_dir: str) -> list[subprocess.Popen[str]]:
-    """Starts two processes that train on and give up after seven seconds without progress."""
-    return start(2, run, prepared_dir, "--config.epochs=100000.0", "--config.parallel.timeout_seconds=7")
-
-
-def wait_for_training(processes: list[subprocess.Popen[str]], run: Path) -> None:
-    """Waits until they are in the midst of training."""
+def start_endless(run: Path, prepared_dir: str, *changes: str) -> list[subprocess.Popen[str]]:
+    """Two processes in the midst of training."""
+    processes = start(2, run, prepared_dir, "--config.epochs=100000.0", *changes)
     deadline, record = time.monotonic() + 60, run / "metrics.jsonl"
     while not (record.exists() and '"kind": "epoch"' in record.read_text()):
-        assert time.monotonic() < deadline and processes[0].poll() is None, finish(processes, 1)
+        if time.monotonic() > deadline or processes[0].poll() is not None:
+            raise AssertionError(finish(processes, 1))
         time.sleep(0.1)
+    return processes
 
 
 def test_sigterm_to_one_stops_and_saves_all(tmp_path: Path, prepared_dir: str) -> None:
-    processes = endless(tmp_path, prepared_dir)
-    wait_for_training(processes, tmp_path)
+    processes = start_endless(tmp_path, prepared_dir)
     processes[1].send_signal(signal.SIGTERM)
     (status, out, errors), other = finish(processes)
     assert (status, errors) == (143, "") and other[0] == 143 and is_silent(other[1]) and not other[2]
@@ -114,20 +111,24 @@ def test_sigterm_to_one_stops_and_saves_all(tmp_path: Path, prepared_dir: str) -
 
 
 def test_lost_process_ends_the_others(tmp_path: Path, prepared_dir: str) -> None:
-    runs = {sent: endless(tmp_path / sent.name, prepared_dir) for sent in (signal.SIGSTOP, signal.SIGKILL)}
-    for sent, processes in runs.items():
-        wait_for_training(processes, tmp_path / sent.name)
-        processes[1].send_signal(sent)
-    expected = {
-        signal.SIGKILL: "another process of this run has ended, see its own message (Gloo ",
-        signal.SIGSTOP: "no progress for 7 s (config.parallel.timeout_seconds) after ",
-    }
-    for sent, text in expected.items():
-        runs[sent][0].wait(20)
-        runs[sent][1].kill()
-        status, _, errors = finish(runs[sent])[0]
-        assert status == 1 and errors.count("\n") == 1
-        assert errors.startswith(f"error: process 0: {text}")
+    seconds = 20  # longer than any first step takes on a busy machine
+    hanging = start_endless(tmp_path / "1", prepared_dir, f"--config.parallel.timeout_seconds={seconds}")
+    hanging[1].send_signal(signal.SIGSTOP)
+    try:
+        killed = start_endless(tmp_path / "2", prepared_dir)
+        killed[1].kill()
+        assert_ended_in_words(killed, "another process of this run has ended, see its own message (Gloo ")
+        hanging[0].wait(2 * seconds)
+    finally:
+        hanging[1].kill()
+    assert_ended_in_words(hanging, f"no progress for {seconds} s (config.parallel.timeout_seconds) after ")
+
+
+def assert_ended_in_words(processes: list[subprocess.Popen[str]], text: str) -> None:
+    """Whether process 0 ended by itself, in one line that begins with the text."""
+    status, _, errors = finish(processes, 30)[0]
+    assert status == 1 and errors.count("\n") == 1
+    assert errors.startswith(f"error: process 0: {text}")
 
 
 def test_other_settings_are_refused(tmp_path: Path, prepared_dir: str) -> None:
