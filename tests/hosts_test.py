@@ -52,11 +52,6 @@ def assert_same(record: list[dict[str, Any]], other: list[dict[str, Any]]) -> No
         assert entry == {**expected, **losses}
 
 
-def test_three_processes_give_the_run_of_one(alone: list[dict[str, Any]], tmp_path: Path, prepared_dir: str) -> None:
-    train(3, tmp_path / "run", prepared_dir)
-    assert_same(read_metrics(tmp_path / "run"), alone)
-
-
 def test_tasks_of_slurm_with_two_devices_each(alone: list[dict[str, Any]], tmp_path: Path, prepared_dir: str) -> None:
     assert "devices  4 x cpu" in train(2, tmp_path / "run", prepared_dir, devices=2, slurm=True)
     assert_same(read_metrics(tmp_path / "run"), alone)

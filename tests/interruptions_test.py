@@ -16,10 +16,10 @@ EXAMPLES = 2001
 
 
 def test_killed_runs_equal_the_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = fuzz(3, 1, 0, tmp_path, kinds=("preparing", "save", "step"), examples=EXAMPLES)
-    assert [stop.status for trial in results for stop in trial.stops] == [-signal.SIGKILL] * 3
-    assert [trial.differences for trial in results] == [[], [], []]
-    assert summarize(results).startswith("3 of 3 runs equal the undisturbed one\n3 kills hit: ")
+    results = fuzz(2, 1, 0, tmp_path, kinds=("preparing", "save"), examples=EXAMPLES)
+    assert [stop.status for trial in results for stop in trial.stops] == [-signal.SIGKILL] * 2
+    assert [trial.differences for trial in results] == [[], []]
+    assert summarize(results).startswith("2 of 2 runs equal the undisturbed one\n2 kills hit: ")
 
     finished = tmp_path / "undisturbed" / "run"
     assert_differences_are_told(finished, tmp_path / "tampered", monkeypatch)

@@ -32,9 +32,9 @@ def test_main(words: list[str]) -> None:
         key, _, value = word.removeprefix("--").partition("=")
         if key.startswith("config."):
             kind = type(dict(config_lib.flatten(config))[key.removeprefix("config.")])
-            config.update_from_flattened_dict(
-                {key.removeprefix("config."): value if kind is type(None) else kind(value)}
-            )
+            if kind is type(None):
+                kind = int if value.isdigit() else str
+            config.update_from_flattened_dict({key.removeprefix("config."): kind(value)})
         else:
             assert key == "workdir"
     config_lib.check(config.to_dict())
@@ -53,7 +53,7 @@ def test_the_two_commands_name_files_that_exist() -> None:
 
 
 def test_the_files_it_names_exist() -> None:
-    names = re.findall(r"\((alexnet_jax/\S+|configs/\S+)\)", README)
+    names = re.findall(r"\((alexnet_jax/\S+|configs/\S+|docs/\S+)\)", README)
     assert names
     assert all((REPOSITORY / name).exists() for name in names)
     for module in re.findall(r"`(\w+\.py)`", README.split("## The code")[1]):
