@@ -53,7 +53,7 @@ def assert_same(record: list[dict[str, Any]], other: list[dict[str, Any]]) -> No
 
 
 def test_tasks_of_slurm_with_two_devices_each(alone: list[dict[str, Any]], tmp_path: Path, prepared_dir: str) -> None:
-    assert "devices  4 x cpu" in train(2, tmp_path / "run", prepared_dir, devices=2, slurm=True)
+    assert "4 x cpu, " in train(2, tmp_path / "run", prepared_dir, devices=2, slurm=True)
     assert_same(read_metrics(tmp_path / "run"), alone)
 
 
@@ -61,7 +61,7 @@ def test_networks_divided_over_the_devices_of_each(
     alone: list[dict[str, Any]], tmp_path: Path, prepared_dir: str
 ) -> None:
     mesh = ["--config.parallel.mode=mesh", "--config.parallel.towers=2"]
-    assert "devices  4 x cpu" in train(2, tmp_path / "run", prepared_dir, *mesh, devices=2)
+    assert "4 x cpu, " in train(2, tmp_path / "run", prepared_dir, *mesh, devices=2)
     assert_same(read_metrics(tmp_path / "run"), alone)
 
 
