@@ -17,6 +17,9 @@ from benchmarks.mesh import FLOAT_BYTES, collectives, describe, received_bytes
 from tests.conftest import REPOSITORY
 from tests.mesh_run import BATCH, batches, largest_errors, outcome, start, thin
 
+ALONE = re.compile(r"replica_groups=(\{\{0\},\{1\}\}|\[2,1\]<=\[2\]|mesh\['data'=1,'tower'=2\] \{'data'\})")
+"""Of a sum over the images of two devices that see the same ones: each by itself, so nothing is sent (jax 0.10, 0.12)."""
+
 
 @pytest.fixture(scope="module")
 def source_alone() -> dict[str, np.ndarray]:
@@ -80,7 +83,7 @@ def test_towers_exchange_activations_into_conv3_and_the_fully_connected_layers_a
         received_bytes(moves, towers=2) / BATCH == 2 * FLOAT_BYTES * sum(exchanged) / 2
     )  # forward and back, the other tower's half
     sums = [line for line in program(mesh, "source,smoke").as_text().splitlines() if " all-reduce(" in line]
-    assert all(re.search(r"replica_groups=(\{\{0\},\{1\}\}|\[2,1\]<=\[2\])", line) for line in sums)  # none is sent
+    assert sums and all(ALONE.search(line) for line in sums)
 
 
 def test_the_window_of_the_printed_normalisation_needs_two_channels_of_the_other_tower() -> None:
@@ -102,7 +105,7 @@ def test_in_the_scheme_of_2014_images_meet_before_the_fully_connected_layers() -
     assert returned == 2 * BATCH // 2 * size["fc8"]  # logits there, their gradients back
     compiled = program(mesh, "owt,smoke").as_text()
     reduced = [line for line in compiled.splitlines() if " all-reduce(" in line and "[11,11,3," in line]
-    assert len(reduced) == 1 and re.search(r"replica_groups=(\{\{0,1\}\}|\[1,2\]<=\[2\])", reduced[0])
+    assert len(reduced) == 1 and not ALONE.search(reduced[0])
 
 
 @pytest.mark.parametrize("choices", ["source,smoke", "owt,smoke"])
