@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY
 from tests.mesh_run import BATCH, batches, largest_errors, outcome, start, thin
 
 ALONE = re.compile(r"replica_groups=(\{\{0\},\{1\}\}|\[2,1\]<=\[2\]|mesh\['data'=1,'tower'=2\] \{'data'\})")
-"""Of a sum over the images of two devices that see the same ones: each by itself, so nothing is sent (jax 0.10, 0.12)."""
+"""Of a sum over the images of two devices that see the same ones: each by itself, nothing is sent (jax 0.10, 0.12)."""
 
 
 @pytest.fixture(scope="module")
