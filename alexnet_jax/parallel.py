@@ -1,9 +1,10 @@
 """How steps run on devices. The only file that knows `jax.pmap`, meshes and device placement."""
 
 import abc
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,25 @@ from alexnet_jax.towers import Axes, add_up, gather_batch
 
 CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """XLA's options for the CPU: matrix products by Eigen, up to twice as fast at those of `convolution` as YNNPACK."""
+
+
+USABLE_SHARE = 0.9
+"""Of free memory: the rest is in pieces, or is taken by other programs, like that of an evaluation."""
+
+
+@contextlib.contextmanager
+def exhaustion_in_a_line() -> Iterator[None]:
+    """Raises UserError where a device's memory is exhausted on the way; `Program` says more of its first call."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(
+            f"the memory of a device does not suffice ({reason}): give a smaller config.batch_size or "
+            "config.eval_batch_size, or more config.parallel.micro_batches"
+        ) from error
 
 
 def use_compilation_cache(directory: str) -> None:
@@ -235,7 +255,7 @@ class Program:
 
         few, more = max(images // 4, 1), max(images // 2, 2)
         of_few, of_more = extra_bytes(few), extra_bytes(more)
-        fitting = few + int((free - of_few) / max((of_more - of_few) / (more - few), 1))
+        fitting = few + int((USABLE_SHARE * free - of_few) / max((of_more - of_few) / (more - few), 1))
         fitting = max(min(fitting, images * 3 // 4), 1)  # what failed is no guide to the last image
         return f"{text}{fitting} should fit. Give config.{self._batch_key}={fitting * devices.batch_parts}" + (
             " or more config.parallel.micro_batches" if self._batch_key == "batch_size" else ""

@@ -40,7 +40,7 @@ from alexnet_jax.optimizer import (
     make_schedule,
     scale_learning_rate,
 )
-from alexnet_jax.parallel import make_devices, use_compilation_cache
+from alexnet_jax.parallel import exhaustion_in_a_line, make_devices, use_compilation_cache
 from alexnet_jax.profiling import StepTrace
 from alexnet_jax.run_folder import Progress
 from alexnet_jax.run_plan import RunPlan
@@ -64,7 +64,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequenc
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
     config_lib.check(config.to_dict())
-    with hosts.session(config.parallel):
+    with hosts.session(config.parallel), exhaustion_in_a_line():
         return _train_and_evaluate(config, Path(workdir), command)
 
 

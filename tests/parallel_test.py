@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_evaluate, open_dataset
 from alexnet_jax.input_pipeline import load_into_memory, train_batches, training_order
-from alexnet_jax.parallel import DataParallel, Program
+from alexnet_jax.parallel import USABLE_SHARE, DataParallel, Program
 from alexnet_jax.shards import InMemoryRecords
 from alexnet_jax.steps import make_eval_step, make_train_step
 from alexnet_jax.towers import Axes
@@ -182,7 +182,7 @@ def test_exhausted_memory_names_the_batch_that_fits(devices: int, monkeypatch: p
 
     memory = step.compile(state, parallel.shard(batch(96))).memory_analysis()
     needed = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    monkeypatch.setattr(DataParallel, "free_memory_bytes", needed)
+    monkeypatch.setattr(DataParallel, "free_memory_bytes", int(needed / USABLE_SHARE))
     monkeypatch.setattr("alexnet_jax.parallel.Program", OutOfMemory)
     step = parallel.compile_train_step(make_train_step(model, optimizer, preprocessing, parallel.axes))
     with pytest.raises(UserError, match=r"does not suffice for 256 images at once: \d+ should fit") as raised:

@@ -242,3 +242,14 @@ def test_the_command_line(tmp_path: Path, prepared_dir: str) -> None:
     assert not completed.stderr
     command = [sys.executable, "-m", "alexnet_jax", "evaluate", str(tmp_path)]
     assert "test: top-1 error" in subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True).stdout
+
+
+def test_memory_exhausted_on_the_way_is_one_line(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nat a place")
+
+    monkeypatch.setattr("alexnet_jax.train._Run._record_step", fail)
+    with pytest.raises(UserError, match=r"allocating 9 bytes\.\): give a smaller config\.batch_size"):
+        train_and_evaluate(make_config(max_steps=2), tmp_path)
