@@ -28,19 +28,22 @@ USABLE_SHARE = 0.9
 """Of free memory: the rest is in pieces, or is taken by other programs, like that of an evaluation."""
 
 
+def _advise(reason: str) -> str:
+    return (
+        f"the memory of a device does not suffice ({reason}): give a smaller config.batch_size or "
+        "config.eval_batch_size, or more config.parallel.micro_batches"
+    )
+
+
 @contextlib.contextmanager
-def exhaustion_in_a_line() -> Iterator[None]:
-    """Raises UserError where a device's memory is exhausted on the way; `Program` says more of its first call."""
+def exhaustion_in_a_line(explain: Callable[[str], str] = _advise) -> Iterator[None]:
+    """Raises UserError where a device's memory is exhausted; `explain` makes its text of what XLA says in a line."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = str(error).partition("\n")[0][:200]
-        raise UserError(
-            f"the memory of a device does not suffice ({reason}): give a smaller config.batch_size or "
-            "config.eval_batch_size, or more config.parallel.micro_batches"
-        ) from error
+        raise UserError(explain(str(error).partition("\n")[0][:200])) from error
 
 
 def use_compilation_cache(directory: str) -> None:
@@ -140,7 +143,9 @@ class Devices(abc.ABC):
             looked_up = {name: values[batch["id"]] for name, values in resident.items()}
             state, sums = train_step(state, {**batch, **looked_up})
             sums |= {name: gather_batch(batch[name], self.axes) for name in ("id", "epoch")}
-            return state, sums | add_up({name: jnp.sum(batch[name]) for name in batch if name == "stop"}, self.axes)
+            if "stop" in batch:
+                sums |= add_up({"stop": jnp.sum(batch["stop"])}, self.axes)
+            return state, sums
 
         return Program(self, step, "s b c", "s c", "batch_size", self.place(resident or {}))
 
@@ -216,14 +221,10 @@ class Program:
             return self._run(*args)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), args)
         free = self._devices.free_memory_bytes
-        try:
+        with exhaustion_in_a_line(lambda _: self._explain_exhaustion(shapes, free)):
             self._compiled = self._compile(*args)
             free = self._devices.free_memory_bytes  # compiling takes some of a host's
             return jax.block_until_ready(self._run(*args))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise UserError(self._explain_exhaustion(shapes, free)) from error
 
     def compile(self, *args: Any) -> Any:
         """What XLA made of the function, for arguments like these, arrays or descriptions of arrays."""
