@@ -16,10 +16,11 @@ LEVELS = [
     {"presets", "sources", "shards", "inventory", "train_state"},
     {"models"},
     {"steps", "metric_writer", "terminal", "image_folder", "imagenet", "hosts"},
-    {"checkpoint", "preparation", "profiling"},
+    {"checkpoint", "preparation", "profiling", "results"},
     {"datasets", "input_pipeline", "parallel", "population"},
     {"experiment", "run_folder", "audit"},
     {"train", "speed"},
+    {"trials"},
     {"programs"},
     {"__main__"},
 ]

@@ -1,0 +1,53 @@
+"""Files of measured results, which say what was measured on which data, with which seeds, versions and hardware."""
+
+import dataclasses
+import datetime
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from alexnet_jax.machine import available_cores, memory_bytes, processor_name
+from alexnet_jax.metric_writer import describe_environment, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (of a sample) of values; the latter None for a single one."""
+
+    mean: float
+    std: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Raises statistics.StatisticsError for no values."""
+        return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def text(self, form: str = ".2f") -> str:
+        """Mean ± standard deviation, each in a format like ".2f" or ".2%"."""
+        return format(self.mean, form) + ("" if self.std is None else f" ± {format(self.std, form)}")
+
+
+def write_results(path: Path, command: Sequence[str], data: str, seeds: Sequence[int], results: Mapping[str, Any]) -> None:
+    """Writes a file under results/.
+
+    Args:
+      path: of the JSON file.
+      command: the words after "python" that make it.
+      data: the data set, with the sizes of its splits.
+      seeds: of the runs.
+      results: what was measured.
+    """
+    device = jax.devices()[0]
+    hardware = {
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+        "processor": processor_name(),
+        "cores": available_cores(),
+        "memory_gb": round(memory_bytes() / 1e9, 1),
+    }
+    environment = describe_environment(list(command))
+    about = {"measured": datetime.datetime.now(datetime.UTC).date().isoformat(), "data": data, "seeds": list(seeds)}
+    write_json(path, {**about, "hardware": hardware, **environment, "results": dict(results)})
