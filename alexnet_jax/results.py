@@ -31,7 +31,9 @@ class Spread:
         return format(self.mean, form) + ("" if self.std is None else f" ± {format(self.std, form)}")
 
 
-def write_results(path: Path, command: Sequence[str], data: str, seeds: Sequence[int], results: Mapping[str, Any]) -> None:
+def write_results(
+    path: Path, command: Sequence[str], data: str, seeds: Sequence[int], results: Mapping[str, Any]
+) -> None:
     """Writes a file under results/.
 
     Args:
