@@ -70,6 +70,28 @@ def _alexnet_2012(
     )
 
 
+def _small(
+    conv1: tuple[str, ...],
+    conv2: tuple[str, ...],
+    conv5: tuple[str, ...],
+) -> tuple[Layer, ...]:
+    """The eight layers for images of 28 pixels: a sixth to an eighth of the maps, a 32nd of the hidden units.
+
+    conv1 moves by 2 pixels and its 16 x 16 outputs are pooled to 8, 4 and 2, by either pooling window. Each standard
+    deviation is the source's times the root of the ratio of fan-ins: signals start as large as in the full network.
+    """
+    return (
+        conv(16, conv1, kernel=5, stride=2, pad=3, init=0.02),
+        conv(32, conv2, kernel=5, pad=2, own_tower=True, init=0.025, bias=1.0),
+        conv(48, ("act",), kernel=3, pad=1, init=0.085),
+        conv(48, ("act",), kernel=3, pad=1, own_tower=True, init=0.085, bias=1.0),
+        conv(32, conv5, kernel=3, pad=1, own_tower=True, init=0.085, bias=1.0),
+        fc(128, ("act", "dropout"), init=0.085, bias=1.0),
+        fc(128, ("act", "dropout"), init=0.057, bias=1.0),
+        fc(0, init=0.057),
+    )
+
+
 _CIFAR_CONV3 = (
     # CHM example-layers/layers-19pct.cfg
     conv(32, ("act", "pool"), kernel=5, pad=2, init=1e-4),
@@ -187,6 +209,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             fc(0),
         ),
         "lrn": LRN(k=1.0, alpha=0.001 / 9, size=9),
+        **_CUDA_CONVNET,
+    },
+    # `source` scaled to images of 32 pixels, for ablations on a small machine.
+    "small": {
+        "layers": _small(conv1=("lrn", "pool", "act"), conv2=("act", "lrn", "map_norm", "pool"), conv5=("pool", "act")),
+        "towers": 2,
+        "lrn": LRN_CONVENTIONS["source"],
         **_CUDA_CONVNET,
     },
     # LeNet-5 (LeCun et al. 1998) in the modern form: two convolutions with max pooling, 120 and 84 units, ReLU.

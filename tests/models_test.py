@@ -13,7 +13,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.models import AlexNet, get_model, summarize
 from alexnet_jax.presets import PRESETS
 
-CROPS = {"source": 224, "owt": 224, "lenet": 28}
+CROPS = {"source": 224, "owt": 224, "lenet": 28, "small": 28}
 
 # preset: classes, parameters, multiply-accumulates (None where facts of no primary source exist)
 SIZES = {
@@ -32,6 +32,8 @@ SIZES = {
     # local layers have a kernel and a bias at each of 6x6 places
     "cifar_13pct": (10, 4_864 + 102_464 + 36 * (576 * 32 + 32) + 36 * (288 * 32 + 32) + 1152 * 10 + 10, None),
     "cifar_11pct": (10, 4_864 + 102_464 + 36 * (576 * 64 + 64) + 36 * (576 * 32 + 32) + 1152 * 10 + 10, None),
+    # 28 pixels: convolutions of 75, 200, 288, 216, 216 inputs, then 2x2x32 units
+    "small": (10, 76 * 16 + 201 * 32 + 289 * 48 + 217 * 48 + 217 * 32 + 2 * 129 * 128 + 129 * 10, 1_248_512),
     # 28 pixels: 6 maps of 14x14, 16 of 5x5
     "lenet": (10, 456 + 2_416 + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10, None),
 }
