@@ -1,19 +1,20 @@
-"""From a config to the data, the preprocessing and the evaluation that it describes."""
+"""From a config to what it describes: data, network, devices, preprocessing, evaluation."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import metrics
+from alexnet_jax import config as config_lib
+from alexnet_jax import hosts, metrics, terminal
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.datasets import Dataset, get_dataset
 from alexnet_jax.errors import UserError
 from alexnet_jax.input_pipeline import (
     Batch,
+    check_residence,
     choose_residence,
     eval_batches,
     load_into_memory,
@@ -22,8 +23,9 @@ from alexnet_jax.input_pipeline import (
 )
 from alexnet_jax.inventory import Statistics
 from alexnet_jax.machine import memory_bytes
-from alexnet_jax.models import AlexNet
-from alexnet_jax.parallel import Devices
+from alexnet_jax.models import AlexNet, get_model
+from alexnet_jax.optimizer import make_schedule
+from alexnet_jax.parallel import Devices, make_devices, use_compilation_cache
 from alexnet_jax.preparation import Storing
 from alexnet_jax.shards import Records
 from alexnet_jax.steps import make_eval_step
@@ -76,29 +78,33 @@ class TrainSource:
     """Where training batches come from.
 
     Attributes:
-      batches: from start_example=POSITION to this process's rows of all batches after it.
-      residence: where the images lie: "disk", "host" or "device".
+      records: the training split, in memory or on disk.
+      residence: where its images lie: "disk", "host" or "device".
       resident: images and labels for the devices to hold, of which the step looks up those of a batch; None otherwise.
+      num_threads: reading threads; 0 for one a core.
     """
 
-    batches: Callable[..., Generator[Batch]]
+    records: Records
     residence: str
     resident: dict[str, np.ndarray] | None
+    num_threads: int
+
+    def batches(self, start_example: int, *, batch_size: int, seed: int, rows: slice) -> Generator[Batch]:
+        """These rows of all batches from a position on."""
+        stream: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "start_example": start_example, "rows": rows}
+        if self.resident is not None:
+            return training_order(len(self.records.labels), **stream)
+        return train_batches(self.records, num_threads=self.num_threads, **stream)
 
 
-def make_train_source(config: ConfigDict, records: Records, devices: Devices) -> TrainSource:
-    """Decides where training images lie and how batches are made of them."""
-    data, batch_size = config.data, config.batch_size
-    stream: dict[str, Any] = {"batch_size": batch_size, "seed": config.seed, "rows": devices.rows(batch_size)}
-    residence = choose_residence(data.residence, records, devices.memory_bytes, memory_bytes())
-    if residence == "device":
-        in_memory = load_into_memory(records, data.num_threads)
-        batches: Any = functools.partial(training_order, len(records.labels), **stream)
-        return TrainSource(batches, residence, {"image": in_memory.images, "label": in_memory.labels})
-    if residence == "host":
-        records = load_into_memory(records, data.num_threads)
-    batches = functools.partial(train_batches, records, num_threads=data.num_threads, **stream)
-    return TrainSource(batches, residence, None)
+def make_train_source(data: ConfigDict, records: Records, devices: Devices) -> TrainSource:
+    """Decides where training images lie, and brings them there."""
+    residence, resident = choose_residence(data.residence, records, devices.memory_bytes, memory_bytes()), None
+    if residence != "disk":
+        records = in_memory = load_into_memory(records, data.num_threads)
+        if residence == "device":
+            resident = {"image": in_memory.images, "label": in_memory.labels}
+    return TrainSource(records, residence, resident, data.num_threads)
 
 
 def make_evaluate(
@@ -122,3 +128,55 @@ def make_evaluate(
             yield totals
 
     return evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What runs have in common that differ in seed, rates and length alone.
+
+    Attributes:
+      dataset, model, devices, preprocessing: what the config describes.
+      source: of the training images.
+      evaluate, test: of the network, on a split; they differ in the views of an image.
+    """
+
+    dataset: Dataset
+    model: AlexNet
+    devices: Devices
+    preprocessing: Preprocessing
+    source: TrainSource
+    evaluate: Evaluate
+    test: Evaluate
+
+    @classmethod
+    def create(cls, config: ConfigDict, dataset: Dataset) -> "Experiment":
+        """Raises UserError for what does not suit the data or the devices."""
+        model = get_model(config.model, dataset.num_classes)
+        devices = make_devices(config.parallel, model)
+        preprocessing = make_preprocessing(config.data, dataset.statistics)
+        source = make_train_source(config.data, dataset.splits["train"], devices)
+        evaluate = make_evaluate(config, model, dataset, preprocessing, devices)
+        views = config.test_views
+        test = evaluate if views == 1 else make_evaluate(config, model, dataset, preprocessing, devices, views)
+        return cls(dataset, model, devices, preprocessing, source, evaluate, test)
+
+
+def open_experiment(config: ConfigDict) -> Experiment:
+    """What `config` describes, its data prepared. Raises UserError for what is wrong with it, before that if possible.
+
+    In each process of many; all but the first are silent from here on.
+    """
+    config_lib.check(config.to_dict())
+    if not hosts.is_main():
+        terminal.silence()
+    use_compilation_cache(config.compilation_cache_dir)
+    # Wrong names are found before the data are prepared, which may take long.
+    get_model(config.model, num_classes=1)
+    make_schedule(config.optimizer, config.epochs)
+    make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
+    check_residence(config.data.residence)
+    with hosts.together():
+        dataset = open_dataset(config.data)
+    hosts.check_same("settings", config_lib.shared(config.to_dict()))
+    hosts.check_same("images", dataset.content)
+    return Experiment.create(config, dataset)

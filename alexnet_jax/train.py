@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import signal
 import time
@@ -16,22 +15,11 @@ import optax
 from ml_collections import ConfigDict
 
 from alexnet_jax import audit, hosts, metrics, run_folder, terminal
-from alexnet_jax import config as config_lib
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
-from alexnet_jax.datasets import Dataset
 from alexnet_jax.errors import TrainingDivergedError
-from alexnet_jax.experiment import (
-    MEASURED,
-    Evaluate,
-    make_evaluate,
-    make_preprocessing,
-    make_train_source,
-    open_dataset,
-)
-from alexnet_jax.input_pipeline import check_residence
-from alexnet_jax.inventory import Statistics
+from alexnet_jax.experiment import MEASURED, Evaluate, Experiment, open_experiment
 from alexnet_jax.metric_writer import MetricWriter, describe_environment, write_json
-from alexnet_jax.models import get_model, summarize
+from alexnet_jax.models import summarize
 from alexnet_jax.optimizer import (
     Plateau,
     describe_learning_rate,
@@ -40,13 +28,13 @@ from alexnet_jax.optimizer import (
     make_schedule,
     scale_learning_rate,
 )
-from alexnet_jax.parallel import exhaustion_in_a_line, make_devices, use_compilation_cache
+from alexnet_jax.parallel import exhaustion_in_a_line
 from alexnet_jax.profiling import StepTrace
 from alexnet_jax.run_folder import Progress
 from alexnet_jax.run_plan import RunPlan
-from alexnet_jax.steps import make_train_step
+from alexnet_jax.steps import Batch, TrainStep, make_train_step
 from alexnet_jax.stop_signals import StopSignals
-from alexnet_jax.train_state import create_train_state, init_variables
+from alexnet_jax.train_state import TrainState, create_train_state, init_variables
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequence[str] = ()) -> dict[str, Any]:
@@ -63,61 +51,55 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequenc
       KeyboardInterrupt: SIGINT, or SIGTERM while images are being prepared (Terminated).
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
-    config_lib.check(config.to_dict())
     with hosts.session(config.parallel), exhaustion_in_a_line():
-        return _train_and_evaluate(config, Path(workdir), command)
+        run = Run(config, Path(workdir), open_experiment(config), command)
+        with StopSignals() as stop:
+            return _drive(run.execute(stop), run.train_step)
 
 
-def _train_and_evaluate(config: ConfigDict, workdir: Path, command: Sequence[str]) -> dict[str, Any]:
-    """The same, in each process of many."""
-    if not hosts.is_main():
-        terminal.silence()
-    use_compilation_cache(config.compilation_cache_dir)
-    # Wrong names are found before the data are prepared, which may take long.
-    get_model(config.model, num_classes=1)
-    make_schedule(config.optimizer, config.epochs)
-    make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
-    check_residence(config.data.residence)
-    with hosts.together():
-        dataset = open_dataset(config.data)
-    hosts.check_same("settings", config_lib.shared(config.to_dict()))
-    hosts.check_same("images", dataset.content)
-    return _Run(config, workdir, dataset, command).execute()
+Request = tuple[TrainState, Batch]
+"""What a run asks a training step of."""
+
+Answer = tuple[TrainState, dict[str, Any]]
+"""What the step makes of it: the state after it, and the sums of the batch."""
 
 
-class _Run:
-    """A run in a folder: what its config determines, and what changes: state, plateau_state, progress, rates."""
+def _drive(run: Generator[Request, Answer, dict[str, Any]], train_step: TrainStep) -> dict[str, Any]:
+    """Does a run's steps and returns its result."""
+    try:
+        request = next(run)
+        while True:
+            request = run.send(train_step(*request))
+    except StopIteration as end:
+        return end.value
 
-    def __init__(self, config: ConfigDict, workdir: Path, dataset: Dataset, command: Sequence[str]):
-        data = config.data
-        self.config, self.workdir, self.dataset = config, workdir, dataset
+
+class Run:
+    """A run in a folder: what its config determines, and what changes: state, plateau_state, progress, rates.
+
+    It asks whoever drives it for its training steps: by `train_step` alone, or together with those of other runs.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, experiment: Experiment, command: Sequence[str]):
+        self.config, self.workdir, self.experiment = config, workdir, experiment
+        self.dataset, self.model, self.devices = experiment.dataset, experiment.model, experiment.devices
         self.command_line = run_folder.command_line(command)
         self.next_commands = run_folder.next_commands(command, config, workdir)
         self.checkpoints_dir = workdir / "checkpoints"
         self.environment = describe_environment(list(command))
-        self.model = get_model(config.model, dataset.num_classes)
-        self.devices = make_devices(config.parallel, self.model)
-        self.plan = RunPlan.create(config, len(dataset.splits["train"].labels), self.devices.batch_parts)
-        self.layers = summarize(self.model, data.crop)
-        variables = init_variables(self.model, data.crop, config.seed)
+        self.plan = RunPlan.create(config, len(self.dataset.splits["train"].labels), self.devices.batch_parts)
+        self.layers = summarize(self.model, config.data.crop)
+        variables = init_variables(self.model, config.data.crop, config.seed)
         rule = scale_learning_rate(config.optimizer, config.batch_size)
         optimizer = make_optimizer(rule, variables["params"])
         self.schedule = make_schedule(rule, config.epochs)
         self.learning_rates = make_learning_rates(rule, variables["params"])
         self.plateau = Plateau(rule, config.epochs)
-        self.preprocessing = make_preprocessing(data, dataset.statistics)
-        self.source = make_train_source(config, dataset.splits["train"], self.devices)
-        train_step = self.devices.compile_train_step(
-            make_train_step(
-                self.model, optimizer, self.preprocessing, self.devices.axes, config.parallel.micro_batches
-            ),
-            resident=self.source.resident,
-        )
         self.trace = StepTrace(workdir / "profile", config.profile_steps if hosts.is_main() else 0)
-        self.train_step = self.trace.around(train_step)
-        evaluate_views = functools.partial(make_evaluate, config, self.model, dataset, self.preprocessing, self.devices)
-        self.evaluate = evaluate_views(1)
-        self.test = self.evaluate if config.test_views == 1 else evaluate_views(config.test_views)
+        step = make_train_step(
+            self.model, optimizer, experiment.preprocessing, self.devices.axes, config.parallel.micro_batches
+        )
+        self.train_step = self.trace.around(self.devices.compile_train_step(step, resident=experiment.source.resident))
         self.state = self.devices.place(create_train_state(variables, optimizer, config.seed))
         self.plateau_state = self.plateau.init()
         self.progress = Progress()
@@ -126,8 +108,9 @@ class _Run:
         self.compiled, self.images_per_second, self.input_share = False, 0.0, 0.0
         self.agreed_to_stop = False
 
-    def execute(self) -> dict[str, Any]:
-        """The whole run, from wherever it stands."""
+    def execute(self, stop: StopSignals) -> Generator[Request, Answer, dict[str, Any]]:
+        """The whole run, from wherever it stands, to its test metrics; a signal that `stop` notes ends it early."""
+        self.stop = stop
         tree, found = hosts.from_main(lambda: run_folder.find(self.workdir, self.config, self.dataset))
         if tree:
             self._resume(tree, found["metadata"])
@@ -142,7 +125,6 @@ class _Run:
         timeout = float(self.config.parallel.timeout_seconds)
         keep, on_failure = self.config.checkpoint.keep, self.config.checkpoint.on_failure
         with (
-            StopSignals() as self.stop,
             hosts.Watchdog(timeout, "To continue, start all again") as self.watchdog,
             hosts.on_main(lambda: MetricWriter(self.workdir, seen)) as self.writer,
             hosts.on_main(lambda: Checkpoints(self.checkpoints_dir, keep, on_failure)) as self.checkpoints,
@@ -152,13 +134,16 @@ class _Run:
                 start = {"seed": self.config.seed, "train_examples": self.plan.num_examples}
                 self.writer.write("start", 0, start)
             self.checkpoints.set_aside_after(seen)
-            self._train()
+            yield from self._train()
             result = self._test()
         terminal.show_end(result, "is finished", self.workdir, self.next_commands)
         return result
 
-    def _train(self) -> None:
-        host_batches = self.source.batches(start_example=self.progress.examples_seen)
+    def _train(self) -> Generator[Request, Answer, None]:
+        size = self.plan.batch_size
+        host_batches = self.experiment.source.batches(
+            self.progress.examples_seen, batch_size=size, seed=self.config.seed, rows=self.devices.rows(size)
+        )
         with contextlib.closing(host_batches), contextlib.closing(_ahead(host_batches, self._put)) as batches:
             self._set_rates(self.progress.examples_seen)
             while True:
@@ -167,7 +152,7 @@ class _Run:
                 if self.progress.examples_seen >= self.plan.total_examples:
                     return
                 with contextlib.closing(self.trace):  # one that is being recorded ends with the pause
-                    self._train_until_pause(batches)
+                    yield from self._train_until_pause(batches)
                 if self._is_stopping():
                     self._save_and_exit()
                 if not self._evaluation_is_due():
@@ -187,7 +172,7 @@ class _Run:
         seen = self.progress.examples_seen
         return seen > self.progress.evaluated_at and self.plan.is_evaluation(seen, self.progress.evaluated_at)
 
-    def _train_until_pause(self, batches: Iterator[Any]) -> None:
+    def _train_until_pause(self, batches: Iterator[Any]) -> Generator[Request, Answer, None]:
         """Steps until a checkpoint or an evaluation is due or a signal came. Reads each step's sums one step late."""
         position, pending = self.progress.examples_seen, None
         began, first, waited = time.monotonic(), position, 0.0
@@ -195,7 +180,7 @@ class _Run:
             asked = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - asked
-            self.state, sums = self.train_step(self.state, batch)
+            self.state, sums = yield self.state, batch
             if pending is not None:
                 self._record_step(position, pending)
             pending = sums
@@ -252,7 +237,7 @@ class _Run:
         """Validation, the plateau's decision, the epoch's record and a checkpoint."""
         began = time.monotonic()
         progress, position = self.progress, self.progress.examples_seen
-        totals = self._totals_of(self.evaluate, "validation")
+        totals = self._totals_of(self.experiment.evaluate, "validation")
         validation = metrics.summarize(totals, self.dataset.num_classes)
         if not math.isfinite(validation["loss"]):
             self._diverged(f"the validation loss is {validation['loss']}", position)
@@ -280,7 +265,7 @@ class _Run:
     def _test(self) -> dict[str, Any]:
         """The error on the test split, which nothing before has looked at, with the last parameters."""
         split = "test" if "test" in self.dataset.splits else "validation"
-        summary = metrics.summarize(self._totals_of(self.test, split), self.dataset.num_classes)
+        summary = metrics.summarize(self._totals_of(self.experiment.test, split), self.dataset.num_classes)
         record = {"split": split, "views": self.config.test_views, **summary}
         self.writer.write("test", self.progress.examples_seen, record)
         self.writer.sync()
@@ -302,7 +287,7 @@ class _Run:
             "batch_stats": self.state.batch_stats,
             "velocity": optax.tree.get(self.state.opt_state, "trace"),
             "plateau": self.plateau_state,
-            "preprocessing": {name: getattr(self.preprocessing, name) for name in MEASURED},
+            "preprocessing": {name: getattr(self.experiment.preprocessing, name) for name in MEASURED},
         }
 
     def _save(self, may_wait: bool = False) -> None:
@@ -382,7 +367,7 @@ class _Run:
                 "network": f"{self.config.model.preset}, {parameters:,} parameters, {macs:,} MACs an image",
                 "data": f"{self.config.data.name}: {sizes}; {self.dataset.num_classes} classes",
                 "images": f"{self.config.data.image_size} pixels, crops of {self.config.data.crop}, from "
-                + places[self.source.residence],
+                + places[self.experiment.source.residence],
                 "devices": f"{len(devices)} x {devices[0].device_kind}, {self.devices.layout}, "
                 f"{hosts.count()} process{'es' if hosts.count() > 1 else ''}; batch {self.plan.batch_size}",
                 "learning rate": describe_learning_rate(self.config.optimizer, self.plan.batch_size),

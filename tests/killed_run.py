@@ -30,9 +30,9 @@ def main(workdir: str, prepared_dir: str, point: str) -> None:
     name, _, place = point.partition("-")
     send = getattr(signal, name) if name.startswith("SIG") else signal.SIGKILL
     if point == "step" or (name.startswith("SIG") and not place):
-        before(train._Run, "_record_step", lambda run, position, sums: position == 23 * 8, send)
+        before(train.Run, "_record_step", lambda run, position, sums: position == 23 * 8, send)
     elif point == "evaluation" or place == "evaluation":
-        before(train._Run, "_totals_of", lambda run, *_: run.progress.examples_seen > 200, send)
+        before(train.Run, "_totals_of", lambda run, *_: run.progress.examples_seen > 200, send)
     elif point == "save":
         after_start_of_third_save(send)
     train.train_and_evaluate(config, workdir, command=["main.py"])

@@ -228,7 +228,7 @@ def test_few_classes_have_no_top5_error(
     images = InMemoryRecords(np.zeros((5, 72, 72, 3), np.uint8), np.zeros(5, np.int32))
     splits = dict.fromkeys(("train", "validation", "test"), images)
     dataset = Dataset(splits, ("only",), Statistics.unknown(72), "content", tmp_path)
-    monkeypatch.setattr("alexnet_jax.train.open_dataset", lambda _: dataset)
+    monkeypatch.setattr("alexnet_jax.experiment.open_dataset", lambda _: dataset)
     result = train_and_evaluate(make_config(max_steps=1), tmp_path)
     assert (result["top1_error"], result["top5_error"]) == (0, None)
     assert "top-5 error is left out" in capsys.readouterr().out
@@ -250,6 +250,6 @@ def test_memory_exhausted_on_the_way_is_one_line(
     def fail(*_: Any) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nat a place")
 
-    monkeypatch.setattr("alexnet_jax.train._Run._record_step", fail)
+    monkeypatch.setattr("alexnet_jax.train.Run._record_step", fail)
     with pytest.raises(UserError, match=r"allocating 9 bytes\.\): give a smaller config\.batch_size"):
         train_and_evaluate(make_config(max_steps=2), tmp_path)
