@@ -127,13 +127,19 @@ class Devices(abc.ABC):
     def layout(self) -> str:
         """How the devices share the work, in words."""
 
-    def compile_train_step(self, train_step: Step[State], resident: dict[str, np.ndarray] | None = None) -> "Program":
+    def compile_train_step(
+        self,
+        train_step: Step[State],
+        resident: dict[str, np.ndarray] | None = None,
+        of_many: Callable[[Step[State]], Any] | None = None,
+    ) -> "Program":
         """The step on all devices; it consumes the state that it is given and adds to the sums what was used.
 
         Args:
-          train_step: for the share of one device; of one network or of a population.
+          train_step: for the share of one device.
           resident: arrays of the whole training split, by example id, that every device is to hold; a batch needs none
             of them then, only its ids.
+          of_many: makes the step one of several states and batches; see `population.make_population_step`.
 
         Returns the step. Its sums hold also "id" and "epoch" of every example that the devices had, in order, and the
         sum of the batch's "stop", if there is one: what one process tells all with a batch.
@@ -147,7 +153,12 @@ class Devices(abc.ABC):
                 sums |= add_up({"stop": jnp.sum(batch["stop"])}, self.axes)
             return state, sums
 
-        return Program(self, step, "s b c", "s c", "batch_size", self.place(resident or {}))
+        def step_of_many(states: Any, batches: Any, resident: dict[str, jax.Array]) -> Any:
+            assert of_many
+            return of_many(lambda state, batch: step(state, batch, resident))(states, batches)
+
+        whole = step_of_many if of_many else step
+        return Program(self, whole, "s b c", "s c", "batch_size", self.place(resident or {}))
 
     def compile_eval_step(self, eval_step: EvalStep) -> "Program":
         """The step on all devices."""

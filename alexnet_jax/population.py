@@ -1,11 +1,11 @@
 """Small networks trained at once: one compiled step for all members of a population.
 
-Members have the same layers and see the same images; the rest is each one's own, and it learns what it would learn
+Members have the same layers; hyperparameters, seed and images are each one's own, and it learns what it would learn
 alone.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.models import AlexNet
 from alexnet_jax.optimizer import make_optimizer
-from alexnet_jax.steps import Batch, Step, make_train_step
+from alexnet_jax.steps import Batch, make_train_step
 from alexnet_jax.towers import ONE_DEVICE, Axes
 from alexnet_jax.train_state import TrainState
 
@@ -28,7 +28,7 @@ IN_A_TURN = 2
 
 @flax.struct.dataclass
 class Member:
-    """A network in training and its own hyperparameters; a population is one whose arrays have an axis of members.
+    """A network in training and its own hyperparameters.
 
     Attributes:
       state: as of a network alone; its key is of the member's seed, its learning rates are the member's.
@@ -43,20 +43,21 @@ class Member:
     dropout_rate: Any
 
 
-def stack(members: Sequence[Member]) -> Member:
-    """The population of these members, each array with a leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+Result = tuple[Member, dict[str, Array]]
+Members = tuple[Member, ...]
+Batches = tuple[Batch, ...]
+Results = tuple[Members, tuple[dict[str, Array], ...]]
 
 
 def make_member_step(
     config: ConfigDict, model: AlexNet, preprocessing: Preprocessing, axes: Axes = ONE_DEVICE
-) -> Step[Member]:
+) -> Callable[[Member, Batch], Result]:
     """`steps.make_train_step` of one member; `config` is the optimizer's.
 
     What a member has of its own is traced, so that one program serves all values.
     """
 
-    def member_step(member: Member, batch: Batch) -> tuple[Member, dict[str, Array]]:
+    def member_step(member: Member, batch: Batch) -> Result:
         optimizer = make_optimizer(config, member.state.params, member.momentum, member.weight_decay)
         own_model = model.clone(dropout_rate=member.dropout_rate)
         state, sums = make_train_step(own_model, optimizer, preprocessing, axes)(member.state, batch)
@@ -65,19 +66,29 @@ def make_member_step(
     return member_step
 
 
-def make_population_step(member_step: Step[Member]) -> Step[Member]:
-    """The same step of all members, in one program; returns the sums of each.
+def make_population_step(member_step: Callable[[Member, Batch], Result]) -> Callable[[Members, Batches], Results]:
+    """The same step of all members, each with a batch of its own, in one program.
 
     With all members side by side their convolutions become one in groups, which suits accelerators and is 3 to 4 times
     too slow on a CPU. There members go through a loop.
     """
 
-    def in_a_loop(population: Member, batch: Batch) -> tuple[Member, dict[str, Array]]:
-        _, results = lax.scan(lambda _, member: (None, member_step(member, batch)), None, population, unroll=IN_A_TURN)
+    def in_a_loop(members: Member, batches: Batch) -> Result:
+        _, results = lax.scan(lambda _, own: (None, member_step(*own)), None, (members, batches), unroll=IN_A_TURN)
         return results
 
-    def population_step(population: Member, batch: Batch) -> tuple[Member, dict[str, Array]]:
-        side_by_side = jax.vmap(member_step, in_axes=(0, None))
-        return lax.platform_dependent(population, batch, cpu=in_a_loop, default=side_by_side)
+    def population_step(members: Members, batches: Batches) -> Results:
+        stacked = _stack(members), _stack(batches)
+        after, sums = lax.platform_dependent(*stacked, cpu=in_a_loop, default=jax.vmap(member_step))
+        return _unstack(after, len(members)), _unstack(sums, len(members))
 
     return population_step
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    """One tree for many alike, each array with a leading axis of members."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _unstack(tree: Any, count: int) -> tuple[Any, ...]:
+    return tuple(jax.tree.map(lambda leaves, number=number: leaves[number], tree) for number in range(count))

@@ -22,6 +22,16 @@ def silence() -> None:
     _console.quiet = True
 
 
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Shows nothing while the context lasts: one run of many does not speak for itself."""
+    quiet, _console.quiet = _console.quiet, True
+    try:
+        yield
+    finally:
+        _console.quiet = quiet
+
+
 def show(text: str, style: str = "") -> None:
     """Prints a line, above the progress bar if there is one."""
     _console.print(_printable(text), style=style, markup=False, soft_wrap=True)
@@ -136,4 +146,6 @@ def work_progress(what: str, total: int, finished: int = 0) -> Iterator[WorkProg
 
 def _progress(*columns: Any) -> Progress:
     time_left = (TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, *time_left, console=_console, transient=True, disable=not _console.is_terminal)
+    return Progress(
+        *columns, *time_left, console=_console, transient=True, disable=_console.quiet or not _console.is_terminal
+    )

@@ -80,8 +80,17 @@ class Run:
     It asks whoever drives it for its training steps: by `train_step` alone, or together with those of other runs.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, experiment: Experiment, command: Sequence[str]):
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        experiment: Experiment,
+        command: Sequence[str],
+        on_epoch: Callable[[dict[str, Any]], None] = lambda _: None,
+    ):
+        """`on_epoch` gets the record of each evaluation once it is saved; what it raises ends the run."""
         self.config, self.workdir, self.experiment = config, workdir, experiment
+        self.on_epoch = on_epoch
         self.dataset, self.model, self.devices = experiment.dataset, experiment.model, experiment.devices
         self.command_line = run_folder.command_line(command)
         self.next_commands = run_folder.next_commands(command, config, workdir)
@@ -261,6 +270,7 @@ class Run:
         progress.totals, progress.ids_sha256, progress.evaluated_at = {}, "", position
         self._set_rates(position, reason)
         self._save()
+        self.on_epoch(record)
 
     def _test(self) -> dict[str, Any]:
         """The error on the test split, which nothing before has looked at, with the last parameters."""

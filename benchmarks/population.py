@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from alexnet_jax.population import Member, make_member_step, make_population_step, stack
+from alexnet_jax.population import Member, make_member_step, make_population_step
 from alexnet_jax.speed import RandomTraining
 from benchmarks.contenders import Steps, spread
 from configs import alexnet
@@ -60,24 +60,23 @@ class Population:
 
     def __init__(self, networks: Sequence[RandomTraining], configs: Sequence[ConfigDict]):
         first, devices = networks[0], networks[0].devices
-        step = make_population_step(
-            make_member_step(configs[0].optimizer, first.model, first.preprocessing, devices.axes)
-        )
+        step = make_member_step(configs[0].optimizer, first.model, first.preprocessing, devices.axes)
         members = [
             Member(network.state, config.optimizer.momentum, config.optimizer.weight_decay, first.model.dropout_rate)
             for network, config in zip(networks, configs, strict=True)
         ]
-        self._step, self._batch = devices.compile_train_step(step), first.batch
-        self._state = devices.place(stack(members))
+        self._step = devices.compile_train_step(step, of_many=make_population_step)
+        self._batches = (first.batch,) * len(members)
+        self._members = devices.place(tuple(members))
 
     def run(self, steps: int) -> None:
         """Does so many steps."""
         pending = None
         for _ in range(steps):
-            self._state, sums = self._step(self._state, self._batch)
+            self._members, sums = self._step(self._members, self._batches)
             jax.device_get(pending)  # one step late, as the loop does
             pending = sums
-        jax.block_until_ready((self._state, pending))
+        jax.block_until_ready((self._members, pending))
 
 
 def seconds(run: Steps, steps: int) -> float:

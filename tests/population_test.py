@@ -14,8 +14,8 @@ from alexnet_jax.augment import Preprocessing
 from alexnet_jax.models import AlexNet
 from alexnet_jax.optimizer import make_optimizer
 from alexnet_jax.parallel import DataParallel
-from alexnet_jax.population import Member, make_member_step, make_population_step, stack
-from alexnet_jax.steps import Step, make_train_step
+from alexnet_jax.population import Member, make_member_step, make_population_step
+from alexnet_jax.steps import make_train_step
 from alexnet_jax.towers import Axes
 from alexnet_jax.train_state import create_train_state, init_variables
 from tests.training_setup import setup
@@ -48,9 +48,9 @@ class Network:
         return config, model, preprocessing
 
 
-def batches(image_size: int) -> list[dict[str, np.ndarray]]:
+def batches(image_size: int, seed: int) -> list[dict[str, np.ndarray]]:
     """Colours that tell the class, in noise."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     colors = generator.integers(0, 256, (10, 1, 1, 3))
     labels = generator.integers(0, 10, (STEPS, BATCH), dtype=np.int32)
     noise = generator.integers(-40, 40, (STEPS, BATCH, image_size, image_size, 3))
@@ -74,63 +74,71 @@ def create_member(config: ConfigDict, model: AlexNet, settings: Settings) -> Mem
     return Member(state=state.replace(learning_rates=rates), **own)
 
 
-def trained(devices: DataParallel, step: Step[Any], state: Any, image_size: int) -> tuple[Any, np.ndarray]:
-    """The state after all steps, and the loss of each, [steps, ...]."""
-    compiled, state, losses = devices.compile_train_step(step), devices.place(state), []
-    for batch in batches(image_size):
-        state, sums = compiled(state, devices.shard(batch))
-        losses.append(np.asarray(sums["loss_sum"]))
-    return state, np.stack(losses)
-
-
-def trained_alone(devices: DataParallel, network: Network, settings: Settings) -> tuple[Any, np.ndarray]:
+def trained_alone(devices: DataParallel, network: Network, settings: Settings, number: int) -> tuple[Any, np.ndarray]:
     """As `train.py` makes the step: all but the learning rates is in the program."""
     config, model, preprocessing = network.setup()
     state = create_member(config, model, settings).state
     config.optimizer.update({name: settings[name] for name in ("momentum", "weight_decay")})
     model = model.clone(dropout_rate=settings["dropout_rate"])
     step = make_train_step(model, make_optimizer(config.optimizer, state.params), preprocessing, Axes(("data",)))
-    return trained(devices, step, state, config.data.image_size)
+    compiled, state, losses = devices.compile_train_step(step), devices.place(state), []
+    for batch in batches(config.data.image_size, number):
+        state, sums = compiled(state, devices.shard(batch))
+        losses.append(np.asarray(sums["loss_sum"]))
+    return state, np.stack(losses)
 
 
-def side_by_side(member_step: Step[Member]) -> Step[Member]:
+def trained_at_once(
+    devices: DataParallel, network: Network, settings: list[Settings]
+) -> tuple[tuple[Member, ...], np.ndarray]:
+    """The members after all steps, each with batches of its own, and their losses, [steps, members]."""
+    config, model, preprocessing = network.setup()
+    step = make_member_step(config.optimizer, model, preprocessing, Axes(("data",)))
+    compiled = devices.compile_train_step(step, of_many=make_population_step)
+    members, losses = devices.place(tuple(create_member(config, model, own) for own in settings)), []
+    of_members = [batches(config.data.image_size, number) for number in range(len(settings))]
+    for of_step in zip(*of_members, strict=True):
+        members, sums = compiled(members, tuple(map(devices.shard, of_step)))
+        losses.append([np.asarray(of_member["loss_sum"]) for of_member in sums])
+    return members, np.asarray(losses)
+
+
+def side_by_side(*args: Any, default: Callable[..., Any], cpu: Callable[..., Any]) -> Any:
     """What an accelerator does with a population."""
-    return jax.vmap(member_step, in_axes=(0, None))
+    return default(*args)
 
 
 # Convolutions side by side are rounded otherwise, and 20 steps of that move a maximum or a ReLU's edge here and there.
 @pytest.mark.parametrize(
-    ("network", "members", "devices", "make_step"),
+    ("network", "settings", "devices", "is_accelerator"),
     [
-        (Network("lenet,smoke"), ONE_AT_A_TIME, 1, make_population_step),
-        (Network("lenet,smoke"), ALL_AT_ONCE, 2, make_population_step),
-        (Network("cifar_18pct,smoke"), ALL_AT_ONCE, 1, make_population_step),
-        (Network("lenet,smoke", smooth=True), ALL_AT_ONCE, 1, side_by_side),
+        (Network("lenet,smoke"), ONE_AT_A_TIME, 1, False),
+        (Network("lenet,smoke"), ALL_AT_ONCE, 2, False),
+        (Network("cifar_18pct,smoke"), ALL_AT_ONCE, 1, False),
+        (Network("lenet,smoke", smooth=True), ALL_AT_ONCE, 1, True),
     ],
 )
 def test_a_member_learns_what_it_would_learn_alone(
-    network: Network, members: list[Settings], devices: int, make_step: Callable[[Step[Member]], Step[Member]]
+    network: Network, settings: list[Settings], devices: int, is_accelerator: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, model, preprocessing = network.setup()
+    if is_accelerator:
+        monkeypatch.setattr("jax.lax.platform_dependent", side_by_side)
     parallel = DataParallel.create(devices)
-    step = make_step(make_member_step(config.optimizer, model, preprocessing, Axes(("data",))))
-    population = stack([create_member(config, model, settings) for settings in members])
-    population, losses = trained(parallel, step, population, config.data.image_size)
-    assert len(np.unique(losses[-1])) == len(members)
-    for number, settings in enumerate(members):
-        alone, losses_alone = trained_alone(parallel, network, settings)
+    members, losses = trained_at_once(parallel, network, settings)
+    assert len(np.unique(losses[-1])) == len(settings)
+    for number, (member, own) in enumerate(zip(members, settings, strict=True)):
+        alone, losses_alone = trained_alone(parallel, network, own, number)
         np.testing.assert_allclose(losses[:, number], losses_alone, rtol=1e-5)
-        for arrays, expected in zip(
-            jax.tree.leaves(population.state.params), jax.tree.leaves(alone.params), strict=True
-        ):
-            np.testing.assert_allclose(arrays[number], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+        for array, expected in zip(jax.tree.leaves(member.state.params), jax.tree.leaves(alone.params), strict=True):
+            np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_members_share_a_program_in_a_loop_on_the_cpu_and_side_by_side_on_accelerators() -> None:
     config, model, preprocessing = Network("lenet,smoke").setup()
     step = make_population_step(make_member_step(config.optimizer, model, preprocessing))
-    population = stack([create_member(config, model, settings) for settings in ONE_AT_A_TIME])
-    traced = jax.jit(lambda batch: step(population, batch)).trace(batches(config.data.image_size)[0])
+    members = tuple(create_member(config, model, settings) for settings in ONE_AT_A_TIME)
+    batch = batches(config.data.image_size, 0)[0]
+    traced = jax.jit(lambda *of_members: step(members, of_members)).trace(*[batch] * len(members))
     texts = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda")}
     in_groups = f"feature_group_count = {len(ONE_AT_A_TIME)}"
     assert in_groups not in texts["cpu"]
