@@ -136,6 +136,7 @@ FREE_KEYS = (
     "max_steps",
     "eval_batch_size",
     "log_every_steps",
+    "stuck_after_steps",
     "compilation_cache_dir",
     "profile_steps",
     "data.dir",
@@ -184,7 +185,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "must be more than 0",
     ),
     (
-        "seed max_steps profile_steps optimizer.weight_decay optimizer.cooldown optimizer.threshold "
+        "seed max_steps stuck_after_steps profile_steps optimizer.weight_decay optimizer.cooldown optimizer.threshold "
         "optimizer.minimum_rate optimizer.min_divisions parallel.num_devices "
         "parallel.process_id checkpoint.every_steps data.num_threads",
         lambda value: value >= 0,

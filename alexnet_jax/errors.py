@@ -17,6 +17,12 @@ class TrainingDivergedError(UserError):
     exit_code = 1
 
 
+class TrainingStuckError(UserError):
+    """The loss has stayed at that of guessing: the input was valid, nothing is learned from it."""
+
+    exit_code = 1
+
+
 class LostProcessError(UserError):
     """Another process of the run has failed, ended or hangs."""
 

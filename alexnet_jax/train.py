@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import audit, hosts, metrics, run_folder, terminal
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
-from alexnet_jax.errors import TrainingDivergedError
+from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
 from alexnet_jax.experiment import MEASURED, Evaluate, Experiment, open_experiment
 from alexnet_jax.metric_writer import MetricWriter, describe_environment, write_json
 from alexnet_jax.models import summarize
@@ -32,6 +32,7 @@ from alexnet_jax.parallel import exhaustion_in_a_line
 from alexnet_jax.profiling import StepTrace
 from alexnet_jax.run_folder import Progress
 from alexnet_jax.run_plan import RunPlan
+from alexnet_jax.starting import StartWatch, diagnose
 from alexnet_jax.steps import Batch, TrainStep, make_train_step
 from alexnet_jax.stop_signals import StopSignals
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
@@ -48,6 +49,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequenc
     Raises:
       UserError: bad input, or a run of another config in workdir.
       TrainingDivergedError: the loss is NaN or infinite.
+      TrainingStuckError: it stays at that of guessing.
       KeyboardInterrupt: SIGINT, or SIGTERM while images are being prepared (Terminated).
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
@@ -116,6 +118,7 @@ class Run:
         self.rates: Any = None
         self.compiled, self.images_per_second, self.input_share = False, 0.0, 0.0
         self.agreed_to_stop = False
+        self.start_watch = StartWatch(self.dataset.splits["train"].labels, config.stuck_after_steps)
 
     def execute(self, stop: StopSignals) -> Generator[Request, Answer, dict[str, Any]]:
         """The whole run, from wherever it stands, to its test metrics; a signal that `stop` notes ends it early."""
@@ -220,6 +223,8 @@ class Run:
         self.agreed_to_stop = bool(sums.pop("stop", False))
         progress.totals = metrics.add(progress.totals, sums)
         step = position // self.plan.batch_size
+        if self.start_watch.is_stuck(step, loss):
+            self._stuck(step)
         if step % self.config.log_every_steps == 0:
             began_at = self.plan.epoch(position - self.plan.batch_size)
             rate = self.schedule(began_at, self.plateau.scale(self.plateau_state))
@@ -349,13 +354,23 @@ class Run:
 
     def _diverged(self, what: str, position: int) -> None:
         step = position // self.plan.batch_size
+        raise TrainingDivergedError(
+            f"{what} in step {step} (epoch {self._epoch(position)}) at learning rate {self.rate:g}; "
+            f"{self._last_good()}. Try a smaller config.optimizer.learning_rate in another --workdir"
+        )
+
+    def _stuck(self, step: int) -> None:
+        variables = self.devices.on_host({"params": self.state.params, "batch_stats": self.state.batch_stats})
+        parts = self.config, self.model, self.dataset, self.experiment.preprocessing
+        diagnosis = diagnose(*parts, variables, self.start_watch, self.rate)
+        terminal.show(diagnosis.table())
+        raise TrainingStuckError(f"{self.start_watch.text(step)}; {self._last_good()}; {diagnosis.text()}")
+
+    def _last_good(self) -> str:
+        """The newest checkpoint, once all are written."""
         self.checkpoints.wait()
         names = checkpoint_names(self.checkpoints_dir)
-        good = f"the last good checkpoint is {self.checkpoints_dir / str(names[-1])}" if names else "none was saved"
-        raise TrainingDivergedError(
-            f"{what} in step {step} (epoch {self._epoch(position)}) at learning rate {self.rate:g}; {good}. "
-            "Try a smaller config.optimizer.learning_rate in another --workdir"
-        )
+        return f"the last good checkpoint is {self.checkpoints_dir / str(names[-1])}" if names else "none was saved"
 
     def _write_description(self) -> None:
         write_json(self.workdir / "config.json", self.config.to_dict())

@@ -56,6 +56,7 @@ def _default() -> ConfigDict:
             "eval_batch_size": 128,  # images a step of evaluation; changes no result
             "test_views": 1,  # views that a test prediction is averaged over: 1 (centre), 2 (and mirror), 10 (paper)
             "log_every_steps": 50,  # steps between loss lines in metrics.jsonl
+            "stuck_after_steps": 5000,  # a run that still guesses after so many steps ends with a diagnosis; 0: never
             "compilation_cache_dir": "data/compiled",  # folder of compiled programs, which start faster; "": none
             "profile_steps": 0,  # steps to trace after the first three, into profile/ of the run; 0: none
             "data": {

@@ -1,0 +1,146 @@
+"""How often each preset starts to learn at its full size, on CIFAR-10 enlarged to 256 pixels; prints Markdown.
+
+    python -m benchmarks.starting --data-dir=cifar10
+
+cifar10 holds train/CLASS/*.jpg and test/CLASS/*.jpg. A run ends as soon as it has started (alexnet_jax/starting.py) or
+after --steps. results/starting.json is written after each run; what is there already is not run again.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from alexnet_jax.datasets import Dataset
+from alexnet_jax.experiment import make_preprocessing, make_train_source, open_dataset
+from alexnet_jax.models import get_model
+from alexnet_jax.optimizer import make_learning_rates, make_optimizer
+from alexnet_jax.parallel import make_devices, use_compilation_cache
+from alexnet_jax.results import write_results
+from alexnet_jax.starting import StartWatch
+from alexnet_jax.steps import make_train_step
+from alexnet_jax.train_state import create_train_state, init_variables
+from configs import alexnet
+
+FULL_SIZE = ("source", "paper", "caffe", "caffenet", "single_tower", "owt", "bn", "modern")
+PRESETS = tuple(preset for preset in FULL_SIZE if preset in alexnet.PRESETS)
+IMAGES_A_CLASS = {"train": 200, "test": 5}
+
+Run = dict[str, Any]
+"""preset, seed, steps allowed, batch, started_at (step or None), mean_loss at the end, seconds."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Does the runs that are missing, then prints a line for each preset."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True, help="CIFAR-10 as a folder")
+    parser.add_argument("--prepared-dir", default="data", help="folder of prepared data sets")
+    parser.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS)
+    parser.add_argument("--seeds", type=int, help="of each preset; by default 3, and 5 of source")
+    parser.add_argument("--steps", type=int, default=150, help="that a run may take to start")
+    parser.add_argument("--batch", type=int, default=32, help="images a step, small for a CPU; papers have 128 or more")
+    parser.add_argument("--output", type=Path, default=Path("results/starting.json"))
+    options = parser.parse_args(argv)
+    folder = _subset(options.data_dir, Path(options.prepared_dir) / "starting")
+    runs: list[Run] = json.loads(options.output.read_text())["results"]["runs"] if options.output.exists() else []
+    budget = {"steps": options.steps, "batch": options.batch}
+    print(f"batches of {options.batch}, {options.steps} steps at most, {IMAGES_A_CLASS['train']} images a class")
+    for preset in options.presets:
+        for seed in range(options.seeds or (5 if preset == "source" else 3)):
+            about = {"preset": preset, "seed": seed, **budget}
+            if not any(about.items() <= run.items() for run in runs):
+                runs.append({**about, **start(_config(folder, options.prepared_dir, about), options.steps)})
+                _write(options.output, runs)
+                print(runs[-1], flush=True)
+    chosen = [run for run in runs if run["preset"] in options.presets and budget.items() <= run.items()]
+    print("| preset | started | median steps to start |\n|---|--:|--:|")
+    for preset, cells in summarize(chosen).items():
+        print(f"| `{preset}` | {cells['started']} of {cells['seeds']} | {cells['median_steps'] or '-'} |")
+
+
+def start(config: ConfigDict, steps: int) -> Run:
+    """Trains until the run has started, for so many steps at most."""
+    use_compilation_cache(config.compilation_cache_dir)
+    dataset: Dataset = open_dataset(config.data)
+    records = dataset.splits["train"]
+    model = get_model(config.model, dataset.num_classes)
+    devices = make_devices(config.parallel, model)
+    variables = init_variables(model, config.data.crop, config.seed)
+    optimizer = make_optimizer(config.optimizer, variables["params"])
+    rates = make_learning_rates(config.optimizer, variables["params"])(0.0, config.optimizer.learning_rate)
+    preprocessing = make_preprocessing(config.data, dataset.statistics)
+    source = make_train_source(config.data, records, devices)
+    step = devices.compile_train_step(
+        make_train_step(model, optimizer, preprocessing, devices.axes), resident=source.resident
+    )
+    fresh = create_train_state(variables, optimizer, config.seed)
+    state = devices.place(dataclasses.replace(fresh, learning_rates=jax.tree.map(np.float32, rates)))
+    watch = StartWatch(records.labels, after=steps)
+    began = time.monotonic()
+    size = config.batch_size
+    with contextlib.closing(source.batches(0, batch_size=size, seed=config.seed, rows=devices.rows(size))) as batches:
+        for number in range(1, steps + 1):
+            state, sums = step(state, devices.shard(next(batches)))
+            loss = sums["loss_sum"].item() / sums["count"].item()
+            if watch.is_stuck(number, loss) or watch.started_at:
+                break
+    return {"started_at": watch.started_at, "mean_loss": watch.mean, "seconds": round(time.monotonic() - began)}
+
+
+def summarize(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Seeds, how many started and their median steps, by preset."""
+    cells = {}
+    for preset in dict.fromkeys(run["preset"] for run in runs):
+        steps = [run["started_at"] for run in runs if run["preset"] == preset]
+        started = [step for step in steps if step is not None]
+        median = statistics.median(started) if started else None
+        cells[preset] = {"seeds": len(steps), "started": len(started), "median_steps": median}
+    return cells
+
+
+def _config(folder: Path, prepared_dir: str, about: Run) -> ConfigDict:
+    config = alexnet.get_config(f"folder,{about['preset']}")
+    config.update({"seed": about["seed"], "batch_size": about["batch"]})
+    config.data.update({"dir": str(folder), "prepared_dir": prepared_dir})
+    return config
+
+
+def _subset(source: Path, folder: Path) -> Path:
+    """The first images of each class, copied, so that they are soon prepared."""
+    for split, images in IMAGES_A_CLASS.items():
+        for directory in sorted(path for path in (source / split).iterdir() if path.is_dir()):
+            (folder / split / directory.name).mkdir(parents=True, exist_ok=True)
+            for file in sorted(directory.iterdir())[:images]:
+                if not (folder / split / directory.name / file.name).exists():
+                    shutil.copy(file, folder / split / directory.name)
+    return folder
+
+
+def _write(path: Path, runs: list[Run]) -> None:
+    seeds = sorted({run["seed"] for run in runs})
+    data = f"CIFAR-10, {IMAGES_A_CLASS['train']} training images a class, enlarged to 256 pixels"
+    budgets = sorted({(run["steps"], run["batch"]) for run in runs})
+    summaries = [
+        {"steps": steps, "batch": batch, "presets": summarize(_of_budget(runs, steps, batch))}
+        for steps, batch in budgets
+    ]
+    command = ["-m", "benchmarks.starting", "--data-dir=cifar10"]
+    write_results(path, command, data, seeds, {"summaries": summaries, "runs": runs})
+
+
+def _of_budget(runs: Sequence[Run], steps: int, batch: int) -> list[Run]:
+    return [run for run in runs if (run["steps"], run["batch"]) == (steps, batch)]
+
+
+if __name__ == "__main__":
+    main()
