@@ -8,6 +8,7 @@ from absl import logging
 from alexnet_jax.config import exit_on_user_error
 
 COMMANDS = {
+    "sweep": "which settings train best; many processes and machines can share the work",
     "prepare": "makes a data set ready to be read fast, and says what is in it",
     "benchmark": "how fast the training step is here, and what limits it",
     "benchmark_input": "how fast images come to the training step, and what limits them",

@@ -85,12 +85,12 @@ def _check_keys(words: list[str], config_file: str) -> None:
     for word in words:
         match = re.match(r"--?(?:no)?config\.([^=]+)", word)
         if match and match[1] not in keys:
-            near = _nearest(match[1], list(keys))
+            near = nearest(match[1], list(keys))
             hint = f"; did you mean config.{near} ({keys[near]!r})?" if near else ""
             raise UserError(f"unknown key config.{match[1]}{hint}")
 
 
-def _nearest(key: str, keys: list[str]) -> str | None:
+def nearest(key: str, keys: list[str]) -> str | None:
     """The key that was probably meant: the same name in another section, its initials (lr), or a similar spelling."""
     name = key.rsplit(".", 1)[-1]
     names = {known.rsplit(".", 1)[-1]: known for known in keys}
@@ -150,14 +150,21 @@ FREE_KEYS = (
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The keys in which two plain configs describe different experiments, as "key: old -> new"."""
-    before, after = dict(flatten(old)), dict(flatten(new))
+    before, after = decisive(old), decisive(new)
     return [
-        f"config.{key}: {_plain(before.get(key))!r} -> {_plain(after.get(key))!r}"
+        f"config.{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if _plain(before.get(key)) != _plain(after.get(key))
-        and key not in FREE_KEYS
-        and not key.startswith(("parallel.", "checkpoint."))
+        if before.get(key) != after.get(key)
     ]
+
+
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a plain config that make it the experiment it is, beside its length."""
+    return {
+        key: _plain(value)
+        for key, value in flatten(config)
+        if key not in FREE_KEYS and not key.startswith(("parallel.", "checkpoint."))
+    }
 
 
 def shared(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,8 +116,14 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all. Raises UserError if it cannot."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, and its folder. Raises UserError if it cannot."""
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, text)
 
 
 def describe_environment(command: list[str]) -> dict[str, Any]:

@@ -70,6 +70,14 @@ def show_layers(rows: Sequence[LayerSummary]) -> None:
     _console.print(table)
 
 
+def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table of texts; what does not fit is folded."""
+    table = Table(*header, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*(Text(_printable(cell)) for cell in row))
+    _console.print(table)
+
+
 def percent(error: float | None) -> str:
     """An error in [0, 1] as people read it; None, for what has no meaning, as a dash."""
     return "-" if error is None else f"{error:.2%}"
@@ -129,10 +137,10 @@ class WorkProgress:
         self._progress, self._task = progress, task
         self._began, self._images = time.monotonic(), 0
 
-    def advance(self, work: int, images: int) -> None:
+    def advance(self, work: int, images: int = 0) -> None:
         """Adds finished work and the images that it was."""
         self._images += images
-        speed = f"{self._images / (time.monotonic() - self._began):,.0f} images/s"
+        speed = f"{self._images / (time.monotonic() - self._began):,.0f} images/s" if images else ""
         self._progress.update(self._task, advance=work, speed=speed)
 
 

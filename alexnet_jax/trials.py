@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import terminal
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError, UserError
 from alexnet_jax.experiment import Experiment, open_experiment
 from alexnet_jax.metric_writer import read_metrics
 from alexnet_jax.optimizer import scale_learning_rate
@@ -57,12 +57,14 @@ class Outcome:
       epochs: the records of its evaluations, in order; see metrics.jsonl.
       test: the record of its test; None if it did not come so far.
       failure: in a line, why not; None if it did.
+      is_its_fault: whether the settings are to blame: the loss became infinite, or stayed at that of guessing.
     """
 
     trial: Trial
     epochs: list[dict[str, Any]]
     test: dict[str, Any] | None
     failure: str | None
+    is_its_fault: bool = False
 
 
 class TrialStoppedError(Exception):
@@ -99,12 +101,16 @@ def is_finished(trial: Trial) -> bool:
     return same_length and not config_lib.differences(done, config)
 
 
-def outcome(trial: Trial, failure: str | None = None) -> Outcome:
-    """What the folder of a trial tells."""
+def outcome(trial: Trial, error: Exception | None = None) -> Outcome:
+    """What the folder of a trial tells, and what ended it too soon."""
     records = read_metrics(trial.workdir)
     epochs = [record for record in records if record["kind"] == "epoch"]
     tests = [record for record in records if record["kind"] == "test"]
-    return Outcome(trial, epochs, tests[-1] if tests and failure is None else None, failure)
+    if error is None:
+        return Outcome(trial, epochs, tests[-1] if tests else None, None)
+    return Outcome(
+        trial, epochs, None, _in_a_line(error), isinstance(error, TrainingDivergedError | TrainingStuckError)
+    )
 
 
 @dataclasses.dataclass
@@ -173,7 +179,7 @@ class _Pool:
                 answers = self._answers(going)
         except Exception as error:
             for one in going:
-                yield outcome(one.trial, _in_a_line(error))
+                yield outcome(one.trial, error)
             return
         for one, answer in zip(going, answers, strict=True):
             yield from self._attempt(one.trial, functools.partial(self._send, one, answer))
@@ -199,7 +205,7 @@ class _Pool:
         except SystemExit:
             return  # saved after a signal, which the others will notice too
         except Exception as error:  # whatever it was, the next trial may do better
-            yield outcome(trial, _in_a_line(error))
+            yield outcome(trial, error)
 
 
 class _Population:

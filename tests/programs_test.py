@@ -22,17 +22,12 @@ from tests.pictures import make_folder
 CONFIG = "--config=configs/alexnet.py:folder,cifar_18pct"
 
 
-@pytest.fixture(autouse=True)
-def fresh_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As at the start of a process, which parses its flags once."""
+def run(program: Callable[[list[str]], None], argv: list[str]) -> None:
+    """As in a process of its own, which parses its flags once; ml_collections looks at the process's own arguments."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", values, lock_config=True)
-    monkeypatch.setattr(flags, "FLAGS", values)
-
-
-def run(program: Callable[[list[str]], None], argv: list[str]) -> None:
-    """ml_collections looks for overrides in the process's own arguments."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flags, "FLAGS", values)
         patch.setattr(sys, "argv", ["alexnet_jax", *argv])
         program(argv)
 
