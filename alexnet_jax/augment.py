@@ -15,7 +15,7 @@ Pixels = UInt8[Array, "batch size size 3"]
 Centred = Float[Array, "batch size size 3"]
 Crops = Float[Array, "batch crop crop 3"]
 
-CROPPINGS = ("random", "resized")
+CROPPINGS = ("random", "resized", "centre")
 COLOR_NOISE_FORMS = ("source", "paper")
 MEAN_FORMS = ("channel", "image_centre", "image_crop")
 VIEWS = (1, 2, 10)
@@ -28,8 +28,8 @@ class Preprocessing:
 
     Attributes:
       crop: side of the window that the network sees.
-      cropping: "random", every window equally likely (paper section 4.1; CHM convdata_jpeg.py), or "resized", a random
-        part of random shape scaled to the window (the modern recipe).
+      cropping: "random", every window equally likely (paper section 4.1; CHM convdata_jpeg.py), "resized", a random
+        part of random shape scaled to the window (the modern recipe), or "centre", the window of testing.
       mirror: reflect half of the training images.
       mean: what is subtracted: of R, G and B, [3], or the mean image, [size, size, 3].
       mean_form: "channel"; "image_centre", the central window of the mean image from every window, wherever it lies and
@@ -60,8 +60,8 @@ class Preprocessing:
         for key, known in names.items():
             if getattr(self, key) not in known:
                 raise UserError(f"config.data.{key}={getattr(self, key)!r} is unknown; there are: {', '.join(known)}")
-        if self.mean_form == "image_crop" and self.cropping != "random":
-            raise UserError("config.data.mean_form='image_crop' needs config.data.cropping='random': whole pixels")
+        if self.mean_form == "image_crop" and self.cropping == "resized":
+            raise UserError("config.data.mean_form='image_crop' needs whole pixels: config.data.cropping='random'")
 
     def centre(self, image: Any) -> Any:
         """The central window, [..., crop, crop, 3]."""
@@ -77,9 +77,10 @@ def training_images(
     crop_keys, mirror_keys, color_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
     if p.mean_form == "image_crop":
         images = images - p.mean[None]
-    crops = (
-        random_crops(images, crop_keys, p.crop) if p.cropping == "random" else resized_crops(images, crop_keys, p.crop)
-    )
+    if p.cropping == "centre":
+        crops = p.centre(images).astype(jnp.float32)
+    else:
+        crops = {"random": random_crops, "resized": resized_crops}[p.cropping](images, crop_keys, p.crop)
     if p.mirror:
         reflect = jax.vmap(jax.random.bernoulli)(mirror_keys)
         crops = jnp.where(reflect[:, None, None, None], crops[:, :, ::-1], crops)

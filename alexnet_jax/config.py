@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,13 +35,13 @@ def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]
     return wrapped
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parses absl flags with a --config; a mistake ends the program with one line and status 2."""
     try:
         config_file = _config_file(argv[1:])
         if config_file:
             _check_keys(argv[1:], config_file)
-        remaining = flags.FLAGS(argv)
+        remaining = values(argv)
         if not config_file:
             raise UserError("which configuration? Give --config=configs/alexnet.py")
         return remaining
@@ -51,12 +51,14 @@ def parse_flags(argv: list[str]) -> list[str]:
         _exit(" ".join(str(error).split()))
 
 
-def config_from_flags(program: str, argv: list[str]) -> ConfigDict:
+def config_from_flags(program: str, argv: Sequence[str]) -> ConfigDict:
     """The config that a program's `--config=FILE --config.KEY=VALUE` describe, checked."""
-    if "config" not in flags.FLAGS:
-        config_flags.DEFINE_config_file("config", None, "Configuration: FILE.py or FILE.py:CHOICES.", lock_config=True)
-    refuse_words(parse_flags([program, *argv]))
-    config: ConfigDict = flags.FLAGS["config"].value
+    words, values = [program, *argv], flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "FILE.py or FILE.py:CHOICES", values, lock_config=True, sys_argv=words
+    )
+    refuse_words(parse_flags(words, values))
+    config: ConfigDict = values["config"].value
     check(config.to_dict())
     return config
 
@@ -134,6 +136,7 @@ FREE_KEYS = (
     "batch_size",
     "epochs",
     "max_steps",
+    "stop_at_train_error",
     "eval_batch_size",
     "log_every_steps",
     "stuck_after_steps",
@@ -220,7 +223,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "must be three rows of three numbers",
     ),
     ("data.jpeg_quality", lambda value: 1 <= value <= 100, "must be from 1 to 100"),
-    ("data.test_fraction data.max_quarantined", lambda value: 0 <= value < 1, "must be in [0, 1)"),
+    ("stop_at_train_error data.test_fraction data.max_quarantined", lambda value: 0 <= value < 1, "must be in [0, 1)"),
     ("data.max_megapixels", lambda value: value > 0, "must be more than 0"),
     ("seed", lambda value: value < 2**31, "must be less than 2^31"),
     ("model.dropout_rate optimizer.momentum", lambda value: 0 <= value < 1, "must be in [0, 1)"),

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from alexnet_jax.machine import available_cores, memory_bytes, processor_name
-from alexnet_jax.metric_writer import describe_environment, write_json
+from alexnet_jax.metric_writer import describe_environment, read_metrics, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,18 @@ class Spread:
     def text(self, form: str = ".2f") -> str:
         """Mean ± standard deviation, each in a format like ".2f" or ".2%"."""
         return format(self.mean, form) + ("" if self.std is None else f" ± {format(self.std, form)}")
+
+
+def describe_data(config: ConfigDict, workdir: Path) -> str:
+    """The data set of a finished run, with the sizes of its splits."""
+    records = {record["kind"]: record for record in read_metrics(workdir)}
+    sizes = {
+        "training": records["start"]["train_examples"],
+        "validation": records["epoch"]["validation_count"],
+        "test": records["test"]["count"],
+    }
+    name = f"folder {Path(config.data.dir).name}" if config.data.name == "folder" else config.data.name
+    return f"{name}: {', '.join(f'{count:,} {split}' for split, count in sizes.items())} images"
 
 
 def write_results(

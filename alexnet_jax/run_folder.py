@@ -1,10 +1,11 @@
 """What the folder of a run holds, whether a config may continue it, and by which commands."""
 
 import dataclasses
+import fcntl
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ml_collections import ConfigDict
 
@@ -27,6 +28,7 @@ class Progress:
       ids_sha256: hash of their examples; see `audit.chain`.
       best_top1_error: the lowest validation error so far, in [0, 1].
       best_examples_seen: its position.
+      train_top1_error: of the training batches between the last two evaluations, in [0, 1].
     """
 
     examples_seen: int = 0
@@ -35,6 +37,19 @@ class Progress:
     ids_sha256: str = ""
     best_top1_error: float | None = None
     best_examples_seen: int | None = None
+    train_top1_error: float | None = None
+
+
+def claim(workdir: Path) -> TextIO | None:
+    """A file that keeps other processes of this machine from claiming the folder until it is closed; None: one has."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / ".claim").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict[str, Any]]:

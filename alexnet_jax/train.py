@@ -129,7 +129,7 @@ class Run:
         seen = self.progress.examples_seen
         self._show_header()
         finished = [record for record in found["tests"] if record["examples_seen"] == seen]
-        if seen >= self.plan.total_examples and finished:
+        if self._is_over() and finished:
             terminal.show_end(finished[-1], "is finished already", self.workdir, self.next_commands)
             return finished[-1]
         if hosts.is_main():
@@ -161,7 +161,7 @@ class Run:
             while True:
                 if self._evaluation_is_due():
                     self._evaluate()
-                if self.progress.examples_seen >= self.plan.total_examples:
+                if self._is_over():
                     return
                 with contextlib.closing(self.trace):  # one that is being recorded ends with the pause
                     yield from self._train_until_pause(batches)
@@ -179,6 +179,12 @@ class Run:
     def _is_stopping(self) -> bool:
         """The same in all processes: after a signal to one of them, once all have heard of it."""
         return self.agreed_to_stop if hosts.count() > 1 else self.stop.received is not None
+
+    def _is_over(self) -> bool:
+        """At the end of the plan, or where the last evaluation found training errors rare enough."""
+        progress, bound = self.progress, self.config.stop_at_train_error
+        reached = bound and progress.train_top1_error is not None and progress.train_top1_error <= bound
+        return progress.examples_seen >= self.plan.total_examples or bool(reached)
 
     def _evaluation_is_due(self) -> bool:
         seen = self.progress.examples_seen
@@ -273,6 +279,7 @@ class Run:
         if progress.best_top1_error is None or validation["top1_error"] < progress.best_top1_error:
             progress.best_top1_error, progress.best_examples_seen = validation["top1_error"], position
         progress.totals, progress.ids_sha256, progress.evaluated_at = {}, "", position
+        progress.train_top1_error = train["top1_error"]
         self._set_rates(position, reason)
         self._save()
         self.on_epoch(record)

@@ -3,13 +3,14 @@
 Small networks that differ in few things can train together; see `population.py`.
 """
 
+import collections
 import dataclasses
 import functools
 import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import terminal
+from alexnet_jax import run_folder, terminal
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError, UserError
 from alexnet_jax.experiment import Experiment, open_experiment
 from alexnet_jax.metric_writer import read_metrics
@@ -31,6 +32,7 @@ OWN_KEYS = ("seed", "optimizer.learning_rate", "optimizer.momentum", "optimizer.
 """The settings in which runs may differ that train together in one program."""
 
 TIMED_STEPS = 10
+POLL_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,8 @@ def run_trials(
     """Does each trial that is not finished already, and yields what came of it.
 
     Args:
-      trials: asked for one by one, when there is room.
+      trials: asked for one by one, when there is room. One that another process of this machine is doing comes last,
+        and is done here only if it was not finished there.
       at_once: how many train together; they must not differ but in `OWN_KEYS`. One that does waits for the others' end.
       on_epoch: gets each record of an evaluation; may raise `TrialStoppedError`.
 
@@ -97,7 +100,7 @@ def is_finished(trial: Trial) -> bool:
     if not path.exists() or not any(record["kind"] == "test" for record in read_metrics(trial.workdir)):
         return False
     done, config = json.loads(path.read_text()), trial.config.to_dict()
-    same_length = all(done[key] == config[key] for key in ("batch_size", "epochs", "max_steps"))
+    same_length = all(done[key] == config[key] for key in ("batch_size", "epochs", "max_steps", "stop_at_train_error"))
     return same_length and not config_lib.differences(done, config)
 
 
@@ -121,6 +124,7 @@ class _Going:
     run: Run
     steps: Generator[Request, Answer, dict[str, Any]]
     request: Request
+    claim: TextIO
 
 
 class _Pool:
@@ -129,6 +133,7 @@ class _Pool:
     def __init__(self, waiting: Iterator[Trial], at_once: int, on_epoch: OnEpoch, stop: StopSignals):
         self._waiting, self._at_once, self._on_epoch, self._stop = waiting, at_once, on_epoch, stop
         self._held: Trial | None = None
+        self._elsewhere: collections.deque[Trial] = collections.deque()
         self._going: list[_Going] = []
         self._experiment: tuple[Mapping[str, Any], Experiment] | None = None
         self._population: _Population | None = None
@@ -148,6 +153,8 @@ class _Pool:
         while len(self._going) < self._at_once and self._stop.received is None:
             trial = self._held or next(self._waiting, None)
             self._held = None
+            if trial is None and self._elsewhere and not self._going:
+                trial = self._elsewhere.popleft()
             if trial is None:
                 return
             if is_finished(trial):
@@ -159,10 +166,21 @@ class _Pool:
                 yield from self._attempt(trial, functools.partial(self._begin, trial))
 
     def _begin(self, trial: Trial) -> None:
-        experiment = self._experiment_of(trial.config)
-        run = Run(trial.config, trial.workdir, experiment, trial.command, lambda record: self._on_epoch(trial, record))
-        steps = run.execute(self._stop)
-        self._going.append(_Going(trial, run, steps, next(steps)))
+        claim = run_folder.claim(trial.workdir)
+        if claim is None:
+            self._elsewhere.append(trial)
+            if not self._going:
+                time.sleep(POLL_SECONDS)
+            return
+        try:
+            experiment = self._experiment_of(trial.config)
+            heard = functools.partial(self._on_epoch, trial)
+            run = Run(trial.config, trial.workdir, experiment, trial.command, heard)
+            steps = run.execute(self._stop)
+            self._going.append(_Going(trial, run, steps, next(steps), claim))
+        except BaseException:
+            claim.close()
+            raise
 
     def _experiment_of(self, config: ConfigDict) -> Experiment:
         """What the trial shares with the one before, if they are alike; evaluation depends on dropout too."""
@@ -179,6 +197,7 @@ class _Pool:
                 answers = self._answers(going)
         except Exception as error:
             for one in going:
+                one.claim.close()
                 yield outcome(one.trial, error)
             return
         for one, answer in zip(going, answers, strict=True):
@@ -192,8 +211,12 @@ class _Pool:
         return self._population.step(going)
 
     def _send(self, one: _Going, answer: Answer) -> None:
-        one.request = one.steps.send(answer)
-        self._going.append(one)
+        try:
+            one.request = one.steps.send(answer)
+            self._going.append(one)
+        except BaseException:
+            one.claim.close()
+            raise
 
     def _attempt(self, trial: Trial, act: Callable[[], None]) -> Generator[Outcome, None, None]:
         """Goes on with a trial, and yields what came of it if that was its end."""

@@ -52,6 +52,7 @@ def _default() -> ConfigDict:
             "batch_size": 128,  # images a step, over all devices
             "epochs": 90.0,  # passes over the training split
             "max_steps": 0,  # ends the run after so many steps; 0: only `epochs` counts
+            "stop_at_train_error": 0.0,  # ends the run once so few training images of an epoch were wrong; 0: never
             "eval_every_epochs": 1.0,  # epochs between evaluations on the validation split
             "eval_batch_size": 128,  # images a step of evaluation; changes no result
             "test_views": 1,  # views that a test prediction is averaged over: 1 (centre), 2 (and mirror), 10 (paper)
@@ -73,7 +74,7 @@ def _default() -> ConfigDict:
                 "synthetic_examples": 1024,  # training images of the synthetic data set
                 "image_size": 256,  # pixels; shorter side to this, then the central square (paper section 2)
                 "crop": 227,  # pixels; side of the window that the network sees
-                "cropping": "random",  # random (paper), resized (random part of random shape, the modern recipe)
+                "cropping": "random",  # random (paper), resized (a random part of random shape, scaled), centre
                 "mirror": True,  # reflect half of the training images
                 "color_noise": 0.0,  # standard deviation of the factors on the colours' principal components; 0: none
                 "color_noise_form": "source",  # source (on standard deviations, then /1.1), paper (on eigenvalues)

@@ -16,7 +16,7 @@ LEVELS = [
     {"presets", "sources", "shards", "inventory", "train_state"},
     {"models"},
     {"steps", "metric_writer", "terminal", "image_folder", "imagenet", "hosts", "evidence", "search_space"},
-    {"checkpoint", "preparation", "profiling", "results", "study"},
+    {"checkpoint", "preparation", "profiling", "results", "study", "workers", "figures"},
     {"datasets", "input_pipeline", "parallel", "population"},
     {"experiment", "run_folder", "audit", "starting"},
     {"train", "speed"},

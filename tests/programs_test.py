@@ -4,12 +4,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from alexnet_jax import __main__, speed, terminal
 from alexnet_jax.config import exit_on_user_error
@@ -20,16 +17,6 @@ from tests.conftest import REPOSITORY
 from tests.pictures import make_folder
 
 CONFIG = "--config=configs/alexnet.py:folder,cifar_18pct"
-
-
-def run(program: Callable[[list[str]], None], argv: list[str]) -> None:
-    """As in a process of its own, which parses its flags once; ml_collections looks at the process's own arguments."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", values, lock_config=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flags, "FLAGS", values)
-        patch.setattr(sys, "argv", ["alexnet_jax", *argv])
-        program(argv)
 
 
 def arguments(tmp_path: Path, *changes: str) -> list[str]:
@@ -55,7 +42,7 @@ def test_prepare_ends_with_a_report_and_says_so_when_there_is_nothing_to_do(
 
 def test_what_is_no_setting_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="what is 'photos'"):
-        run(prepare.main, [*arguments(tmp_path), "photos"])
+        prepare.main([*arguments(tmp_path), "photos"])
 
 
 @pytest.mark.parametrize("storage", ["jpeg", "raw"])
@@ -63,7 +50,7 @@ def test_benchmark_input_measures_each_stage(
     storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark_input, "SECONDS", 0.05)
-    run(benchmark_input.main, arguments(tmp_path, f"--config.data.storage={storage}", "--config.batch_size=16"))
+    benchmark_input.main(arguments(tmp_path, f"--config.data.storage={storage}", "--config.batch_size=16"))
     lines = capsys.readouterr().out.splitlines()
     rates = {line.split("  ")[0]: float(line.split()[-2].replace(",", "")) for line in lines if "images/s" in line[-9:]}
     stages = ["read, one thread", "order", "batch, all threads", "transfer", "augment", "end to end"]
@@ -95,7 +82,7 @@ def test_benchmark_shows_what_it_measured(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr(terminal._console, "width", 200)
     monkeypatch.setattr(speed, "MATRIX_SIDE_ON_CPU", 64)
     monkeypatch.setattr(speed, "VECTOR_LENGTH", 1024)
-    run(benchmark.main, ["--config=configs/alexnet.py:synthetic,lenet,smoke"])
+    benchmark.main(["--config=configs/alexnet.py:synthetic,lenet,smoke"])
     devices, *table, advice = capsys.readouterr().out.splitlines()
     assert devices.startswith("2 x cpu (") and ", jax " in devices
     rows = dict(re.split(" {2,}", line.strip(), maxsplit=1) for line in table)
@@ -130,7 +117,7 @@ def test_benchmark_shows_what_it_measured(capsys: pytest.CaptureFixture[str], mo
 def test_benchmark_answers_a_mistake_with_a_line(flag: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     main = exit_on_user_error(lambda argv: __main__.main(["alexnet_jax", "benchmark", *argv]))
     with pytest.raises(SystemExit) as exit:
-        run(main, ["--config=configs/alexnet.py:synthetic,lenet,smoke", flag])
+        main(["--config=configs/alexnet.py:synthetic,lenet,smoke", flag])
     assert exit.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and words in line

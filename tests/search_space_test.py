@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from alexnet_jax import search_space
 from alexnet_jax.config import config_from_flags
@@ -13,7 +12,6 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.search_space import Range
 from configs import alexnet
 from tests.conftest import REPOSITORY
-from tests.programs_test import run
 
 RATE = "optimizer.learning_rate"
 
@@ -126,8 +124,6 @@ def test_settings_as_flags_mean_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
         "optimizer.step_epochs": (1.5, 3.0),
         "optimizer.rate_multipliers": (("conv1/*", 3.0, 0.0),),
     }
-    parsed: list[ConfigDict] = []
     monkeypatch.chdir(REPOSITORY)
-    words = ["--config=configs/alexnet.py:digits", *search_space.flags(settings)]
-    run(lambda argv: parsed.append(config_from_flags("x", argv)), words)
-    assert parsed[0].to_dict() == search_space.apply(settings, alexnet.get_config()).to_dict()
+    parsed = config_from_flags("x", ["--config=configs/alexnet.py:digits", *search_space.flags(settings)])
+    assert parsed.to_dict() == search_space.apply(settings, alexnet.get_config()).to_dict()

@@ -21,7 +21,6 @@ from alexnet_jax.search_space import Range
 from configs import alexnet
 from tests.conftest import REPOSITORY
 from tests.processes import free_port
-from tests.programs_test import run
 
 
 def arguments(tmp_path: Path, prepared_dir: str, space: str, *words: str) -> list[str]:
@@ -49,7 +48,7 @@ def test_a_sweep_ends_with_a_leaderboard_of_runs_that_main_continues(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     words = arguments(tmp_path, prepared_dir, GRID, "--sampler=grid", "--seeds=0,1", f"--at-once={at_once}")
-    run(sweep.main, words)
+    sweep.main(words)
     printed = capsys.readouterr().out
     rows = leaderboard(tmp_path / "sweep")
     assert [row["state"] for row in rows] == ["done", "done", "failed", "failed"]
@@ -67,7 +66,7 @@ def test_a_sweep_ends_with_a_leaderboard_of_runs_that_main_continues(
 
 def test_the_command_of_a_trial_continues_it(tmp_path: Path, prepared_dir: str) -> None:
     space = "{'optimizer.momentum': {'uniform': (0.4, 0.6)}}"
-    run(sweep.main, arguments(tmp_path, prepared_dir, space, "--sampler=random", "--trials=1"))
+    sweep.main(arguments(tmp_path, prepared_dir, space, "--sampler=random", "--trials=1"))
     folder = tmp_path / "sweep" / "trial-0000" / "seed-0"
     words = json.loads((folder / "versions.json").read_text())["command"]
     assert words[0] == "main.py"
@@ -84,7 +83,7 @@ def test_a_finished_sweep_does_nothing_again_and_a_longer_one_goes_on(
     space = "{'optimizer.learning_rate': {'log_uniform': (1e-4, 1e-2)}}"
     words = arguments(tmp_path, prepared_dir, space, "--sampler=random", "--at-once=1")
     for count in (1, 1, 2):
-        run(sweep.main, [*words, f"--trials={count}"])
+        sweep.main([*words, f"--trials={count}"])
         times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "sweep").glob("*/*/timing.jsonl"))]
         if count == 1:
             first = times
@@ -99,7 +98,7 @@ def test_a_setting_that_is_worse_than_the_median_is_given_up(
     rates = [0.002, 0.0021, 0.0022, 0.0023, 0.0024, 1e-9]
     space = f"{{'optimizer.learning_rate': {{'values': {rates}}}}}"
     words = arguments(tmp_path, prepared_dir, space, "--sampler=grid", "--seeds=3,4", "--config.epochs=0.6")
-    run(sweep.main, [*words, "--at-once=1"])
+    sweep.main([*words, "--at-once=1"])
     worst = leaderboard(tmp_path / "sweep")[-1]
     assert (worst["trial"], worst["state"], worst["test_error_mean"]) == ("5", "pruned", "")
     assert not (tmp_path / "sweep" / "trial-0005" / "seed-4").exists()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from alexnet_jax import run_folder
 from alexnet_jax.metric_writer import read_metrics
 from alexnet_jax.train import train_and_evaluate
 from alexnet_jax.trials import Trial, TrialStoppedError, run_trials
@@ -95,3 +96,17 @@ def test_networks_together_tell_how_fast_they_are(
     trials = [make_trial(make_config, tmp_path / str(seed), seed=seed) for seed in (0, 1)]
     list(run_trials(trials, at_once=2))
     assert "2 networks together: " in capsys.readouterr().out
+
+
+def test_a_trial_of_another_process_is_waited_for(tmp_path: Path, make_config: MakeConfig) -> None:
+    elsewhere, here = (make_trial(make_config, tmp_path / name) for name in ("elsewhere", "here"))
+    claim = run_folder.claim(elsewhere.workdir)
+    assert claim is not None and run_folder.claim(elsewhere.workdir) is None
+    outcomes = run_trials([elsewhere, here])
+    assert next(outcomes).trial is here
+    claim.close()  # it died
+    last = next(outcomes)
+    assert last.trial is elsewhere and last.test is not None
+    again = run_folder.claim(elsewhere.workdir)
+    assert again is not None
+    again.close()

@@ -1,0 +1,227 @@
+"""`python -m alexnet_jax figure1 --config=configs/cifar10_figure1.py:folder`: ReLU against tanh, as in Figure 1.
+
+For each network and activation, a short run at each rate finds the best one, by the training loss at its end; at that
+rate each seed then trains until the training error is down to 25 %. The training error of an epoch is that of its
+batches, as they were trained on. Ends with a table, a JSON file and the figure as PNG. Finished runs are not repeated.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import terminal, workers
+from alexnet_jax.errors import UserError
+from alexnet_jax.figures import draw_figure1
+from alexnet_jax.results import Spread, describe_data, write_results
+from alexnet_jax.search_space import apply, flags
+from alexnet_jax.trials import Outcome, Trial, run_trials
+
+NETWORKS = ("cifar_19pct", "cifar_13pct")
+ACTIVATIONS = ("relu", "tanh")
+PAPER = "the paper: six times"
+
+Contender = tuple[str, str]
+"""Network and activation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """What came of a contender.
+
+    Attributes:
+      rate: its best learning rate.
+      epochs: that each seed took to the bound; None where the end of the run came first.
+      errors: of training, after each epoch, by seed, in [0, 1].
+      cap: epochs after which a run ends.
+    """
+
+    rate: float
+    epochs: tuple[int | None, ...]
+    errors: tuple[tuple[float, ...], ...]
+    cap: int
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all seeds came to the bound."""
+        return None not in self.epochs
+
+    @property
+    def spread(self) -> Spread:
+        """Of the epochs, of which those that the end of a run cut short are the least possible."""
+        return Spread.of([float(self.cap if epochs is None else epochs) for epochs in self.epochs])
+
+    def text(self) -> str:
+        """Mean ± standard deviation, or how many it takes at least."""
+        if self.is_over:
+            return self.spread.text(".1f")
+        reached = sum(epochs is not None for epochs in self.epochs)
+        return f"more than {self.spread.mean:.1f} ({reached} of {len(self.epochs)} seeds within {self.cap})"
+
+
+def main(argv: list[str]) -> None:
+    """Does the runs that are missing, on all cores, and shows what came of them."""
+    parser = argparse.ArgumentParser(prog="python -m alexnet_jax figure1", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, help="presets (both candidates)")
+    parser.add_argument("--rates", nargs="+", type=float, default=(0.0005, 0.001, 0.002), help="that are tried")
+    parser.add_argument("--probe-epochs", type=float, default=0.5, help="length of a run that tries a rate")
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--workdir", type=Path, default=Path("runs/figure1"), help="folder of the runs")
+    parser.add_argument("--output", type=Path, default=Path("results/figure1.json"), help="the figure lies beside it")
+    parser.add_argument("--processes", type=int, help="that share the runs; by default one a core")
+    options, words = parser.parse_known_args(argv)
+    configs = {network: _config(words, network) for network in options.networks}
+    processes = options.processes or workers.default_count(parameters=0)
+    if processes > 1:
+        workers.run_on_each_core(["figure1", *argv, "--processes=1"], processes)
+    contenders = [(network, activation) for network in options.networks for activation in ACTIVATIONS]
+    with terminal.muted() if processes > 1 else contextlib.nullcontext():  # a worker has shown it
+        rates = _best_rates(options, words, contenders, configs)
+        races, trial = _race(options, words, rates, configs)
+    _show(options, races, configs, trial)
+
+
+def _best_rates(
+    options: argparse.Namespace,
+    words: Sequence[str],
+    contenders: Sequence[Contender],
+    configs: Mapping[str, ConfigDict],
+) -> dict[Contender, float]:
+    losses: dict[Contender, dict[float, float]] = {contender: {} for contender in contenders}
+    length = {"epochs": options.probe_epochs, "eval_every_epochs": options.probe_epochs, "seed": options.seeds[0]}
+    names = {}
+    trials = []
+    for contender in contenders:
+        for rate in options.rates:
+            workdir = options.workdir.joinpath(*contender, f"rate-{rate:g}")
+            names[workdir] = contender, rate
+            trials.append(_trial(words, configs, contender, workdir, {"optimizer.learning_rate": rate, **length}))
+    for outcome in run_trials(trials):
+        contender, rate = names[outcome.trial.workdir]
+        losses[contender][rate] = final_loss(outcome)
+        loss = f"training loss {losses[contender][rate]:.4f}"
+        terminal.show(f"{' '.join(contender)}, rate {rate:g}: {outcome.failure or loss}")
+    return {contender: best_rate(of_rates, " ".join(contender)) for contender, of_rates in losses.items()}
+
+
+def final_loss(outcome: Outcome) -> float:
+    """The training loss at the end of a run, infinite if it diverged. Raises UserError if the run could not be done."""
+    if outcome.is_its_fault:
+        return math.inf
+    if outcome.test is None:
+        raise UserError(str(outcome.failure))
+    return outcome.epochs[-1]["train_loss"]
+
+
+def best_rate(losses: Mapping[float, float], who: str) -> float:
+    """The rate of the lowest loss. Raises UserError if all are infinite."""
+    best = min(losses, key=lambda rate: losses[rate])
+    if math.isinf(losses[best]):
+        raise UserError(f"{who} diverged at each of --rates; give smaller ones")
+    return best
+
+
+def _race(
+    options: argparse.Namespace,
+    words: Sequence[str],
+    rates: Mapping[Contender, float],
+    configs: Mapping[str, ConfigDict],
+) -> tuple[dict[Contender, Race], Trial]:
+    names = {}
+    trials = []
+    for seed in options.seeds:
+        for contender, rate in rates.items():
+            workdir = options.workdir.joinpath(*contender, f"seed-{seed}")
+            names[workdir] = contender
+            trials.append(_trial(words, configs, contender, workdir, {"optimizer.learning_rate": rate, "seed": seed}))
+    curves: dict[Contender, dict[int, tuple[float, ...]]] = {contender: {} for contender in rates}
+    for outcome in run_trials(trials):
+        if outcome.test is None:
+            raise UserError(str(outcome.failure))
+        contender = names[outcome.trial.workdir]
+        errors = tuple(record["train_top1_error"] for record in outcome.epochs)
+        curves[contender][outcome.trial.config.seed] = errors
+        bound = outcome.trial.config.stop_at_train_error
+        terminal.show(f"{' '.join(contender)}, seed {outcome.trial.config.seed}: {_reached(errors, bound)}")
+    races = {}
+    for contender, by_seed in curves.items():
+        config, errors_by_seed = configs[contender[0]], tuple(by_seed[seed] for seed in options.seeds)
+        epochs = tuple(epochs_to(errors, config.stop_at_train_error) for errors in errors_by_seed)
+        races[contender] = Race(rates[contender], epochs, errors_by_seed, round(config.epochs))
+    return races, trials[0]
+
+
+def epochs_to(errors: Sequence[float], bound: float) -> int | None:
+    """Epochs until the error is at most the bound."""
+    return next((number for number, error in enumerate(errors, 1) if error <= bound), None)
+
+
+def _reached(errors: Sequence[float], bound: float) -> str:
+    epochs = epochs_to(errors, bound)
+    if epochs is None:
+        return f"{errors[-1]:.2%} training error after {len(errors)} epochs"
+    return f"{bound:.0%} training error after {epochs} epochs"
+
+
+def ratio(races: Mapping[Contender, Race], network: str) -> tuple[float, bool]:
+    """How many times the epochs of ReLU tanh takes, and whether it is more than that."""
+    relu, tanh = (races[network, activation] for activation in ("relu", "tanh"))
+    return tanh.spread.mean / relu.spread.mean, not tanh.is_over
+
+
+def _show(
+    options: argparse.Namespace, races: Mapping[Contender, Race], configs: Mapping[str, ConfigDict], trial: Trial
+) -> None:
+    data = describe_data(trial.config, trial.workdir)
+    bound = trial.config.stop_at_train_error
+    header = ["network", "activation", "best rate", f"epochs to {bound:.0%} training error", "tanh : ReLU"]
+    rows: list[list[str]] = []
+    results: dict[str, Any] = {}
+    for (network, activation), race in races.items():
+        factor, is_least = ratio(races, network)
+        compared = f"{'more than ' if is_least else ''}{factor:.1f} times" if activation == "tanh" else ""
+        rows.append([network, activation, f"{race.rate:g}", race.text(), compared])
+        results.setdefault(network, {"batch_size": configs[network].batch_size, "ratio": factor, "at_least": is_least})
+        results[network][activation] = dataclasses.asdict(race)
+    terminal.show_table(header, rows)
+    terminal.show(f"{PAPER}. Measured on {data}")
+    words = ["-m", "alexnet_jax", "figure1", "--config=configs/cifar10_figure1.py:folder", "--config.data.dir=cifar10"]
+    write_results(options.output, words, data, options.seeds, results)
+    picture = options.output.with_suffix(".png")
+    curves: dict[str, dict[str, Any]] = {}
+    for (network, activation), race in races.items():
+        curves.setdefault(network, {})[activation] = race.errors
+    draw_figure1(picture, curves, bound, f"Training error on {data.partition(':')[0]}, {len(options.seeds)} seeds")
+    terminal.show(f"The figure lies in {picture}, the numbers in {options.output}")
+
+
+def _config(words: Sequence[str], network: str) -> ConfigDict:
+    return config_lib.config_from_flags("figure1", list(_words(words, network)))
+
+
+def _words(words: Sequence[str], network: str) -> Iterator[str]:
+    """The words of the command line, the network among the choices of the config."""
+    for word in words:
+        if word.startswith("--config="):
+            yield f"{word}{',' if ':' in word else ':'}{network}"
+        else:
+            yield word
+
+
+def _trial(
+    words: Sequence[str],
+    configs: Mapping[str, ConfigDict],
+    contender: Contender,
+    workdir: Path,
+    settings: Mapping[str, Any],
+) -> Trial:
+    network, activation = contender
+    values = {"model.activation": activation, **settings}
+    command = ["main.py", *_words(words, network), *flags(values), f"--workdir={workdir}"]
+    return Trial(apply(values, configs[network]), workdir, command)

@@ -1,0 +1,22 @@
+"""Figure 1 of the paper: how soon ReLU and tanh reach 25 % training error on CIFAR-10.
+
+`--config=configs/cifar10_figure1.py:CHOICES`, CHOICES as in configs/alexnet.py: cifar10 or folder, and a network. The
+paper names neither ("a particular four-layer convolutional network") nor its rates ("chosen independently to make
+training as fast as possible"); "no regularization of any kind was employed". The source's two candidates are
+cifar_19pct, four layers with weights, and cifar_13pct, what section 3.3 calls a four-layer CNN.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import alexnet
+
+
+def get_config(choices: str = "cifar10,cifar_19pct") -> ConfigDict:
+    """The configuration for a data set and a network, without anything that regularises."""
+    config = alexnet.get_config(choices)
+    config.epochs = 40.0
+    config.stop_at_train_error = 0.25
+    config.model.dropout_rate = 0.0
+    config.data.update({"cropping": "centre", "mirror": False, "color_noise": 0.0})
+    config.optimizer.update({"weight_decay": 0.0, "weight_decay_overrides": (), "schedule": "constant"})
+    return config
