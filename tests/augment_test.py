@@ -136,8 +136,16 @@ def test_a_resized_crop_loses_the_centre_of_the_mean_image() -> None:
     np.testing.assert_allclose(centred, plain - centre[None], rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.parametrize("mean_form", ["channel", "image_centre", "image_crop"])
+def test_the_central_window_is_that_of_testing(mean_form: str) -> None:
+    centre = with_mean(mean_form, cropping="centre")
+    expected = np.asarray(augment.testing_images(centre, jnp.asarray(IMAGE)[None], views=1))[0, 0]
+    for view in views(centre, 5):
+        np.testing.assert_allclose(view, expected, rtol=1e-6)
+
+
 def test_the_mean_image_at_a_resized_crop_is_refused() -> None:
-    with pytest.raises(UserError, match=r"config\.data\.mean_form='image_crop' needs config\.data\.cropping='random'"):
+    with pytest.raises(UserError, match=r"mean_form='image_crop' needs whole pixels: config\.data\.cropping='random'"):
         with_mean("image_crop", cropping="resized")
 
 

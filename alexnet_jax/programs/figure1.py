@@ -23,7 +23,6 @@ from alexnet_jax.results import Spread, describe_data, write_results
 from alexnet_jax.search_space import apply, flags
 from alexnet_jax.trials import Outcome, Trial, run_trials
 
-NETWORKS = ("cifar_19pct", "cifar_13pct")
 ACTIVATIONS = ("relu", "tanh")
 PAPER = "the paper: six times"
 
@@ -68,9 +67,9 @@ class Race:
 def main(argv: list[str]) -> None:
     """Does the runs that are missing, on all cores, and shows what came of them."""
     parser = argparse.ArgumentParser(prog="python -m alexnet_jax figure1", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS, help="presets (both candidates)")
-    parser.add_argument("--rates", nargs="+", type=float, default=(0.0005, 0.001, 0.002), help="that are tried")
-    parser.add_argument("--probe-epochs", type=float, default=0.5, help="length of a run that tries a rate")
+    parser.add_argument("--networks", nargs="+", default=["cifar_19pct"], help="presets: cifar_19pct, cifar_13pct")
+    parser.add_argument("--rates", nargs="+", type=float, default=(0.001, 0.002, 0.005, 0.01), help="that are tried")
+    parser.add_argument("--probe-epochs", type=float, default=1.0, help="length of a run that tries a rate")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--workdir", type=Path, default=Path("runs/figure1"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=Path("results/figure1.json"), help="the figure lies beside it")
