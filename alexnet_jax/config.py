@@ -63,6 +63,14 @@ def config_from_flags(program: str, argv: Sequence[str]) -> ConfigDict:
     return config
 
 
+def with_choice(words: Sequence[str], choice: str) -> list[str]:
+    """Words of a command line, with one more choice for the config file if `choice` is not empty."""
+    return [
+        f"{word}{',' if ':' in word else ':'}{choice}" if choice and word.startswith("--config=") else word
+        for word in words
+    ]
+
+
 def refuse_words(argv: list[str]) -> None:
     """Raises UserError if something is left of a command line once its flags are parsed."""
     if argv[1:]:
@@ -223,6 +231,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "must be three rows of three numbers",
     ),
     ("data.jpeg_quality", lambda value: 1 <= value <= 100, "must be from 1 to 100"),
+    (
+        "model.without_layers",
+        lambda value: _is_row(value, *[str] * len(value)),
+        "must be names of layers: ('conv3',)",
+    ),
     ("stop_at_train_error data.test_fraction data.max_quarantined", lambda value: 0 <= value < 1, "must be in [0, 1)"),
     ("data.max_megapixels", lambda value: value > 0, "must be more than 0"),
     ("seed", lambda value: value < 2**31, "must be less than 2^31"),

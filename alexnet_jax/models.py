@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -235,7 +236,28 @@ def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
             dataclasses.replace(layer, features=config.hidden_width) if layer.kind == "fc" and layer.features else layer
             for layer in stack
         ]
-    return model.clone(layers=tuple(stack), **changes)
+    model = model.clone(**changes)
+    if not config.cross_tower:
+        if model.towers == 1:
+            raise UserError(
+                "config.model.cross_tower=False: the network has one tower; config.model.towers=2 gives two"
+            )
+        stack = [stack[0], *(dataclasses.replace(layer, own_tower=layer.kind != "fc") for layer in stack[1:])]
+    return model.clone(layers=_without(stack, config.without_layers))
+
+
+def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:
+    """The layers but these, with all that follows each; those after it move up and are named anew."""
+    hidden = [f"{layer.kind}{index}" for index, layer in enumerate(stack[:-1], start=1)]
+    for name in names:
+        if name not in hidden:
+            raise UserError(f"config.model.without_layers={name!r} is unknown; there are: {', '.join(hidden)}")
+    kept = tuple(layer for layer, name in zip(stack, [*hidden, ""], strict=True) if name not in names)
+    if kept[0].own_tower:
+        raise UserError(
+            f"config.model.without_layers={tuple(names)!r}: the first layer left cannot divide an image's 3 channels"
+        )
+    return kept
 
 
 def _known(key: str, value: Any, known: Any) -> Any:

@@ -12,14 +12,14 @@ from tests.conftest import REPOSITORY
 
 LEVELS = [
     {"errors", "convolution", "towers", "stop_signals"},
-    {"layers", "augment", "metrics", "optimizer", "run_plan", "images", "config", "machine"},
+    {"layers", "ablations", "augment", "metrics", "optimizer", "run_plan", "images", "config", "machine"},
     {"presets", "sources", "shards", "inventory", "train_state"},
     {"models"},
     {"steps", "metric_writer", "terminal", "image_folder", "imagenet", "hosts", "evidence", "search_space"},
     {"checkpoint", "preparation", "profiling", "results", "study", "workers", "figures"},
     {"datasets", "input_pipeline", "parallel", "population"},
     {"experiment", "run_folder", "audit", "starting"},
-    {"train", "speed"},
+    {"train", "speed", "evaluation"},
     {"trials"},
     {"programs"},
     {"__main__"},

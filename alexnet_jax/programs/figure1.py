@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,16 +201,7 @@ def _show(
 
 
 def _config(words: Sequence[str], network: str) -> ConfigDict:
-    return config_lib.config_from_flags("figure1", list(_words(words, network)))
-
-
-def _words(words: Sequence[str], network: str) -> Iterator[str]:
-    """The words of the command line, the network among the choices of the config."""
-    for word in words:
-        if word.startswith("--config="):
-            yield f"{word}{',' if ':' in word else ':'}{network}"
-        else:
-            yield word
+    return config_lib.config_from_flags("figure1", config_lib.with_choice(words, network))
 
 
 def _trial(
@@ -222,5 +213,5 @@ def _trial(
 ) -> Trial:
     network, activation = contender
     values = {"model.activation": activation, **settings}
-    command = ["main.py", *_words(words, network), *flags(values), f"--workdir={workdir}"]
+    command = ["main.py", *config_lib.with_choice(words, network), *flags(values), f"--workdir={workdir}"]
     return Trial(apply(values, configs[network]), workdir, command)

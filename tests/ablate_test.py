@@ -1,0 +1,157 @@
+"""The tables of ablations: their rows, and a table made of a few images."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.ablations import PAPER, TABLES, Ablation
+from alexnet_jax.errors import UserError
+from alexnet_jax.metric_writer import read_metrics
+from alexnet_jax.models import AlexNet, get_model, summarize
+from alexnet_jax.programs import ablate
+from alexnet_jax.programs.ablate import Cell
+from configs import alexnet
+from tests.conftest import REPOSITORY
+
+SMALL = ["--config=configs/alexnet.py:folder,small"]
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+
+
+def rows_of(table: str) -> list[Ablation]:
+    return [row for row in TABLES[table] if row.views == 1]
+
+
+@pytest.mark.parametrize("words", [SMALL, ["--config=configs/alexnet.py:imagenet2012"]], ids=["small", "full"])
+def test_each_row_changes_what_it_says_and_nothing_else(words: Sequence[str], tmp_path: Path) -> None:
+    rows = rows_of("paper")
+    trials = ablate.make_trials(rows, words, [3, 4], tmp_path)
+    base = trials["baseline"][0].config
+    for row in rows:
+        for seed, trial in zip((3, 4), trials[row.name], strict=True):
+            differences = config_lib.differences(base.to_dict(), trial.config.to_dict())
+            changed = {line.removeprefix("config.").partition(":")[0] for line in differences}
+            own = {"optimizer.learning_rate"} if row.rate_factor != 1 else set()
+            assert changed - {"seed"} == set(row.changes) | own
+            assert trial.config.seed == seed
+            config_lib.check(trial.config.to_dict())
+            if row.changes:
+                parsed = config_lib.config_from_flags("x", [w for w in trial.command[1:] if "workdir" not in w])
+                assert parsed.to_dict() == trial.config.to_dict()
+    learns_at = trials["tanh"][0].config.optimizer.learning_rate
+    assert learns_at == pytest.approx(base.optimizer.learning_rate / 10)
+
+
+def test_the_rows_of_presets_are_the_presets(tmp_path: Path) -> None:
+    trials = ablate.make_trials(rows_of("presets"), ["--config=configs/alexnet.py:digits"], [0], tmp_path)
+    for preset, (trial,) in trials.items():
+        expected = alexnet.get_config(f"digits,{preset}")
+        assert trial.config.to_dict() == expected.to_dict()
+
+
+def model_of(**changes: Any) -> AlexNet:
+    config = alexnet.get_config("folder,small")
+    config.model.update(changes)
+    return get_model(config.model, 10)
+
+
+@pytest.mark.parametrize("row", rows_of("paper")[1:], ids=lambda row: row.name)
+def test_each_network_has_the_shapes_that_it_should(row: Ablation) -> None:
+    changes = {key.removeprefix("model."): value for key, value in row.changes.items() if key.startswith("model.")}
+    before, after = (summarize(model, 28) for model in (model_of(), model_of(**changes)))
+    names = {layer.name for layer in after}
+    parameters = [sum(layer.parameters for layer in layers) for layers in (before, after)]
+    if row.name == "no-lrn":
+        assert not any("norm" in name or "lrn" in name for name in names)
+    if row.name.startswith("without-"):
+        assert len([name for name in names if name[:2] in ("co", "fc")]) == 7
+    if row.name == "one-tower":
+        assert parameters[1] > parameters[0]
+    elif row.name.startswith("without-") or row.name == "no-cross-tower":
+        assert parameters[1] < parameters[0]
+    else:
+        assert parameters[1] == parameters[0]
+
+
+def test_towers_do_not_meet_before_the_first_fully_connected_layer() -> None:
+    images = jax.random.normal(jax.random.key(0), (2, 28, 28, 3))
+    for cross_tower in (True, False):
+        model = model_of(cross_tower=cross_tower)
+        variables = model.init(jax.random.key(1), images)
+
+        def second_tower(params: Any, model: AlexNet = model) -> jax.Array:
+            return model.apply({"params": params}, images)[1]["conv5"][..., 16:].sum()
+
+        gradient = jax.grad(second_tower)(variables["params"])["conv2"]["kernel"]
+        assert bool((np.abs(gradient[..., :16]) > 0).any()) is cross_tower
+        assert (np.abs(gradient[..., 16:]) > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"without_layers": ("conv9",)}, "'conv9' is unknown; there are: conv1, conv2"),
+        ({"without_layers": ("fc8",)}, "'fc8' is unknown"),
+        ({"without_layers": ("conv1",)}, "3 channels"),
+        ({"cross_tower": False, "towers": 1}, "has one tower"),
+    ],
+)
+def test_layers_that_cannot_be_left_out(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason.replace("'", ".")):
+        model_of(**changes)
+
+
+def test_names_of_layers_must_be_names() -> None:
+    config = alexnet.get_config()
+    for wrong in ("conv3", (3,)):
+        plain = config.to_dict()
+        plain["model"]["without_layers"] = wrong
+        with pytest.raises(UserError, match="without_layers"):
+            config_lib.check(plain)
+
+
+def test_differences_are_in_points_and_failures_are_told() -> None:
+    first, worse, failed = Cell((0.2, 0.3), ()), Cell((0.3, 0.4), (), "seed 2 diverged"), Cell((), (), "diverged")
+    assert ablate._difference(worse, first) == "+10.00" and ablate._difference(first, first) == "-"
+    assert ablate._difference(failed, first) == "-"
+    assert ablate._spread(failed) == "failed: diverged"
+    assert ablate._spread(worse) == "35.00% ± 7.07% (one failed: seed 2 diverged)"
+
+
+def test_a_table_of_a_few_images(tmp_path: Path, prepared_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config=configs/alexnet.py:synthetic,small", "--config.epochs=0.5", "--config.batch_size=16"]
+    words += [f"--config.data.prepared_dir={prepared_dir}", "--config.data.synthetic_examples=64"]
+    words += ["--rows", "tanh", "ten-views", "no-decay", "--seeds", "5", "6", "--processes=1"]
+    words += [f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'table.json'}"]
+    failing = tmp_path / "runs" / "no-decay" / "seed-6"
+    failing.parent.mkdir(parents=True)
+    failing.touch()  # where a folder should be
+    ablate.main(words)
+    printed = capsys.readouterr().out
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert list(table["results"]["rows"]) == ["baseline", "tanh", "ten-views", "no-decay"]
+    assert table["seeds"] == [5, 6] and "64 training" in table["data"]
+    for number, seed in enumerate((5, 6)):
+        test = read_metrics(tmp_path / "runs" / "baseline" / f"seed-{seed}")[-1]
+        assert table["results"]["rows"]["baseline"]["errors"][number] == test["top1_error"]
+    assert len(table["results"]["rows"]["no-decay"]["errors"]) == 1 and table["results"]["rows"]["no-decay"]["failure"]
+    assert "ImageNet, 90 epochs" in printed and "Ours: test top-1 error on synthetic: 64 training" in printed
+    times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/*/timing.jsonl"))]
+    ablate.main(words)
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/*/timing.jsonl"))] == times
+    with pytest.raises(UserError, match="there are: tanh"):
+        ablate.main([*words, "--rows", "nonsense"])
+
+
+def test_every_row_that_claims_says_where() -> None:
+    assert all(row.where for row in PAPER if (row.paper, row.source) != ("-", "-"))
+    assert len({row.name for row in PAPER}) == len(PAPER) == 14
