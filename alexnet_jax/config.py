@@ -212,6 +212,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda value: len(value) == 3 and all(_is_row(row, float, float, float) for row in value),
         "must be three rows of three numbers",
     ),
+    (
+        "optimizer.bias_schedule",
+        lambda value: value in ("same", "constant", "halfway"),
+        "must be same, constant or halfway",
+    ),
     ("data.jpeg_quality", lambda value: 1 <= value <= 100, "must be from 1 to 100"),
     ("data.test_fraction data.max_quarantined", lambda value: 0 <= value < 1, "must be in [0, 1)"),
     ("data.max_megapixels", lambda value: value > 0, "must be more than 0"),

@@ -126,24 +126,35 @@ def make_schedule(config: ConfigDict, epochs: float) -> Callable[[float, float],
     return scheduled_rate
 
 
-def make_learning_rates(config: ConfigDict, params: Params) -> Callable[[float, float], Params]:
+def make_learning_rates(config: ConfigDict, params: Params, epochs: float) -> Callable[[float, float], Params]:
     """Returns (epoch, rate of kernels) -> the rate of each array, as Python floats.
 
-    Biases and other small parameters learn `bias_rate_multiplier` times as fast; without `bias_rate_follows_schedule`
-    they keep their first rate (the source's notes only ever divide epsW; CHM layers/layer-params-145.cfg ends at
-    epsB=0.02). `rate_multipliers` lists (pattern, from epoch, factor); the last that applies wins, and 0 freezes.
+    Biases and other small parameters learn `bias_rate_multiplier` times as fast as `bias_schedule` says:
+
+      same: as kernels.
+      constant: as kernels at first (the source's notes only ever divide epsW; CHM layers/layer-params-145.cfg ends at
+        epsB=0.02).
+      halfway: so until half of the run's `epochs`, then a tenth of it (schedB=dexp[10,2], CHM layer-params-170.cfg).
+
+    `rate_multipliers` lists (pattern, from epoch, factor); the last that applies wins, and 0 freezes.
 
     Raises UserError for a pattern that matches nothing.
     """
     first_rate, rules = config.learning_rate, config.rate_multipliers
-    bias_multiplier, bias_follows = config.bias_rate_multiplier, config.bias_rate_follows_schedule
+    bias_multiplier, bias_schedule = config.bias_rate_multiplier, config.bias_schedule
     for pattern, _, _ in rules:
         _override("rate_multipliers", pattern, params, None)
 
     def learning_rates(epoch: float, rate: float) -> Params:
+        bias_base = {
+            "same": rate,
+            "constant": first_rate,
+            "halfway": first_rate * (0.1 if epoch >= epochs / 2 else 1.0),
+        }[bias_schedule]
+
         def of(name: str) -> float:
             factors = [factor for pattern, start, factor in rules if epoch >= start and fnmatch.fnmatch(name, pattern)]
-            base = rate if _is_kernel(name) else bias_multiplier * (rate if bias_follows else first_rate)
+            base = rate if _is_kernel(name) else bias_multiplier * bias_base
             return base * factors[-1] if factors else base
 
         return _map_names(of, params)

@@ -100,21 +100,25 @@ _CIFAR_CONV3 = (
 )
 _CUDA_CONVNET = {"conv_ceil": True, "pool_ceil": True}
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+_SOURCE = {
     # Run 145 of the 2012 source, whose errors are those of the paper's "1 CNN": CHM layers/layers-145.cfg. conv1 is
     # normalised before its ReLU, which sits on the pooling layer (so does conv5's); layer 2 has a second, within-map
     # norm (scale 0.001, size 5); conv3-5 start from 0.03; 224 pixels with windows that overhang; dropout as "2012".
-    "source": {
-        "layers": _alexnet_2012(
-            conv1=("lrn", "pool", "act"),
-            conv2=("act", "lrn", "map_norm", "pool"),
-            conv5=("pool", "act"),
-            conv345_init=0.03,
-        ),
-        "towers": 2,
-        "lrn": LRN_CONVENTIONS["source"],
-        **_CUDA_CONVNET,
-    },
+    "layers": _alexnet_2012(
+        conv1=("lrn", "pool", "act"),
+        conv2=("act", "lrn", "map_norm", "pool"),
+        conv5=("pool", "act"),
+        conv345_init=0.03,
+    ),
+    "towers": 2,
+    "lrn": LRN_CONVENTIONS["source"],
+    **_CUDA_CONVNET,
+}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "source": _SOURCE,
+    # Run 170 differs from it in its schedule alone: CHM layers/layer-params-170.cfg.
+    "run170": _SOURCE,
     # As printed: sections 3.3 to 3.5 (ReLU, then normalisation, then pooling), 4.2 and 5. Wants 227 pixels for 55 x 55.
     "paper": {
         "layers": _alexnet_2012(conv1=("act", "lrn", "pool"), conv2=("act", "lrn", "pool")),

@@ -104,7 +104,7 @@ class Run:
         rule = scale_learning_rate(config.optimizer, config.batch_size)
         optimizer = make_optimizer(rule, variables["params"])
         self.schedule = make_schedule(rule, config.epochs)
-        self.learning_rates = make_learning_rates(rule, variables["params"])
+        self.learning_rates = make_learning_rates(rule, variables["params"], config.epochs)
         self.plateau = Plateau(rule, config.epochs)
         self.trace = StepTrace(workdir / "profile", config.profile_steps if hosts.is_main() else 0)
         step = make_train_step(

@@ -98,6 +98,7 @@ def config_with(changes: dict[str, Any]) -> dict[str, Any]:
         ("optimizer.dexp_steps", 1),
         ("optimizer.batch_scaling", "cubic"),
         ("optimizer.base_batch_size", 0),
+        ("optimizer.bias_schedule", "dexp"),
         ("parallel.num_devices", -1),
         ("parallel.mode", "jit"),
         ("parallel.micro_batches", 0),

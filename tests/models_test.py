@@ -13,11 +13,12 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.models import AlexNet, get_model, summarize
 from alexnet_jax.presets import PRESETS
 
-CROPS = {"source": 224, "owt": 224, "lenet": 28, "small": 28}
+CROPS = {"source": 224, "run170": 224, "owt": 224, "lenet": 28, "small": 28}
 
 # preset: classes, parameters, multiply-accumulates (None where facts of no primary source exist)
 SIZES = {
     "source": (1000, 60_965_224, 724_406_816),
+    "run170": (1000, 60_965_224, 724_406_816),
     "paper": (1000, 60_965_224, 724_406_816),
     "caffe": (1000, 60_965_224, 724_406_816),
     "caffenet": (1000, 60_965_224, 724_406_816),

@@ -1,5 +1,6 @@
 """The paper's update rule against float64 NumPy, the learning rates of each array, and what divides them."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ def by_name(tree: Any) -> dict[str, Any]:
 
 def train(config: ConfigDict, rates: Sequence[float] = RATES) -> tuple[dict[str, np.ndarray], Any]:
     """The parameters after one step with each of the kernel rates, and the optimizer's state; a step is an epoch."""
-    optimizer, learning_rates = make_optimizer(config, PARAMS), make_learning_rates(config, PARAMS)
+    optimizer, learning_rates = make_optimizer(config, PARAMS), make_learning_rates(config, PARAMS, 90.0)
     update = jax.jit(optimizer.update)
     params, state = PARAMS, optimizer.init(PARAMS)
     for epoch, (gradient, rate) in enumerate(zip(GRADIENTS, rates, strict=False)):
@@ -163,23 +164,27 @@ def test_a_rate_of_zero_freezes_at_once_though_the_velocity_is_not_zero() -> Non
     ],
 )
 def test_rate_multipliers(rules: tuple[Any, ...], epoch: float, expected: tuple[float, ...]) -> None:
-    rates = by_name(make_learning_rates(optimizer_config(rate_multipliers=rules), PARAMS)(epoch, 1.0))
+    rates = by_name(make_learning_rates(optimizer_config(rate_multipliers=rules), PARAMS, 90.0)(epoch, 1.0))
     assert rates == pytest.approx(dict(zip(SHAPES, expected, strict=True)), rel=1e-12)
 
 
-@pytest.mark.parametrize(("follows", "bias_rate"), [(True, 0.0002), (False, 0.02)])
-def test_bias_rate_follows_the_schedule_only_if_told_to(follows: bool, bias_rate: float) -> None:
-    learning_rates = make_learning_rates(optimizer_config(bias_rate_follows_schedule=follows), PARAMS)
-    assert by_name(learning_rates(50.0, 0.0001)) == pytest.approx(
-        {"conv1/kernel": 0.0001, "conv1/bias": bias_rate, "fc2/kernel": 0.0001, "fc2/bias": bias_rate}, rel=1e-12
-    )
+@pytest.mark.parametrize(
+    ("schedule", "before", "after"),  # of biases, before and from half-time on
+    [("same", 0.0002, 0.0002), ("constant", 0.02, 0.02), ("halfway", 0.02, 0.002)],
+)
+def test_biases_have_a_schedule_of_their_own(schedule: str, before: float, after: float) -> None:
+    learning_rates = make_learning_rates(optimizer_config(bias_schedule=schedule), PARAMS, 90.0)
+    for epoch, bias_rate in ((0.0, before), (44.99, before), (45.0, after), (89.0, after)):
+        assert by_name(learning_rates(epoch, 0.0001)) == pytest.approx(
+            {"conv1/kernel": 0.0001, "conv1/bias": bias_rate, "fc2/kernel": 0.0001, "fc2/bias": bias_rate}, rel=1e-12
+        )
 
 
 @pytest.mark.parametrize(
     ("make", "changes"),
     [
         (make_optimizer, {"weight_decay_overrides": (("fc2/*", 0.1), ("fc3/*", 0.1))}),
-        (make_learning_rates, {"rate_multipliers": (("fc3/*", 10.0, 0.0),)}),
+        (functools.partial(make_learning_rates, epochs=90.0), {"rate_multipliers": (("fc3/*", 10.0, 0.0),)}),
     ],
 )
 def test_a_pattern_that_matches_nothing_is_refused(make: Callable[..., Any], changes: dict[str, Any]) -> None:
