@@ -58,7 +58,12 @@ class RandomTraining:
         self.preprocessing = make_preprocessing(data, _statistics(data.image_size))
         self.step = self.devices.compile_train_step(
             make_train_step(
-                self.model, self.optimizer, self.preprocessing, self.devices.axes, config.parallel.micro_batches
+                self.model,
+                self.optimizer,
+                self.preprocessing,
+                self.devices.axes,
+                config.parallel.micro_batches,
+                config.label_smoothing,
             )
         )
         fresh = create_train_state(variables, self.optimizer, config.seed)

@@ -237,8 +237,8 @@ def test_plateau_schedule_multiplies_by_the_plateaus_scale() -> None:
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(UserError, match=r"config\.optimizer\.schedule='cosine'.*plateau, constant, step, dexp"):
-        make_schedule(optimizer_config(schedule="cosine"), epochs=100.0)
+    with pytest.raises(UserError, match=r"config\.optimizer\.schedule='exp'.*plateau, constant, step, dexp, cosine"):
+        make_schedule(optimizer_config(schedule="exp"), epochs=100.0)
 
 
 # The plateau rule

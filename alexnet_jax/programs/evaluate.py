@@ -44,7 +44,8 @@ def main(argv: list[str]) -> None:
     model, views = get_model(config.model, dataset.num_classes), arguments.views or config.test_views
     preprocessing = dataclasses.replace(make_preprocessing(data, dataset.statistics), **restored.tree["preprocessing"])
     evaluate = make_evaluate(config, model, dataset, preprocessing, devices, views)
-    params, batch_stats = devices.place((restored.tree["params"], restored.tree["batch_stats"]))
+    trained = restored.tree.get("average", restored.tree["params"])
+    params, batch_stats = devices.place((trained, restored.tree["batch_stats"]))
     *_, totals = evaluate(params, batch_stats, arguments.split)
     summary = metrics.summarize(totals, dataset.num_classes)
     top5 = f", top-5 error {terminal.percent(summary['top5_error'])}" if summary["top5_error"] is not None else ""
