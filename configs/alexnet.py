@@ -247,7 +247,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 256,
         "data": {
             **_MODERN["data"],
-            "crop": 224,
             "cropping": "resized",
             "mean": (123.675, 116.28, 103.53),
             "std": (58.395, 57.12, 57.375),

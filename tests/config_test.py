@@ -99,6 +99,13 @@ def config_with(changes: dict[str, Any]) -> dict[str, Any]:
         ("optimizer.batch_scaling", "cubic"),
         ("optimizer.base_batch_size", 0),
         ("optimizer.bias_schedule", "dexp"),
+        ("optimizer.warmup_epochs", -1.0),
+        ("optimizer.warmup_epochs", 30.0),  # all epochs
+        ("optimizer.ema_decay", 1.0),
+        ("optimizer.ema_decay", -0.1),
+        ("label_smoothing", 1.0),
+        ("label_smoothing", -0.1),
+        ("data.mixup", -0.2),
         ("parallel.num_devices", -1),
         ("parallel.mode", "jit"),
         ("parallel.micro_batches", 0),
