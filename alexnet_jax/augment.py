@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
 
 from alexnet_jax.errors import UserError
 
@@ -39,6 +39,7 @@ class Preprocessing:
       color_noise: standard deviation of the factors on the principal components; 0 for none.
       color_noise_form: "source" or "paper"; see `add_color_noise`.
       color_noise_until_epoch: the noise ends with this epoch; 0 for never.
+      mixup: parameter of the Beta distribution that images are mixed by; 0 for not at all. See `mix_pairs`.
       pca_std, pca_vectors: standard deviations along the principal components of R, G and B over the training set, and
         the components as columns.
     """
@@ -52,6 +53,7 @@ class Preprocessing:
     color_noise: float
     color_noise_form: str
     color_noise_until_epoch: float
+    mixup: float
     pca_std: np.ndarray
     pca_vectors: np.ndarray
 
@@ -90,6 +92,33 @@ def training_images(
         strength = jnp.where(on, jnp.float32(p.color_noise), 0.0)
         crops = add_color_noise(crops, color_keys, strength, p.color_noise_form, p.pca_std, p.pca_vectors)
     return crops / _channels(p.std)
+
+
+def mixup_shares(keys: Key[Array, " batch"], alpha: float) -> Float[Array, " batch"]:
+    """How much of itself each example keeps: the larger of l and 1 - l, l from Beta(alpha, alpha)."""
+    drawn = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
+    return jnp.maximum(drawn, 1 - drawn)
+
+
+def mix_pairs(images: Crops, shares: Float[Array, " batch"]) -> Crops:
+    """Each image with its share of itself and the rest of its partner (mixup, Zhang et al. 2018)."""
+    weights = shares[:, None, None, None]
+    return weights * images + (1 - weights) * partners(images)
+
+
+def partners(values: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
+    """Those of each example's partner: the 1st and the 2nd of a batch are a pair, the 3rd and the 4th, and so on.
+
+    The order of examples is random, and so however many devices there are, the pairs are the same.
+
+    Raises UserError for an odd number: one would be alone.
+    """
+    if len(values) % 2:
+        raise UserError(
+            f"config.data.mixup wants pairs, but a device has {len(values)} images at once: give another batch_size"
+        )
+    pairs = values.reshape(-1, 2, *values.shape[1:])
+    return pairs[:, ::-1].reshape(values.shape)
 
 
 def testing_images(preprocessing: Preprocessing, images: Pixels, views: int) -> Float[Array, "views batch crop crop 3"]:

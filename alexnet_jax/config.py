@@ -209,6 +209,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda value: value >= 0,
         "must not be negative",
     ),
+    ("data.mixup optimizer.warmup_epochs", lambda value: value >= 0, "must not be negative"),
+    ("label_smoothing optimizer.ema_decay", lambda value: 0 <= value < 1, "must be in [0, 1)"),
     ("parallel.mode", lambda value: value in ("pmap", "mesh"), "must be pmap or mesh"),
     ("optimizer.batch_scaling", lambda value: value in ("none", "linear", "sqrt"), "must be none, linear or sqrt"),
     (
@@ -229,6 +231,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "data.pca_vectors",
         lambda value: len(value) == 3 and all(_is_row(row, float, float, float) for row in value),
         "must be three rows of three numbers",
+    ),
+    (
+        "optimizer.bias_schedule",
+        lambda value: value in ("same", "constant", "halfway"),
+        "must be same, constant or halfway",
     ),
     ("data.jpeg_quality", lambda value: 1 <= value <= 100, "must be from 1 to 100"),
     (
@@ -275,6 +282,11 @@ def check(config: Mapping[str, Any]) -> None:
                 raise UserError(f"config.{key}={values[key]!r} {text}")
     if values["data.validation_fraction"] + values["data.test_fraction"] >= 1:
         raise UserError("config.data.validation_fraction and config.data.test_fraction leave nothing to train on")
+    if values["optimizer.warmup_epochs"] >= values["epochs"]:
+        raise UserError(
+            f"config.optimizer.warmup_epochs={values['optimizer.warmup_epochs']} takes the whole run of "
+            f"config.epochs={values['epochs']}"
+        )
     if values["parallel.towers"] > 1 and values["parallel.mode"] != "mesh":
         raise UserError(f"config.parallel.towers={values['parallel.towers']} needs config.parallel.mode='mesh'")
     if values["data.crop"] > values["data.image_size"]:

@@ -61,7 +61,8 @@ def evaluate_run(run: Path, split: str = "test", checkpoint: str = "latest", vie
     views = views or config.test_views
     preprocessing = dataclasses.replace(make_preprocessing(data, dataset.statistics), **restored.tree["preprocessing"])
     evaluate = make_evaluate(config, model, dataset, preprocessing, devices, views)
-    params, batch_stats = devices.place((restored.tree["params"], restored.tree["batch_stats"]))
+    trained = restored.tree.get("average", restored.tree["params"])
+    params, batch_stats = devices.place((trained, restored.tree["batch_stats"]))
     *_, totals = evaluate(params, batch_stats, split)
     return Evaluation(totals, metrics.summarize(totals, dataset.num_classes), views, restored.examples_seen)
 

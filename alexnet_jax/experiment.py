@@ -68,6 +68,7 @@ def make_preprocessing(data: ConfigDict, statistics: Statistics) -> Preprocessin
         color_noise=data.color_noise,
         color_noise_form=data.color_noise_form,
         color_noise_until_epoch=data.color_noise_until_epoch,
+        mixup=data.mixup,
         pca_std=np.asarray(statistics.pca_std if data.pca_std is None else data.pca_std, np.float32),
         pca_vectors=np.asarray(statistics.pca_vectors if data.pca_vectors is None else data.pca_vectors, np.float32),
     )

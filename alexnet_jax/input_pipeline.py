@@ -2,8 +2,9 @@
 
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,15 @@ def eval_batches(records: Records, *, batch_size: int, num_threads: int, rows: s
             for name, values in batch.items()
         }
         yield {**padded, "mask": np.arange(length) < count}
+
+
+def sent_ahead(host_batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Any]:
+    """Batches on the devices, each sent there before the one ahead of it is asked for."""
+    upcoming = put(next(host_batches))
+    for batch in host_batches:
+        following = put(batch)
+        yield upcoming
+        upcoming = following
 
 
 def load_into_memory(records: Records, num_threads: int) -> InMemoryRecords:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
@@ -30,6 +31,24 @@ def classification_sums(
         "top5_correct": jnp.sum(valid & (rank < 5), dtype=jnp.int32),
         "count": jnp.sum(mask, dtype=jnp.int32),
     }
+
+
+def mixed_cross_entropy(
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    others: Int[Array, " batch"],
+    shares: Float[Array, " batch"],
+    smoothing: float,
+) -> Float[Array, " batch"]:
+    """Cross-entropy, in nats, with `shares` of the labels and the rest of `others`, of which all classes get a part.
+
+    With smoothing s (Szegedy et al. 2016) the target is (1 - s) (share label + (1 - share) other) + s / classes.
+    """
+    classes = logits.shape[1]
+    weights = jnp.stack([shares, 1 - shares], axis=1)[:, :, None]
+    of_labels = jax.nn.one_hot(jnp.stack([labels, others], axis=1), classes)
+    targets = (1 - smoothing) * jnp.sum(weights * of_labels, axis=1) + smoothing / classes
+    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=1)
 
 
 def add(totals: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ The learning rate sits inside the velocity, so after a division the old velocity
 import fnmatch
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,9 @@ Params = Any
 
 Scalar = float | Float[Array, ""]
 
-SCHEDULES = ("plateau", "constant", "step", "dexp")
+SCHEDULES = ("plateau", "constant", "step", "dexp", "cosine", "linear")
+SMOOTH_SCHEDULES = ("cosine", "linear")
+"""Those that change the rate at every step; the others divide it now and then."""
 
 
 BATCH_SCALINGS: dict[str, Callable[[float], float]] = {"none": lambda _: 1.0, "linear": float, "sqrt": math.sqrt}
@@ -56,16 +58,16 @@ def make_optimizer(
 
     Kernels decay by `config.weight_decay` and other parameters by nothing unless `config.decay_biases` (CHM
     src/layer.cu:565: biases have no decay); `config.weight_decay_overrides` names exceptions as (pattern, decay).
-    `momentum` and `weight_decay` stand in for those of the config. The state's trace is the paper's velocity v.
+    `momentum` and `weight_decay` stand in for those of the config. The state's trace is the paper's velocity v; with
+    `config.ema_decay` it holds an average of the parameters too, see `averaged_params`.
     """
     momentum = config.momentum if momentum is None else momentum
     weight_decay = config.weight_decay if weight_decay is None else weight_decay
     decays = _map_names(lambda name: weight_decay if _is_kernel(name) or config.decay_biases else 0.0, params)
     for pattern, decay in config.weight_decay_overrides:
         decays = _override("weight_decay_overrides", pattern, decays, decay)
-    return optax.chain(
-        _add_decayed_weights(decays), _scale_by_learning_rates(), optax.trace(decay=momentum), _hold_frozen()
-    )
+    rule = (_add_decayed_weights(decays), _scale_by_learning_rates(), optax.trace(decay=momentum), _hold_frozen())
+    return optax.chain(*rule, *([_average_params(config.ema_decay)] if config.ema_decay else []))
 
 
 def _add_decayed_weights(decays: Params) -> optax.GradientTransformation:
@@ -95,6 +97,51 @@ def _hold_frozen() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
+class AverageState(NamedTuple):
+    """The exponential moving average of the parameters after each step, and the number of steps in it."""
+
+    average: Params
+    averaged_steps: Any
+
+
+def _average_params(decay: float) -> optax.GradientTransformation:
+    """Keeps average <- d average + (1 - d) params, d = min(decay, (1 + t) / (10 + t)) after t steps.
+
+    So the first parameters are soon forgotten, as in TensorFlow's ExponentialMovingAverage with `num_updates`. It
+    stands last in a chain, since it takes the updates for those that the parameters get.
+    """
+
+    def init(params: Params) -> AverageState:
+        return AverageState(jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
+
+    def update(updates: Params, state: AverageState, params: Params = None) -> tuple[Params, AverageState]:
+        steps = state.averaged_steps
+        kept = jnp.minimum(decay, (1 + steps) / (10 + steps))
+        after = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, state.average, after)
+        return updates, AverageState(average, steps + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged_params(opt_state: optax.OptState, params: Params) -> Params:
+    """The parameters to test with: the average in the optimizer's state, or, where there is none, `params`."""
+    return optax.tree.get(opt_state, "average", default=params)
+
+
+def saved_state(opt_state: optax.OptState) -> dict[str, Any]:
+    """The arrays that stand for the optimizer's whole state in a checkpoint; `restored_state` puts them back."""
+    names = {"velocity": "trace"} | {name: name for name in AverageState._fields}
+    found = {saved: optax.tree.get(opt_state, name) for saved, name in names.items()}
+    return {saved: arrays for saved, arrays in found.items() if arrays is not None}
+
+
+def restored_state(opt_state: optax.OptState, tree: dict[str, Any]) -> optax.OptState:
+    """A fresh state with the arrays of a checkpoint of the same config."""
+    average = {name: tree[name] for name in AverageState._fields if name in tree}
+    return optax.tree.set(opt_state, trace=tree["velocity"], **average)
+
+
 def make_schedule(config: ConfigDict, epochs: float) -> Callable[[float, float], float]:
     """Returns (epoch, plateau scale) -> the learning rate of kernels.
 
@@ -103,15 +150,23 @@ def make_schedule(config: ConfigDict, epochs: float) -> Callable[[float, float],
       step: rate * factor^k after the k-th of `step_epochs`.
       dexp: rate / dexp_target^(k / (dexp_steps - 1)) in the k-th of `dexp_steps` equal parts of the run, k from 0
         (cuda-convnet's dexp, CHM src/lr.cu; run 170 has target 250 and 4 steps).
+      cosine: rate * (1 + cos(pi p)) / 2, p from 0 after `warmup_epochs` to 1 at the end (Loshchilov and Hutter 2017).
+      linear: rate * (1 - p).
+
+    In the first `warmup_epochs` any of them is multiplied by a share that grows from 0 to 1 (Goyal et al. 2017).
 
     Raises UserError for an unknown schedule.
     """
     schedule, rate, factor, step_epochs = config.schedule, config.learning_rate, config.factor, config.step_epochs
-    dexp_target, dexp_steps = config.dexp_target, config.dexp_steps
+    dexp_target, dexp_steps, warmup = config.dexp_target, config.dexp_steps, config.warmup_epochs
     if schedule not in SCHEDULES:
         raise UserError(f"config.optimizer.schedule={schedule!r} is unknown; there are: {', '.join(SCHEDULES)}")
 
     def scheduled_rate(epoch: float, plateau_scale: float) -> float:
+        return warmed_up(epoch, warmup) * after_warmup(epoch, plateau_scale)
+
+    def after_warmup(epoch: float, plateau_scale: float) -> float:
+        done = min(max((epoch - warmup) / (epochs - warmup), 0.0), 1.0)
         match schedule:
             case "plateau":
                 return rate * plateau_scale
@@ -120,30 +175,51 @@ def make_schedule(config: ConfigDict, epochs: float) -> Callable[[float, float],
             case "dexp":
                 part = min(int(dexp_steps * epoch / epochs), dexp_steps - 1)
                 return rate * dexp_target ** (-part / (dexp_steps - 1))
+            case "cosine":
+                return rate * (1 + math.cos(math.pi * done)) / 2
+            case "linear":
+                return rate * (1 - done)
             case _:
                 return rate
 
     return scheduled_rate
 
 
-def make_learning_rates(config: ConfigDict, params: Params) -> Callable[[float, float], Params]:
+def warmed_up(epoch: float, warmup_epochs: float) -> float:
+    """The share of its rate that everything learns with at an epoch."""
+    return min(epoch / warmup_epochs, 1.0) if warmup_epochs else 1.0
+
+
+def make_learning_rates(config: ConfigDict, params: Params, epochs: float) -> Callable[[float, float], Params]:
     """Returns (epoch, rate of kernels) -> the rate of each array, as Python floats.
 
-    Biases and other small parameters learn `bias_rate_multiplier` times as fast; without `bias_rate_follows_schedule`
-    they keep their first rate (the source's notes only ever divide epsW; CHM layers/layer-params-145.cfg ends at
-    epsB=0.02). `rate_multipliers` lists (pattern, from epoch, factor); the last that applies wins, and 0 freezes.
+    Biases and other small parameters learn `bias_rate_multiplier` times as fast as `bias_schedule` says:
+
+      same: as kernels.
+      constant: as kernels at first (the source's notes only ever divide epsW; CHM layers/layer-params-145.cfg ends at
+        epsB=0.02).
+      halfway: so until half of the run's `epochs`, then a tenth of it (schedB=dexp[10,2], CHM layer-params-170.cfg).
+
+    The warm-up is of the latter two as well.
+    `rate_multipliers` lists (pattern, from epoch, factor); the last that applies wins, and 0 freezes.
 
     Raises UserError for a pattern that matches nothing.
     """
-    first_rate, rules = config.learning_rate, config.rate_multipliers
-    bias_multiplier, bias_follows = config.bias_rate_multiplier, config.bias_rate_follows_schedule
+    first_rate, rules, warmup = config.learning_rate, config.rate_multipliers, config.warmup_epochs
+    bias_multiplier, bias_schedule = config.bias_rate_multiplier, config.bias_schedule
     for pattern, _, _ in rules:
         _override("rate_multipliers", pattern, params, None)
 
     def learning_rates(epoch: float, rate: float) -> Params:
+        bias_base = {
+            "same": rate,
+            "constant": warmed_up(epoch, warmup) * first_rate,
+            "halfway": warmed_up(epoch, warmup) * first_rate * (0.1 if epoch >= epochs / 2 else 1.0),
+        }[bias_schedule]
+
         def of(name: str) -> float:
             factors = [factor for pattern, start, factor in rules if epoch >= start and fnmatch.fnmatch(name, pattern)]
-            base = rate if _is_kernel(name) else bias_multiplier * (rate if bias_follows else first_rate)
+            base = rate if _is_kernel(name) else bias_multiplier * bias_base
             return base * factors[-1] if factors else base
 
         return _map_names(of, params)

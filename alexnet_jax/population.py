@@ -50,7 +50,11 @@ Results = tuple[Members, tuple[dict[str, Array], ...]]
 
 
 def make_member_step(
-    config: ConfigDict, model: AlexNet, preprocessing: Preprocessing, axes: Axes = ONE_DEVICE
+    config: ConfigDict,
+    model: AlexNet,
+    preprocessing: Preprocessing,
+    axes: Axes = ONE_DEVICE,
+    label_smoothing: float = 0.0,
 ) -> Callable[[Member, Batch], Result]:
     """`steps.make_train_step` of one member; `config` is the optimizer's.
 
@@ -60,7 +64,8 @@ def make_member_step(
     def member_step(member: Member, batch: Batch) -> Result:
         optimizer = make_optimizer(config, member.state.params, member.momentum, member.weight_decay)
         own_model = model.clone(dropout_rate=member.dropout_rate)
-        state, sums = make_train_step(own_model, optimizer, preprocessing, axes)(member.state, batch)
+        step = make_train_step(own_model, optimizer, preprocessing, axes, label_smoothing=label_smoothing)
+        state, sums = step(member.state, batch)
         return dataclasses.replace(member, state=state), sums
 
     return member_step

@@ -74,6 +74,7 @@ def _small(
     conv1: tuple[str, ...],
     conv2: tuple[str, ...],
     conv5: tuple[str, ...],
+    act: tuple[str, ...] = ("act",),
 ) -> tuple[Layer, ...]:
     """The eight layers for images of 28 pixels: a sixth to an eighth of the maps, a 32nd of the hidden units.
 
@@ -83,11 +84,11 @@ def _small(
     return (
         conv(16, conv1, kernel=5, stride=2, pad=3, init=0.02),
         conv(32, conv2, kernel=5, pad=2, own_tower=True, init=0.025, bias=1.0),
-        conv(48, ("act",), kernel=3, pad=1, init=0.085),
-        conv(48, ("act",), kernel=3, pad=1, own_tower=True, init=0.085, bias=1.0),
+        conv(48, act, kernel=3, pad=1, init=0.085),
+        conv(48, act, kernel=3, pad=1, own_tower=True, init=0.085, bias=1.0),
         conv(32, conv5, kernel=3, pad=1, own_tower=True, init=0.085, bias=1.0),
-        fc(128, ("act", "dropout"), init=0.085, bias=1.0),
-        fc(128, ("act", "dropout"), init=0.057, bias=1.0),
+        fc(128, (*act, "dropout"), init=0.085, bias=1.0),
+        fc(128, (*act, "dropout"), init=0.057, bias=1.0),
         fc(0, init=0.057),
     )
 
@@ -100,21 +101,33 @@ _CIFAR_CONV3 = (
 )
 _CUDA_CONVNET = {"conv_ceil": True, "pool_ceil": True}
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+_SOURCE = {
     # Run 145 of the 2012 source, whose errors are those of the paper's "1 CNN": CHM layers/layers-145.cfg. conv1 is
     # normalised before its ReLU, which sits on the pooling layer (so does conv5's); layer 2 has a second, within-map
     # norm (scale 0.001, size 5); conv3-5 start from 0.03; 224 pixels with windows that overhang; dropout as "2012".
-    "source": {
-        "layers": _alexnet_2012(
-            conv1=("lrn", "pool", "act"),
-            conv2=("act", "lrn", "map_norm", "pool"),
-            conv5=("pool", "act"),
-            conv345_init=0.03,
-        ),
-        "towers": 2,
-        "lrn": LRN_CONVENTIONS["source"],
-        **_CUDA_CONVNET,
-    },
+    "layers": _alexnet_2012(
+        conv1=("lrn", "pool", "act"),
+        conv2=("act", "lrn", "map_norm", "pool"),
+        conv5=("pool", "act"),
+        conv345_init=0.03,
+    ),
+    "towers": 2,
+    "lrn": LRN_CONVENTIONS["source"],
+    **_CUDA_CONVNET,
+}
+
+# One tower with batch normalisation (Ioffe and Szegedy 2015) before each of the seven ReLUs in place of LRN; started as
+# He et al. 2015 prescribe for ReLU, biases 0.
+_BN_ORDER: Mapping[str, tuple[str, ...]] = dict.fromkeys(("conv1", "conv2", "conv5"), ("bn", "act", "pool"))
+_BN = {
+    "layers": _alexnet_2012(**_BN_ORDER, before_act=("bn",), conv345_init="he", init="he", fc_init="he", bias=0.0),
+    "dropout_convention": "inverted",
+}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "source": _SOURCE,
+    # Run 170 differs from it in its schedule alone: CHM layers/layer-params-170.cfg.
+    "run170": _SOURCE,
     # As printed: sections 3.3 to 3.5 (ReLU, then normalisation, then pooling), 4.2 and 5. Wants 227 pixels for 55 x 55.
     "paper": {
         "layers": _alexnet_2012(conv1=("act", "lrn", "pool"), conv2=("act", "lrn", "pool")),
@@ -158,21 +171,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         ),
         "dropout_convention": "inverted",
     },
-    # One tower with batch normalisation (Ioffe and Szegedy 2015) before each of the seven ReLUs in place of LRN;
-    # started as He et al. 2015 prescribe for ReLU, biases 0.
-    "bn": {
-        "layers": _alexnet_2012(
-            conv1=("bn", "act", "pool"),
-            conv2=("bn", "act", "pool"),
-            conv5=("bn", "act", "pool"),
-            before_act=("bn",),
-            conv345_init="he",
-            init="he",
-            fc_init="he",
-            bias=0.0,
-        ),
-        "dropout_convention": "inverted",
-    },
+    "bn": _BN,
+    # The network of `bn`; what is modern beyond that is in how it trains: configs/alexnet.py.
+    "modern": _BN,
     # CHM example-layers/layers-80sec.cfg: 26 % test error on CIFAR-10.
     "cifar_80sec": {"layers": (*_CIFAR_CONV3, fc(64, ("act",), init=0.1), fc(0, init=0.1)), **_CUDA_CONVNET},
     # CHM example-layers/layers-19pct.cfg: four layers with weights, a candidate for the net of the paper's Figure 1.
@@ -216,6 +217,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "layers": _small(conv1=("lrn", "pool", "act"), conv2=("act", "lrn", "map_norm", "pool"), conv5=("pool", "act")),
         "towers": 2,
         "lrn": LRN_CONVENTIONS["source"],
+        **_CUDA_CONVNET,
+    },
+    # `bn` scaled in the same way.
+    "small_modern": {
+        "layers": tuple(
+            dataclasses.replace(layer, init="he", bias=0.0) for layer in _small(**_BN_ORDER, act=("bn", "act"))
+        ),
+        "dropout_convention": "inverted",
         **_CUDA_CONVNET,
     },
     # LeNet-5 (LeCun et al. 1998) in the modern form: two convolutions with max pooling, 120 and 84 units, ReLU.

@@ -54,11 +54,16 @@ class RandomTraining:
         variables = init_variables(self.model, data.crop, config.seed)
         optimizer = scale_learning_rate(config.optimizer, self.batch_size)
         self.optimizer = make_optimizer(optimizer, variables["params"])
-        rates = make_learning_rates(optimizer, variables["params"])(0.0, optimizer.learning_rate)
+        rates = make_learning_rates(optimizer, variables["params"], config.epochs)(0.0, optimizer.learning_rate)
         self.preprocessing = make_preprocessing(data, _statistics(data.image_size))
         self.step = self.devices.compile_train_step(
             make_train_step(
-                self.model, self.optimizer, self.preprocessing, self.devices.axes, config.parallel.micro_batches
+                self.model,
+                self.optimizer,
+                self.preprocessing,
+                self.devices.axes,
+                config.parallel.micro_batches,
+                config.label_smoothing,
             )
         )
         fresh = create_train_state(variables, self.optimizer, config.seed)

@@ -24,6 +24,9 @@ Batch = dict[str, Array]
 State = TypeVar("State")
 Step = Callable[[State, Batch], tuple[State, dict[str, Array]]]
 TrainStep = Step[TrainState]
+_MIXUP = 2
+"""The stream of an example's key that mixes it; crops and dropout have 0 and 1, by `jax.random.split`."""
+
 EvalStep = Callable[[Any, Any, Batch], dict[str, Array]]
 
 
@@ -41,11 +44,16 @@ def make_train_step(
     preprocessing: Preprocessing,
     axes: Axes = ONE_DEVICE,
     micro_batches: int = 1,
+    label_smoothing: float = 0.0,
 ) -> TrainStep:
     """Returns (state, batch) -> (state after the step, sums of the batch before it); see `metrics.classification_sums`.
 
     The batch has image (uint8), label, id and epoch. The loss is the mean cross-entropy over the whole batch, in nats.
     Its gradient may be that of `micro_batches` equal parts, one after the other, which takes less memory.
+
+    Where images are mixed or labels smoothed, the loss in the sums is the cross-entropy with the labels in the shares
+    that the images have, not smoothed, and an example is right if its own label is predicted, of which it has the
+    larger share. So the sums of training stay comparable with each other, and are worse than the network is.
 
     Raises UserError for parts of a batch over which batch normalisation should average.
     """
@@ -59,6 +67,14 @@ def make_train_step(
             example_keys(state.key, batch["epoch"], batch["id"])
         )
         images = augment.training_images(preprocessing, batch["image"], augment_keys, batch["epoch"])
+        labels = batch["label"]
+        others, shares = labels, jnp.ones(labels.shape)
+        if preprocessing.mixup:
+            mixup_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MIXUP))(
+                example_keys(state.key, batch["epoch"], batch["id"])
+            )
+            others, shares = augment.partners(labels), augment.mixup_shares(mixup_keys, preprocessing.mixup)
+            images = augment.mix_pairs(images, shares)
 
         def loss(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
             (logits, _), updated = model.apply(
@@ -68,9 +84,12 @@ def make_train_step(
                 axes,
                 mutable=["batch_stats"],
             )
-            mask = jnp.ones_like(batch["label"], dtype=bool)
-            sums = metrics.classification_sums(logits, batch["label"], mask)
-            return sums["loss_sum"] / len(logits), (sums, updated.get("batch_stats", {}))
+            sums = metrics.classification_sums(logits, labels, jnp.ones_like(labels, dtype=bool))
+            minimised = sums["loss_sum"]
+            if preprocessing.mixup or label_smoothing:
+                minimised = jnp.sum(metrics.mixed_cross_entropy(logits, labels, others, shares, label_smoothing))
+                sums["loss_sum"] = jnp.sum(metrics.mixed_cross_entropy(logits, labels, others, shares, 0.0))
+            return minimised / len(logits), (sums, updated.get("batch_stats", {}))
 
         return jax.grad(loss, has_aux=True)(state.params)
 

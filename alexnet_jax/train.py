@@ -11,21 +11,25 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from alexnet_jax import audit, hosts, metrics, run_folder, terminal
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
 from alexnet_jax.experiment import MEASURED, Evaluate, Experiment, open_experiment
+from alexnet_jax.input_pipeline import sent_ahead
 from alexnet_jax.metric_writer import MetricWriter, describe_environment, write_json
 from alexnet_jax.models import summarize
 from alexnet_jax.optimizer import (
+    SMOOTH_SCHEDULES,
     Plateau,
+    averaged_params,
     describe_learning_rate,
     make_learning_rates,
     make_optimizer,
     make_schedule,
+    restored_state,
+    saved_state,
     scale_learning_rate,
 )
 from alexnet_jax.parallel import exhaustion_in_a_line
@@ -104,17 +108,18 @@ class Run:
         rule = scale_learning_rate(config.optimizer, config.batch_size)
         optimizer = make_optimizer(rule, variables["params"])
         self.schedule = make_schedule(rule, config.epochs)
-        self.learning_rates = make_learning_rates(rule, variables["params"])
+        self.learning_rates = make_learning_rates(rule, variables["params"], config.epochs)
         self.plateau = Plateau(rule, config.epochs)
         self.trace = StepTrace(workdir / "profile", config.profile_steps if hosts.is_main() else 0)
+        axes, micro_batches = self.devices.axes, config.parallel.micro_batches
         step = make_train_step(
-            self.model, optimizer, experiment.preprocessing, self.devices.axes, config.parallel.micro_batches
+            self.model, optimizer, experiment.preprocessing, axes, micro_batches, config.label_smoothing
         )
         self.train_step = self.trace.around(self.devices.compile_train_step(step, resident=experiment.source.resident))
         self.state = self.devices.place(create_train_state(variables, optimizer, config.seed))
         self.plateau_state = self.plateau.init()
         self.progress = Progress()
-        self.rate = rule.learning_rate
+        self.rate = self.schedule(0.0, self.plateau.scale(self.plateau_state))
         self.rates: Any = None
         self.compiled, self.images_per_second, self.input_share = False, 0.0, 0.0
         self.agreed_to_stop = False
@@ -156,7 +161,7 @@ class Run:
         host_batches = self.experiment.source.batches(
             self.progress.examples_seen, batch_size=size, seed=self.config.seed, rows=self.devices.rows(size)
         )
-        with contextlib.closing(host_batches), contextlib.closing(_ahead(host_batches, self._put)) as batches:
+        with contextlib.closing(host_batches), contextlib.closing(sent_ahead(host_batches, self._put)) as batches:
             self._set_rates(self.progress.examples_seen)
             while True:
                 if self._evaluation_is_due():
@@ -241,12 +246,12 @@ class Run:
         """Gives the state the learning rates of the next step, and says so if the schedule changed them."""
         epoch = self.plan.epoch(position)
         rate = self.schedule(epoch, self.plateau.scale(self.plateau_state))
-        if rate != self.rate:
+        if rate < self.rate and self.config.optimizer.schedule not in SMOOTH_SCHEDULES:
             reason = reason or f"{self.config.optimizer.schedule} schedule, epoch {epoch:.2f}"
             terminal.show(f"  learning rate {self.rate:.3g} -> {rate:.3g}: {reason}", style="bold")
             values = {"learning_rate_before": self.rate, "learning_rate": rate, "reason": reason}
             self.writer.write("division", position, values)
-            self.rate = rate
+        self.rate = rate
         rates = self.learning_rates(epoch, rate)
         if rates != self.rates:
             self.rates = rates
@@ -295,7 +300,8 @@ class Run:
 
     def _totals_of(self, evaluate: Evaluate, split: str) -> dict[str, Any]:
         totals: dict[str, Any] = {}
-        for totals_so_far in evaluate(self.state.params, self.state.batch_stats, split):
+        params = averaged_params(self.state.opt_state, self.state.params)
+        for totals_so_far in evaluate(params, self.state.batch_stats, split):
             self.watchdog.progress(f"the evaluation at epoch {self._epoch(self.progress.examples_seen)}")
             if hosts.any_of_them(self.stop.received is not None):
                 self._save_and_exit()
@@ -303,11 +309,11 @@ class Run:
         return totals
 
     def _tree(self) -> dict[str, Any]:
-        """The arrays of a checkpoint. The velocity stands for the optimizer's whole state."""
+        """The arrays of a checkpoint."""
         return {
             "params": self.state.params,
             "batch_stats": self.state.batch_stats,
-            "velocity": optax.tree.get(self.state.opt_state, "trace"),
+            **saved_state(self.state.opt_state),
             "plateau": self.plateau_state,
             "preprocessing": {name: getattr(self.experiment.preprocessing, name) for name in MEASURED},
         }
@@ -354,7 +360,7 @@ class Run:
                 self.state,
                 params=tree["params"],
                 batch_stats=tree["batch_stats"],
-                opt_state=optax.tree.set(self.state.opt_state, trace=tree["velocity"]),
+                opt_state=restored_state(self.state.opt_state, tree),
             )
         )
         self.rate = self.schedule(self.plan.epoch(self.progress.examples_seen), self.plateau.scale(self.plateau_state))
@@ -409,12 +415,3 @@ class Run:
         terminal.show_layers(self.layers)
         if self.dataset.num_classes <= 5:
             terminal.show("With 5 or fewer classes every top-5 guess is right: top-5 error is left out.")
-
-
-def _ahead(host_batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Any]:
-    """Batches on the devices, each sent there before the one ahead of it is asked for."""
-    upcoming = put(next(host_batches))
-    for batch in host_batches:
-        following = put(batch)
-        yield upcoming
-        upcoming = following

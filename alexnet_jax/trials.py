@@ -238,7 +238,9 @@ class _Population:
         run, config = first.run, first.trial.config
         self.common = _common(config)
         self._devices, self._size = run.devices, size
-        step = make_member_step(config.optimizer, run.model, run.experiment.preprocessing, run.devices.axes)
+        step = make_member_step(
+            config.optimizer, run.model, run.experiment.preprocessing, run.devices.axes, config.label_smoothing
+        )
         resident = run.experiment.source.resident
         self._program = run.devices.compile_train_step(step, resident, of_many=make_population_step)
         self._own: dict[Path, tuple[Any, Any, Any]] = {}

@@ -77,7 +77,8 @@ def start(config: ConfigDict, steps: int) -> Run:
     devices = make_devices(config.parallel, model)
     variables = init_variables(model, config.data.crop, config.seed)
     optimizer = make_optimizer(config.optimizer, variables["params"])
-    rates = make_learning_rates(config.optimizer, variables["params"])(0.0, config.optimizer.learning_rate)
+    learning_rates = make_learning_rates(config.optimizer, variables["params"], config.epochs)
+    rates = learning_rates(0.0, config.optimizer.learning_rate)
     preprocessing = make_preprocessing(config.data, dataset.statistics)
     source = make_train_source(config.data, records, devices)
     step = devices.compile_train_step(

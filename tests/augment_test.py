@@ -28,6 +28,7 @@ PLAIN = Preprocessing(
     color_noise=0.0,
     color_noise_form="source",
     color_noise_until_epoch=0.0,
+    mixup=0.0,
     pca_std=np.array([120.0, 40.0, 20.0], np.float32),
     pca_vectors=np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0].astype(np.float32),
 )

@@ -13,11 +13,12 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.models import AlexNet, get_model, summarize
 from alexnet_jax.presets import PRESETS
 
-CROPS = {"source": 224, "owt": 224, "lenet": 28, "small": 28}
+CROPS = {"source": 224, "run170": 224, "owt": 224, "lenet": 28, "small": 28, "small_modern": 28}
 
 # preset: classes, parameters, multiply-accumulates (None where facts of no primary source exist)
 SIZES = {
     "source": (1000, 60_965_224, 724_406_816),
+    "run170": (1000, 60_965_224, 724_406_816),
     "paper": (1000, 60_965_224, 724_406_816),
     "caffe": (1000, 60_965_224, 724_406_816),
     "caffenet": (1000, 60_965_224, 724_406_816),
@@ -25,6 +26,7 @@ SIZES = {
     "owt": (1000, 61_100_840, 714_188_480),
     # single_tower and a scale and a bias for each of 96 + 256 + 384 + 384 + 256 + 2 * 4096 normalised channels
     "bn": (1000, 62_378_344 + 2 * 9568, 1_135_256_096),
+    "modern": (1000, 62_378_344 + 2 * 9568, 1_135_256_096),
     # 3 * 25 * 32 + 32 + 32 * 25 * 32 + 32 + 32 * 25 * 64 + 64 = 79,328 in the convolutions; 24 pixels become 3x3x64
     "cifar_80sec": (10, 79_328 + 576 * 64 + 64 + 64 * 10 + 10, None),
     "cifar_19pct": (10, 79_328 + 576 * 10 + 10, None),
@@ -34,6 +36,12 @@ SIZES = {
     "cifar_11pct": (10, 4_864 + 102_464 + 36 * (576 * 64 + 64) + 36 * (576 * 32 + 32) + 1152 * 10 + 10, None),
     # 28 pixels: convolutions of 75, 200, 288, 216, 216 inputs, then 2x2x32 units
     "small": (10, 76 * 16 + 201 * 32 + 289 * 48 + 217 * 48 + 217 * 32 + 2 * 129 * 128 + 129 * 10, 1_248_512),
+    # the same without halves, and a scale and a bias for each of 432 normalised channels
+    "small_modern": (
+        10,
+        76 * 16 + 401 * 32 + 289 * 48 + 433 * 48 + 433 * 32 + 2 * 129 * 128 + 129 * 10 + 2 * 432,
+        75 * 16 * 256 + 400 * 32 * 64 + 288 * 48 * 16 + 432 * 48 * 16 + 432 * 32 * 16 + 2 * 128 * 128 + 128 * 10,
+    ),
     # 28 pixels: 6 maps of 14x14, 16 of 5x5
     "lenet": (10, 456 + 2_416 + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10, None),
 }

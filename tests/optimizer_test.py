@@ -1,5 +1,6 @@
 """The paper's update rule against float64 NumPy, the learning rates of each array, and what divides them."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.errors import UserError
 from alexnet_jax.optimizer import (
     Plateau,
+    averaged_params,
     describe_learning_rate,
     make_learning_rates,
     make_optimizer,
@@ -58,7 +60,7 @@ def by_name(tree: Any) -> dict[str, Any]:
 
 def train(config: ConfigDict, rates: Sequence[float] = RATES) -> tuple[dict[str, np.ndarray], Any]:
     """The parameters after one step with each of the kernel rates, and the optimizer's state; a step is an epoch."""
-    optimizer, learning_rates = make_optimizer(config, PARAMS), make_learning_rates(config, PARAMS)
+    optimizer, learning_rates = make_optimizer(config, PARAMS), make_learning_rates(config, PARAMS, 90.0)
     update = jax.jit(optimizer.update)
     params, state = PARAMS, optimizer.init(PARAMS)
     for epoch, (gradient, rate) in enumerate(zip(GRADIENTS, rates, strict=False)):
@@ -143,6 +145,25 @@ def test_a_rate_of_zero_freezes_at_once_though_the_velocity_is_not_zero() -> Non
     assert largest_difference(after["fc2/kernel"], paper_rule("fc2/kernel", 0.0005, RATES[:10])) <= 1e-6
 
 
+@pytest.mark.parametrize("decay", [0.2, 0.7, 0.999])
+def test_the_average_of_the_parameters(decay: float) -> None:
+    """average <- d average + (1 - d) params after each step, in float64; d grows from 1/10 to the decay."""
+    averages = [by_name(PARAMS)["fc2/kernel"].astype(np.float64)]
+    for step in range(10):
+        kept = min(decay, (1 + step) / (10 + step))
+        averages.append(kept * averages[-1] + (1 - kept) * paper_rule("fc2/kernel", 0.0005, RATES[: step + 1]))
+        params, state = train(optimizer_config(ema_decay=decay), RATES[: step + 1])
+        average = by_name(averaged_params(state, params))["fc2/kernel"]
+        assert largest_difference(average, averages[-1]) <= 1e-6
+    assert largest_difference(params["fc2/kernel"], train(optimizer_config(), RATES[:10])[0]["fc2/kernel"]) == 0
+    assert largest_difference(average, params["fc2/kernel"]) > 1e-4
+
+
+def test_without_a_decay_the_average_is_the_parameters_themselves() -> None:
+    params, state = train(optimizer_config(), RATES[:3])
+    assert averaged_params(state, params) is params
+
+
 # The rate of each array
 
 
@@ -163,23 +184,35 @@ def test_a_rate_of_zero_freezes_at_once_though_the_velocity_is_not_zero() -> Non
     ],
 )
 def test_rate_multipliers(rules: tuple[Any, ...], epoch: float, expected: tuple[float, ...]) -> None:
-    rates = by_name(make_learning_rates(optimizer_config(rate_multipliers=rules), PARAMS)(epoch, 1.0))
+    rates = by_name(make_learning_rates(optimizer_config(rate_multipliers=rules), PARAMS, 90.0)(epoch, 1.0))
     assert rates == pytest.approx(dict(zip(SHAPES, expected, strict=True)), rel=1e-12)
 
 
-@pytest.mark.parametrize(("follows", "bias_rate"), [(True, 0.0002), (False, 0.02)])
-def test_bias_rate_follows_the_schedule_only_if_told_to(follows: bool, bias_rate: float) -> None:
-    learning_rates = make_learning_rates(optimizer_config(bias_rate_follows_schedule=follows), PARAMS)
-    assert by_name(learning_rates(50.0, 0.0001)) == pytest.approx(
-        {"conv1/kernel": 0.0001, "conv1/bias": bias_rate, "fc2/kernel": 0.0001, "fc2/bias": bias_rate}, rel=1e-12
-    )
+@pytest.mark.parametrize(
+    ("schedule", "before", "after"),  # of biases, before and from half-time on
+    [("same", 0.0002, 0.0002), ("constant", 0.02, 0.02), ("halfway", 0.02, 0.002)],
+)
+def test_biases_have_a_schedule_of_their_own(schedule: str, before: float, after: float) -> None:
+    learning_rates = make_learning_rates(optimizer_config(bias_schedule=schedule), PARAMS, 90.0)
+    for epoch, bias_rate in ((0.0, before), (44.99, before), (45.0, after), (89.0, after)):
+        assert by_name(learning_rates(epoch, 0.0001)) == pytest.approx(
+            {"conv1/kernel": 0.0001, "conv1/bias": bias_rate, "fc2/kernel": 0.0001, "fc2/bias": bias_rate}, rel=1e-12
+        )
+
+
+@pytest.mark.parametrize("schedule", ["same", "constant", "halfway"])
+def test_biases_warm_up_as_kernels_do(schedule: str) -> None:
+    config = optimizer_config(bias_schedule=schedule, warmup_epochs=10.0)
+    kernels, rates = make_schedule(config, 90.0), make_learning_rates(config, PARAMS, 90.0)
+    for epoch, share in ((0.0, 0.0), (2.5, 0.25), (10.0, 1.0)):
+        assert by_name(rates(epoch, kernels(epoch, 1.0)))["fc2/bias"] == pytest.approx(0.02 * share, rel=1e-12)
 
 
 @pytest.mark.parametrize(
     ("make", "changes"),
     [
         (make_optimizer, {"weight_decay_overrides": (("fc2/*", 0.1), ("fc3/*", 0.1))}),
-        (make_learning_rates, {"rate_multipliers": (("fc3/*", 10.0, 0.0),)}),
+        (functools.partial(make_learning_rates, epochs=90.0), {"rate_multipliers": (("fc3/*", 10.0, 0.0),)}),
     ],
 )
 def test_a_pattern_that_matches_nothing_is_refused(make: Callable[..., Any], changes: dict[str, Any]) -> None:
@@ -216,13 +249,26 @@ def test_a_pattern_that_matches_nothing_is_refused(make: Callable[..., Any], cha
             ],
         ),
         ({"schedule": "dexp", "dexp_target": 10.0, "dexp_steps": 2}, [(49.99, 1), (50, 0.1)]),
+        (
+            {"schedule": "cosine"},
+            [(0, 1), (25, (1 + math.sqrt(0.5)) / 2), (50, 0.5), (75, (1 - math.sqrt(0.5)) / 2), (100, 0), (120, 0)],
+        ),
+        ({"schedule": "linear"}, [(0, 1), (25, 0.75), (90, 0.1), (100, 0), (120, 0)]),
+        # What is left after the warm-up is the schedule's whole run.
+        ({"schedule": "linear", "warmup_epochs": 20.0}, [(0, 0), (5, 0.25), (20, 1), (60, 0.5), (100, 0)]),
+        ({"schedule": "cosine", "warmup_epochs": 20.0}, [(10, 0.5), (20, 1), (60, 0.5), (100, 0)]),
+        # Epochs of divisions count from the beginning.
+        (
+            {"schedule": "step", "step_epochs": (5.0, 40.0), "warmup_epochs": 10.0},
+            [(0, 0), (4, 0.4), (5, 0.05), (10, 0.1), (40, 0.01)],
+        ),
     ],
 )
 def test_scheduled_rates(changes: dict[str, Any], epochs_and_factors: list[tuple[float, float]]) -> None:
     schedule = make_schedule(optimizer_config(**changes), epochs=100.0)
     for epoch, factor in epochs_and_factors:
         # The plateau's scale is there in any case and must not count.
-        assert schedule(float(epoch), 0.1) == pytest.approx(0.01 * factor, rel=1e-12), epoch
+        assert schedule(float(epoch), 0.1) == pytest.approx(0.01 * factor, rel=1e-12, abs=1e-17), epoch
 
 
 def test_plateau_schedule_multiplies_by_the_plateaus_scale() -> None:
@@ -232,8 +278,8 @@ def test_plateau_schedule_multiplies_by_the_plateaus_scale() -> None:
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(UserError, match=r"config\.optimizer\.schedule='cosine'.*plateau, constant, step, dexp"):
-        make_schedule(optimizer_config(schedule="cosine"), epochs=100.0)
+    with pytest.raises(UserError, match=r"config\.optimizer\.schedule='exp'.*plateau, constant, step, dexp, cosine"):
+        make_schedule(optimizer_config(schedule="exp"), epochs=100.0)
 
 
 # The plateau rule

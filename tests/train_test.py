@@ -107,6 +107,7 @@ def test_a_run_continues_on_other_devices(tmp_path: Path, make_config: MakeConfi
         ({"seed": 1}, "config.seed: 0 -> 1"),
         ({"model.activation": "tanh"}, "config.model.activation: None -> 'tanh'"),
         ({"data.mirror": False}, "config.data.mirror: True -> False"),
+        ({"optimizer.ema_decay": 0.9}, "config.optimizer.ema_decay: 0.0 -> 0.9"),
     ],
 )
 def test_a_changed_config_is_refused_and_loses_nothing(

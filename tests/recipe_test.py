@@ -1,0 +1,228 @@
+"""What the modern recipe adds: smoothed labels, mixed images, averaged parameters; alone, together, and interrupted."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from alexnet_jax import augment, metrics
+from alexnet_jax.checkpoint import restore
+from alexnet_jax.errors import UserError
+from alexnet_jax.experiment import open_experiment
+from alexnet_jax.metric_writer import read_metrics
+from alexnet_jax.optimizer import averaged_params, make_optimizer
+from alexnet_jax.parallel import DataParallel, Devices, MeshParallel
+from alexnet_jax.population import Member, make_member_step, make_population_step
+from alexnet_jax.programs import evaluate
+from alexnet_jax.steps import example_keys, make_train_step
+from alexnet_jax.towers import Axes
+from alexnet_jax.train import train_and_evaluate
+from alexnet_jax.train_state import TrainState, create_train_state, init_variables
+from tests.mesh_run import batches, copied, thin
+from tests.training_setup import setup
+
+MakeConfig = Callable[..., ConfigDict]
+
+RATE, SMOOTHING, MIXUP, DECAY = 0.01, 0.1, 0.4, 0.9
+
+
+def modern_parts(network: Callable[[str], Any], choices: str) -> tuple[ConfigDict, Any, Any, Any]:
+    """`setup` or `thin` of a network, with mixed images and averaged parameters."""
+    config, model, _, preprocessing = network(choices)
+    config.optimizer.ema_decay = DECAY
+    optimizer = make_optimizer(config.optimizer, jax.eval_shape(lambda: init(model, config))["params"])
+    return config, model, optimizer, dataclasses.replace(preprocessing, mixup=MIXUP, color_noise=0.0)
+
+
+def init(model: Any, config: ConfigDict) -> Any:
+    return init_variables(model, config.data.crop, 0)
+
+
+def fresh(config: ConfigDict, model: Any, optimizer: Any) -> TrainState:
+    state = create_train_state(init(model, config), optimizer, 0)
+    return dataclasses.replace(state, learning_rates=jax.tree.map(lambda _: np.float32(RATE), state.params))
+
+
+# Losses
+
+
+def test_smoothed_and_mixed_cross_entropy_by_hand() -> None:
+    logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.25, 0.25, 0.5]]))
+    labels, others, shares = jnp.array([0, 0, 1]), jnp.array([2, 0, 2]), jnp.array([0.75, 0.6, 1.0])
+    # 0.7 (0.75, 0, 0.25) + 0.1; 0.7 (1, 0, 0) + 0.1; 0.7 (0, 1, 0) + 0.1
+    targets = [(0.625, 0.1, 0.275), (0.8, 0.1, 0.1), (0.1, 0.8, 0.1)]
+    predictions = [(0.7, 0.2, 0.1), (0.7, 0.2, 0.1), (0.25, 0.25, 0.5)]
+    expected = [
+        -sum(t * math.log(p) for t, p in zip(target, prediction, strict=True))
+        for target, prediction in zip(targets, predictions, strict=True)
+    ]
+    losses = metrics.mixed_cross_entropy(logits, labels, others, shares, 0.3)
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+
+
+def test_an_image_is_mixed_with_its_partner() -> None:
+    images = jnp.arange(4.0).reshape(4, 1, 1, 1) * jnp.ones((4, 2, 2, 3))
+    mixed = augment.mix_pairs(images, jnp.array([0.75, 0.5, 1.0, 0.9]))
+    np.testing.assert_allclose(mixed[:, 0, 0, 0], [0.25, 0.5, 2.0, 2.9], rtol=1e-6)
+    with pytest.raises(UserError, match=r"config\.data\.mixup wants pairs, but a device has 3 images"):
+        augment.partners(images[:3])
+
+
+def test_shares_are_the_larger_parts_of_the_beta_distribution() -> None:
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    uniform, narrow = (augment.mixup_shares(keys, alpha) for alpha in (1.0, 0.2))
+    assert uniform.min() >= 0.5 and narrow.max() <= 1
+    # max(l, 1 - l) of a uniform l is uniform on [0.5, 1]
+    np.testing.assert_allclose(np.quantile(uniform, [0.1, 0.5, 0.9]), [0.55, 0.75, 0.95], atol=0.01)
+    # Var l = 1 / (4 (2 alpha + 1)), and (share - 1/2)^2 = (l - 1/2)^2
+    np.testing.assert_allclose(np.mean((narrow - 0.5) ** 2), 1 / (4 * 1.4), rtol=0.02)
+
+
+@pytest.mark.parametrize(("mixup", "smoothing"), [(0.0, 0.1), (0.4, 0.0), (0.4, 0.1)])
+def test_a_step_minimises_the_loss_that_it_should_and_reports_it_without_smoothing(
+    mixup: float, smoothing: float
+) -> None:
+    config, model, optimizer, preprocessing = setup("lenet,smoke")
+    preprocessing = dataclasses.replace(preprocessing, mixup=mixup, mirror=False, cropping="random", crop=28)
+    state = fresh(config, model, optimizer)
+    batch = {name: jnp.asarray(values) for name, values in batches(1, 28)[0].items()}  # one possible crop
+    step = jax.jit(make_train_step(model, optimizer, preprocessing, label_smoothing=smoothing))
+    after, sums = step(state, batch)
+
+    keys = example_keys(state.key, batch["epoch"], batch["id"])
+    partner = np.arange(16) ^ 1
+    drawn = jax.vmap(lambda key: jax.random.beta(jax.random.fold_in(key, 2), 0.4, 0.4))(keys)
+    shares = jnp.maximum(drawn, 1 - drawn) if mixup else jnp.ones(16)
+    assert len(np.unique(shares)) == (16 if mixup else 1)
+    pictures = augment.testing_images(preprocessing, batch["image"], 1)[0]
+    weights = shares[:, None, None, None]
+    pictures = weights * pictures + (1 - weights) * pictures[partner]
+    own, other = jax.nn.one_hot(batch["label"], 10), jax.nn.one_hot(batch["label"][partner], 10)
+    plain = shares[:, None] * own + (1 - shares)[:, None] * other
+
+    def loss(params: Any, smoothing: float) -> jax.Array:
+        logits = model.apply({"params": params}, pictures)[0]
+        targets = plain * (1 - smoothing) + smoothing / 10
+        return -jnp.sum(targets * jax.nn.log_softmax(logits)) / 16
+
+    np.testing.assert_allclose(sums["loss_sum"] / 16, loss(state.params, 0.0), rtol=1e-5)
+    right = jnp.argmax(model.apply({"params": state.params}, pictures)[0], axis=1) == batch["label"]
+    assert int(sums["top1_correct"]) == int(right.sum())
+    gradients = jax.grad(loss)(state.params, smoothing)
+    for layer in ("conv1", "fc5"):
+        moved = after.params[layer]["bias"] - state.params[layer]["bias"]
+        np.testing.assert_allclose(moved, -RATE * gradients[layer]["bias"], rtol=1e-3, atol=1e-7)
+
+
+# On many devices, and of many networks
+
+
+def trained(devices: Devices, network: Callable[[str], Any], choices: str, steps: int = 4) -> tuple[Any, Any]:
+    """The averaged parameters and the losses of a few steps."""
+    config, model, optimizer, preprocessing = modern_parts(network, choices)
+    step = devices.compile_train_step(
+        make_train_step(model, optimizer, preprocessing, devices.axes, label_smoothing=SMOOTHING)
+    )
+    state, losses = devices.place(fresh(config, model, optimizer)), []
+    for batch in batches(steps, config.data.image_size):
+        state, sums = step(state, devices.shard(batch))
+        losses.append(float(sums["loss_sum"]))
+    return copied(devices, averaged_params(state.opt_state, None)), losses
+
+
+def test_devices_change_neither_pairs_nor_averages() -> None:
+    model = thin("source,smoke")[1]
+    places = DataParallel.create(1), DataParallel.create(2), MeshParallel.create(2, 2, model)
+    (average, losses), *others = (trained(devices, thin, "source,smoke") for devices in places)
+    assert losses[0] != losses[-1]
+    for other, other_losses in others:
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+        for array, expected in zip(jax.tree.leaves(other), jax.tree.leaves(average), strict=True):
+            np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5 * max(np.abs(expected).max(), 1e-3))
+
+
+def test_towers_hold_their_part_of_the_average() -> None:
+    config, model, optimizer, _ = modern_parts(thin, "source,smoke")
+    devices = MeshParallel.create(2, 2, model)
+    average = averaged_params(devices.place(fresh(config, model, optimizer)).opt_state, None)
+    array = average["fc6"]["kernel"]
+    assert {part.data.shape for part in array.addressable_shards} == {(array.shape[0], array.shape[1] // 2)}
+
+
+def test_members_of_a_population_learn_by_the_recipe_what_they_would_alone() -> None:
+    choices = "lenet,smoke"
+    devices = DataParallel.create(1)
+    alone, losses = trained(devices, setup, choices)
+    config, model, optimizer, preprocessing = modern_parts(setup, choices)
+    step = make_member_step(config.optimizer, model, preprocessing, Axes(("data",)), SMOOTHING)
+    program = devices.compile_train_step(step, of_many=make_population_step)
+    own = {name: np.float32(value) for name, value in (("momentum", 0.9), ("weight_decay", 0.0005))}
+    members = tuple(
+        Member(fresh(config, model, optimizer), **own, dropout_rate=np.float32(model.dropout_rate)) for _ in range(2)
+    )
+    members, found = devices.place(members), []
+    for batch in batches(4, config.data.image_size):
+        members, sums = program(members, (devices.shard(batch),) * 2)
+        found.append([float(of_member["loss_sum"]) for of_member in sums])
+    np.testing.assert_allclose(found, np.stack([losses, losses], axis=1), rtol=1e-5)
+    for member in members:
+        average = averaged_params(member.state.opt_state, None)
+        for array, expected in zip(jax.tree.leaves(average), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+# Runs
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config("synthetic,small_modern,smoke", max_steps=6)
+    train_and_evaluate(config, tmp_path / "whole")
+    for config.max_steps in (1, 4, 6):
+        train_and_evaluate(config, tmp_path / "parts")
+    whole, parts = (restore(tmp_path / name / "checkpoints", 6 * 16).tree for name in ("whole", "parts"))
+    assert whole["averaged_steps"] == 6 and "average" in whole
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    last = [read_metrics(tmp_path / name)[-1] for name in ("whole", "parts")]
+    assert last[0] == last[1] and last[0]["kind"] == "test"
+
+
+def test_it_is_the_average_that_is_tested(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("synthetic,small_modern,smoke", max_steps=6)
+    result = train_and_evaluate(config, tmp_path)
+    tree = restore(tmp_path / "checkpoints", 6 * 16).tree
+    experiment = open_experiment(config)
+    losses = {}
+    for name in ("params", "average"):
+        params, batch_stats = experiment.devices.place((tree[name], tree["batch_stats"]))
+        *_, totals = experiment.test(params, batch_stats, "test")
+        losses[name] = totals["loss_sum"] / totals["count"]
+    assert losses["average"] == result["loss"] != losses["params"]
+    capsys.readouterr()
+    evaluate.main([str(tmp_path)])
+    assert f"loss {result['loss']:.4f}" in capsys.readouterr().out
+
+
+def test_a_smooth_schedule_is_no_series_of_divisions(tmp_path: Path, make_config: MakeConfig) -> None:
+    changes = {"optimizer.schedule": "cosine", "optimizer.warmup_epochs": 1.0}
+    train_and_evaluate(make_config(max_steps=0, epochs=3.0, **changes), tmp_path)
+    records = read_metrics(tmp_path)
+    assert not [record for record in records if record["kind"] == "division"]
+    rates = [record["learning_rate"] for record in records if record["kind"] == "step"]
+    cosines = [(1 + math.cos(math.pi * part / 4)) / 2 for part in range(4)]
+    assert rates == pytest.approx([0.0, 0.001, *(0.002 * factor for factor in cosines)])
+
+
+def test_a_warm_up_is_no_division_either(tmp_path: Path, make_config: MakeConfig) -> None:
+    changes = {"optimizer.schedule": "step", "optimizer.step_epochs": (2.0,), "optimizer.warmup_epochs": 1.0}
+    train_and_evaluate(make_config(max_steps=0, epochs=3.0, **changes), tmp_path)
+    divisions = [record for record in read_metrics(tmp_path) if record["kind"] == "division"]
+    assert [(record["learning_rate_before"], record["examples_seen"]) for record in divisions] == [(0.002, 64)]
