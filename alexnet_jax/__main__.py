@@ -9,6 +9,7 @@ from alexnet_jax.config import exit_on_user_error
 
 COMMANDS = {
     "sweep": "which settings train best; many processes and machines can share the work",
+    "explain": "where the paper, its source, Caffe and a config differ, and what that costs",
     "ablate": "what each idea of the paper is worth: the network without it, all else equal",
     "figure1": "the paper's Figure 1: how much sooner ReLU learns than tanh",
     "prepare": "makes a data set ready to be read fast, and says what is in it",
