@@ -136,5 +136,10 @@ PRESETS = tuple(
     for preset in ("source", "paper", "caffe", "caffenet", "single_tower", "owt", "bn")
 )
 
-TABLES = {"paper": PAPER, "presets": PRESETS}
+MODERN = (
+    Ablation("2012", "nothing: the recipe of 2012 (small)", choice="small"),
+    Ablation("modern", "the modern recipe (small_modern)", choice="small_modern"),
+)
+
+TABLES = {"paper": PAPER, "presets": PRESETS, "modern": MODERN}
 """By name; the first row is what the others are compared with."""

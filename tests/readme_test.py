@@ -9,6 +9,7 @@ import pytest
 from alexnet_jax import config as config_lib
 from alexnet_jax.__main__ import COMMANDS
 from alexnet_jax.config import _check_keys
+from benchmarks import tables
 from configs import alexnet
 from tests.conftest import REPOSITORY
 
@@ -45,6 +46,11 @@ def test_programs(words: list[str]) -> None:
     assert words[0] in COMMANDS
 
 
+@pytest.mark.parametrize("path", sorted(tables.RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_tables_are_those_of_the_results(path: Path) -> None:
+    assert "\n".join(tables.table(path)) in README
+
+
 def test_the_two_commands_name_files_that_exist() -> None:
     for name in re.findall(r"-r (\S+\.txt)", README):
         assert (REPOSITORY / name).exists()
@@ -53,7 +59,7 @@ def test_the_two_commands_name_files_that_exist() -> None:
 
 
 def test_the_files_it_names_exist() -> None:
-    names = re.findall(r"\((alexnet_jax/\S+|configs/\S+|docs/\S+)\)", README)
+    names = re.findall(r"\((alexnet_jax/\S+|configs/\S+|docs/\S+|results/\S+)\)", README)
     assert names
     assert all((REPOSITORY / name).exists() for name in names)
     for module in re.findall(r"`(\w+\.py)`", README.split("## The code")[1]):

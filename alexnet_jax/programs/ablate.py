@@ -2,7 +2,7 @@
 
 Trains the network of --config as it is and without each idea, with each seed, and shows the test errors next to
 those of the paper and of its source. Runs lie in WORKDIR/ROW/seed-N, where main.py can continue them; finished ones are
-not repeated. With --table=presets the rows are the presets.
+not repeated. With --table=presets the rows are the presets, with --table=modern the recipes of 2012 and of today.
 """
 
 import argparse
@@ -27,10 +27,11 @@ from alexnet_jax.search_space import apply, flags
 from alexnet_jax.trials import Trial, run_trials
 
 DEFAULTS = {
-    "paper": ["--config=configs/alexnet.py:folder,small", "--config.epochs=8"],
+    "paper": ["--config=configs/alexnet.py:folder,small", "--config.epochs=6"],
     "presets": ["--config=configs/alexnet.py:digits"],
+    "modern": ["--config=configs/alexnet.py:folder", "--config.epochs=10"],
 }
-"""What is measured if no --config is given: CIFAR-10 as a folder, --config.data.dir=DIR; and the digits."""
+"""What is measured if no --config is given: CIFAR-10 as a folder, --config.data.dir=DIR; or the digits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +161,8 @@ def _show(
         header = ["what is changed", "ours", "against the first", "paper", "its source", "where"]
         terminal.show_table(header, texts)
     data = "unknown" if not first.errors else describe_data(config, workdir / rows[0].name / f"seed-{options.seeds[0]}")
-    network = f"preset {config.model.preset}, {config.epochs:g} epochs"
+    names = "" if any(row.choice for row in rows) else f"preset {config.model.preset}, "
+    network = f"{names}{config.epochs:g} epochs"
     seeds = ", ".join(map(str, options.seeds))
     terminal.show(f"Ours: test top-1 error on {data}; {network}; seeds {seeds}, mean ± standard deviation.")
     if options.table == "paper":

@@ -21,9 +21,10 @@ from alexnet_jax.models import get_model, summarize
 from alexnet_jax.results import Spread
 from alexnet_jax.study import PRUNERS, SAMPLERS, Plan, Row, Setting, Study, open_study
 from alexnet_jax.trials import OWN_KEYS, Outcome, Trial, TrialStoppedError, run_trials
+from alexnet_jax.workers import SMALL
 
-TOGETHER, SMALL = 8, 1_000_000
-"""How many networks train together, if they have no more parameters than this."""
+TOGETHER = 8
+"""How many small networks train at once."""
 
 
 def main(argv: list[str]) -> None:

@@ -1,0 +1,91 @@
+"""The tables of README.md that come from files under results/, as Markdown.
+
+    python -m benchmarks.tables
+
+Each ends with what was measured where, and by which command. A test compares README.md with them.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alexnet_jax.results import Spread
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def main() -> None:
+    """Prints all tables."""
+    for path in sorted(RESULTS.glob("*.json")):
+        print(f"\n{path.name}\n")
+        print("\n".join(table(path)))
+
+
+def table(path: Path) -> list[str]:
+    """The lines of a file's table."""
+    content = json.loads(path.read_text())
+    kind, results = path.stem.partition("_")[0], content["results"]
+    lines = {"ablations": _ablations, "figure1": _figure1, "starting": _starting, "faults": _faults}[kind](results)
+    return [*lines, "", _about(content)]
+
+
+def _about(content: dict[str, Any]) -> str:
+    hardware, seeds = content["hardware"], ", ".join(map(str, content["seeds"]))
+    cores = f"{hardware['cores']} core{'s' if hardware['cores'] > 1 else ''} of {hardware['processor']}"
+    versions = f"jax {content['packages']['jax']}, {content['measured']}"
+    return f"{content['data']}; seeds {seeds}; {cores}, {versions}: `python {' '.join(content['command'])}`"
+
+
+def _ablations(results: dict[str, Any]) -> Iterator[str]:
+    rows = list(results["rows"].values())
+    claims = any(row["paper"] != "-" or row["source"] != "-" for row in rows)
+    yield f"| what is changed | test error | against the first |{' paper | its source |' if claims else ''}"
+    yield f"|---|--:|--:|{'---|---|' if claims else ''}"
+    first = Spread.of(rows[0]["errors"]).mean
+    for row in rows:
+        spread = Spread.of(row["errors"])
+        against = "-" if row is rows[0] else f"{100 * (spread.mean - first):+.2f}"
+        theirs = f" {row['paper']} | {row['source']} |" if claims else ""
+        yield f"| {row['what']} | {spread.text('.2%')} | {against} |{theirs}"
+
+
+def _figure1(results: dict[str, Any]) -> Iterator[str]:
+    yield "| network | activation | best rate | epochs to 25 % training error | tanh : ReLU |"
+    yield "|---|---|--:|--:|--:|"
+    for network, of_network in results.items():
+        for activation in ("relu", "tanh"):
+            race = of_network[activation]
+            epochs = [race["cap"] if value is None else value for value in race["epochs"]]
+            least = "more than " if None in race["epochs"] else ""
+            ratio = f"{'more than ' if of_network['at_least'] else ''}{of_network['ratio']:.1f}"
+            spread = Spread.of([float(value) for value in epochs]).text(".1f")
+            cells = [
+                f"`{network}`",
+                activation,
+                f"{race['rate']:g}",
+                f"{least}{spread}",
+                ratio if activation == "tanh" else "",
+            ]
+            yield f"| {' | '.join(cells)} |"
+
+
+def _starting(results: dict[str, Any]) -> Iterator[str]:
+    yield "| preset | batch | seeds that started | within steps | median step |"
+    yield "|---|--:|--:|--:|--:|"
+    for summary in results["summaries"]:
+        for preset, cells in summary["presets"].items():
+            median = "-" if cells["median_steps"] is None else f"{cells['median_steps']:g}"
+            started = f"{cells['started']} of {cells['seeds']}"
+            yield f"| `{preset}` | {summary['batch']} | {started} | {summary['steps']} | {median} |"
+
+
+def _faults(results: dict[str, Any]) -> Iterator[str]:
+    yield "| planted fault | diagnosis |"
+    yield "|---|---|"
+    for fault in results["faults"]:
+        yield f"| {fault['fault']}, `{fault['config']}` | {fault['diagnosis']} |"
+
+
+if __name__ == "__main__":
+    main()
