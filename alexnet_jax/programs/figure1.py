@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     """Does the runs that are missing, on all cores, and shows what came of them."""
     parser = argparse.ArgumentParser(prog="python -m alexnet_jax figure1", description=__doc__, allow_abbrev=False)
     parser.add_argument("--networks", nargs="+", default=["cifar_19pct"], help="presets: cifar_19pct, cifar_13pct")
-    parser.add_argument("--rates", nargs="+", type=float, default=(0.001, 0.002, 0.005, 0.01), help="that are tried")
+    parser.add_argument("--rates", nargs="+", type=float, default=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05), help="that are tried")
     parser.add_argument("--probe-epochs", type=float, default=1.0, help="length of a run that tries a rate")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--workdir", type=Path, default=Path("runs/figure1"), help="folder of the runs")
@@ -98,7 +98,7 @@ def _best_rates(
     trials = []
     for contender in contenders:
         for rate in options.rates:
-            workdir = options.workdir.joinpath(*contender, f"rate-{rate:g}")
+            workdir = options.workdir.joinpath(*contender, f"rate-{rate:g}", "probe")
             names[workdir] = contender, rate
             trials.append(_trial(words, configs, contender, workdir, {"optimizer.learning_rate": rate, **length}))
     for outcome in run_trials(trials):
@@ -136,7 +136,7 @@ def _race(
     trials = []
     for seed in options.seeds:
         for contender, rate in rates.items():
-            workdir = options.workdir.joinpath(*contender, f"seed-{seed}")
+            workdir = options.workdir.joinpath(*contender, f"rate-{rate:g}", f"seed-{seed}")
             names[workdir] = contender
             trials.append(_trial(words, configs, contender, workdir, {"optimizer.learning_rate": rate, "seed": seed}))
     curves: dict[Contender, dict[int, tuple[float, ...]]] = {contender: {} for contender in rates}
