@@ -24,6 +24,7 @@ from alexnet_jax.search_space import apply, flags
 from alexnet_jax.trials import Outcome, Trial, run_trials
 
 ACTIVATIONS = ("relu", "tanh")
+RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 PAPER = "the paper: six times"
 
 Contender = tuple[str, str]
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
     """Does the runs that are missing, on all cores, and shows what came of them."""
     parser = argparse.ArgumentParser(prog="python -m alexnet_jax figure1", description=__doc__, allow_abbrev=False)
     parser.add_argument("--networks", nargs="+", default=["cifar_19pct"], help="presets: cifar_19pct, cifar_13pct")
-    parser.add_argument("--rates", nargs="+", type=float, default=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05), help="that are tried")
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="that are tried")
     parser.add_argument("--probe-epochs", type=float, default=1.0, help="length of a run that tries a rate")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--workdir", type=Path, default=Path("runs/figure1"), help="folder of the runs")
