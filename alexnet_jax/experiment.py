@@ -162,6 +162,14 @@ class Experiment:
         return cls(dataset, model, devices, preprocessing, source, evaluate, test)
 
 
+def check_names(config: ConfigDict) -> None:
+    """Raises UserError for a name that does not exist, without looking at the data."""
+    get_model(config.model, num_classes=1)
+    make_schedule(config.optimizer, config.epochs)
+    make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
+    check_residence(config.data.residence)
+
+
 def open_experiment(config: ConfigDict) -> Experiment:
     """What `config` describes, its data prepared. Raises UserError for what is wrong with it, before that if possible.
 
@@ -171,11 +179,7 @@ def open_experiment(config: ConfigDict) -> Experiment:
     if not hosts.is_main():
         terminal.silence()
     use_compilation_cache(config.compilation_cache_dir)
-    # Wrong names are found before the data are prepared, which may take long.
-    get_model(config.model, num_classes=1)
-    make_schedule(config.optimizer, config.epochs)
-    make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
-    check_residence(config.data.residence)
+    check_names(config)  # before the data are prepared, which may take long
     with hosts.together():
         dataset = open_dataset(config.data)
     hosts.check_same("settings", config_lib.shared(config.to_dict()))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from alexnet_jax.models import AlexNet
+from alexnet_jax.optimizer import scale_learning_rate
 from alexnet_jax.presets import Layer
 
 Describe = Callable[[ConfigDict, AlexNet], str]
@@ -26,8 +27,8 @@ def image(config: ConfigDict, _: AlexNet) -> str:
 
 def stored(config: ConfigDict, _: AlexNet) -> str:
     """How squares are stored."""
-    data = config.data
-    return f"{data.storage} (JPEG quality {data.jpeg_quality}, at most {data.max_quarantined:.0%} unreadable)"
+    jpeg = f"jpeg of quality {config.data.jpeg_quality}"
+    return {"jpeg": jpeg, "raw": "raw pixels", "auto": f"{jpeg}, raw up to 4 GB"}[config.data.storage]
 
 
 def data(config: ConfigDict, _: AlexNet) -> str:
@@ -58,11 +59,12 @@ def color_noise(config: ConfigDict, _: AlexNet) -> str:
     data = config.data
     if not data.color_noise:
         return "none"
-    form = {"source": "on the standard deviations, image / 1.1", "paper": "on the eigenvalues"}[data.color_noise_form]
+    strength = f"{data.color_noise:g}"
+    on = {"source": f"the standard deviations, image / {1 + data.color_noise:g}", "paper": "the eigenvalues"}
     until = f", until epoch {data.color_noise_until_epoch:g}" if data.color_noise_until_epoch else ""
-    known = "of the training images" if data.pca_std is None and data.pca_vectors is None else "given"
-    detail = "" if known == "of the training images" else f", {data.pca_std} along {data.pca_vectors}"
-    return f"N(0, {data.color_noise:g}) {form}{until} (components {known}{detail})"
+    given = [f"{name} {value}" for name, value in (("std", data.pca_std), ("vectors", data.pca_vectors)) if value]
+    components = f", components given: {', '.join(given)}" if given else ""
+    return f"N(0, {strength}) on {on[data.color_noise_form]}{until}{components}"
 
 
 def mean(config: ConfigDict, _: AlexNet) -> str:
@@ -88,11 +90,12 @@ def targets(config: ConfigDict, _: AlexNet) -> str:
     return ", ".join(parts) or "the labels"
 
 
-def towers(config: ConfigDict, model: AlexNet) -> str:
+def towers(_: ConfigDict, model: AlexNet) -> str:
     """How many towers, and where they meet."""
     if model.towers == 1:
         return "1"
-    return "2, which meet in conv3 and fc6 to fc8" if config.model.cross_tower else "2, which meet in fc6 to fc8"
+    names = [f"{layer.kind}{index}" for index, layer in enumerate(model.layers, 1) if index > 1 and not layer.own_tower]
+    return f"2, which meet in {', '.join(names)}"
 
 
 def widths(config: ConfigDict, model: AlexNet) -> str:
@@ -100,6 +103,14 @@ def widths(config: ConfigDict, model: AlexNet) -> str:
     widths = [f"{layer.kind} {layer.features or model.num_classes}" for layer in model.layers]
     left_out = f" (without {', '.join(config.model.without_layers)})" if config.model.without_layers else ""
     return "-".join(widths) + left_out
+
+
+def windows(_: ConfigDict, model: AlexNet) -> str:
+    """Sides and steps of the convolutions' windows."""
+    layers = [layer for layer in model.layers if layer.kind != "fc"]
+    steps = [f" every {layer.stride}" if layer.stride > 1 else "" for layer in layers]
+    sizes = [f"{layer.kernel} x {layer.kernel}{step}" for layer, step in zip(layers, steps, strict=True)]
+    return f"{', '.join(sizes)} (padding {', '.join(str(layer.pad) for layer in layers)})"
 
 
 def activation(_: ConfigDict, model: AlexNet) -> str:
@@ -120,11 +131,11 @@ def order(_: ConfigDict, model: AlexNet) -> str:
 
 def lrn(_: ConfigDict, model: AlexNet) -> str:
     """The normalisation across maps."""
-    lrn = model.lrn
-    if lrn is None or not any("lrn" in layer.then for layer in model.layers):
+    norm = model.lrn
+    if norm is None or not any("lrn" in layer.then for layer in model.layers):
         return "none"
-    reach = "each tower's channels" if lrn.per_tower else "all channels"
-    return f"k {lrn.k:g}, alpha {lrn.alpha:g}, size {lrn.size}, over {reach}"
+    reach = "each tower's channels" if norm.per_tower and model.towers > 1 else "all channels"
+    return f"k {norm.k:g}, alpha {norm.alpha:g}, size {norm.size}, over {reach}"
 
 
 def pooling(_: ConfigDict, model: AlexNet) -> str:
@@ -169,8 +180,9 @@ def _by_layer(model: AlexNet, value: Callable[[Layer], str]) -> str:
 def first_rate(config: ConfigDict, _: AlexNet) -> str:
     """The learning rate of kernels at the start."""
     o = config.optimizer
-    scaling = "" if o.batch_scaling == "none" else f", {o.batch_scaling} in the batch / {o.base_batch_size}"
-    return f"{o.learning_rate:g}{scaling}"
+    rate = scale_learning_rate(o, config.batch_size).learning_rate
+    scaling = "" if o.batch_scaling == "none" else f" ({o.batch_scaling}: {o.learning_rate:g} for {o.base_batch_size})"
+    return f"{rate:g}{scaling}"
 
 
 def momentum(config: ConfigDict, _: AlexNet) -> str:

@@ -247,6 +247,8 @@ def open_study(
     opened = Study(study, plan)
     try:
         yield opened
+    except optuna.exceptions.StorageInternalError as error:
+        raise UserError(f"--storage={_without_password(storage)} is lost; start the same command again") from error
     finally:
         opened.close()
 

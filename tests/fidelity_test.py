@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import terminal
+from alexnet_jax.errors import UserError
 from alexnet_jax.fidelity import BOOKKEEPING, DECISIONS, REFERENCES, Row, bookkeeping, explain
 from alexnet_jax.models import get_model
 from alexnet_jax.programs import explain as program
@@ -100,7 +101,7 @@ def test_each_key_changes_its_rows_and_no_other(key: str) -> None:
     elif key == "model.preset":
         assert {"layers", "towers", "kernels start from", "normalisation", "edges"} <= changed
     elif key == "model.without_layers":
-        assert {"layers", "kernels start from", "biases start from", "dropout"} == changed
+        assert {"layers", "windows", "kernels start from", "biases start from"} <= changed
     else:
         assert changed == {decision.name for decision in DECISIONS if key in decision.keys}
         assert changed
@@ -115,14 +116,59 @@ def test_each_key_is_somewhere() -> None:
     ("preset", "unlike"),
     [
         ("paper", {"crops"}),  # 224 pixels would give 54 x 54 outputs here
-        ("source", {"stored as", "crops shared by", "order of images"}),
-        ("caffe", {"image", "stored as", "order of images", "views of a test image"}),
+        ("source", {"stored as", "crops shared by", "order of images", "schedule"}),
+        ("caffe", {"image", "order of images", "views of a test image"}),
     ],
 )
 def test_each_reference_is_its_own_preset(preset: str, unlike: set[str]) -> None:
     rows = rows_of(alexnet.get_config(f"imagenet2012,{preset}"))
     assert {name for name, row in rows.items() if row.agrees(preset) is False} == unlike
     assert set(REFERENCES) == {"paper", "source", "caffe"}
+
+
+@pytest.mark.parametrize(
+    ("choices", "changes", "row", "text"),
+    [
+        ("source", {}, "towers", "2, which meet in conv3, fc6, fc7, fc8"),
+        ("source", {"model.without_layers": ("conv3",)}, "towers", "2, which meet in fc5, fc6, fc7"),
+        ("source", {"model.cross_tower": False}, "towers", "2, which meet in fc6, fc7, fc8"),
+        ("single_tower", {}, "towers", "1"),
+        ("source", {"model.towers": 1}, "normalisation", "k 2, alpha 2e-05, size 5, over all channels"),
+        (
+            "source",
+            {"data.color_noise": 0.25},
+            "colour noise",
+            "N(0, 0.25) on the standard deviations, image / 1.25, until",
+        ),
+        (
+            "caffe",
+            {"batch_size": 512, "optimizer.batch_scaling": "linear"},
+            "first rate",
+            "0.04 (linear: 0.01 for 128)",
+        ),
+        ("owt", {}, "dropout", "0.5 after conv5, fc6; outputs scaled in training"),
+        ("owt", {}, "windows", "11 x 11 every 4, 5 x 5, 3 x 3, 3 x 3, 3 x 3 (padding 2, 2, 1, 1, 1)"),
+        ("run170", {}, "schedule", "down to 1 / 250 in 4 equal steps"),
+        ("run170", {}, "rate of biases", "2 times that of kernels, divided by 10 at half-time"),
+        ("modern", {}, "targets", "labels smoothed by 0.1, images mixed by Beta(0.2)"),
+    ],
+)
+def test_what_a_row_says_is_so(choices: str, changes: dict[str, Any], row: str, text: str) -> None:
+    config = with_values(alexnet.get_config(f"imagenet2012,{choices}"), changes)
+    assert rows_of(config)[row].this_run.startswith(text)
+
+
+def test_the_schedule_of_the_source_by_the_epochs_of_its_notes_is_that_of_the_source() -> None:
+    by_hand = {"optimizer.schedule": "step", "optimizer.step_epochs": (25.0, 51.0, 79.0)}
+    row = rows_of(with_values(alexnet.get_config("imagenet2012,source"), by_hand))["schedule"]
+    assert row.agrees("source") and not row.agrees("paper")
+
+
+@pytest.mark.parametrize("key", ["data.color_noise_form", "data.mean_form", "data.cropping", "optimizer.schedule"])
+def test_a_name_that_does_not_exist_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(UserError, match=f"config.{key}='bogus' is unknown"):
+        program.main(["--config=configs/alexnet.py", f"--config.{key}=bogus"])
 
 
 def test_details_in_brackets_do_not_count() -> None:

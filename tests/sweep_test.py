@@ -1,6 +1,8 @@
 """Sweeps, whole: in this process, and in several of which two are killed."""
 
 import csv
+import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -9,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alexnet_jax.errors import UserError
 from alexnet_jax.metric_writer import read_metrics
 from alexnet_jax.programs import sweep
 from alexnet_jax.search_space import Range
@@ -128,9 +131,17 @@ def test_networks_train_together_if_they_may_and_are_small() -> None:
     ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """The URL of a database, and how its server is stopped."""
+
+    url: str
+    stop: Callable[[], object]
+
+
 @pytest.fixture
-def postgres() -> Iterator[str]:
-    """The URL of a database of a real server, which is started for the test."""
+def postgres() -> Iterator[Server]:
+    """A real server that is started for the test."""
     found = [shutil.which("initdb"), *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
     initdb = next(filter(None, found), None)
     if initdb is None:
@@ -146,19 +157,21 @@ def postgres() -> Iterator[str]:
         program = Path(initdb).resolve().parent / "pg_ctl"
         control = [program, "-D", f"{folder}/data", "-w", "-l", f"{folder}/log", "-o", server]
         subprocess.run([*control, "start"], **options)
+        stop = functools.partial(subprocess.run, [*control, "-m", "immediate", "stop"], **options)
         try:
-            yield f"postgresql://me@127.0.0.1:{port}/postgres"
+            yield Server(f"postgresql://me@127.0.0.1:{port}/postgres", stop)
         finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], **options)
+            if (Path(folder) / "data" / "postmaster.pid").exists():
+                stop()
 
 
-def test_two_workers_of_a_database_are_killed_and_replaced(tmp_path: Path, prepared_dir: str, postgres: str) -> None:
+def test_two_workers_of_a_database_are_killed_and_replaced(tmp_path: Path, prepared_dir: str, postgres: Server) -> None:
     import optuna
 
     space = "{'optimizer.learning_rate': {'values': [0.001, 0.002, 0.003, 0.004]}}"
     length = ["--config.epochs=16", "--config.eval_every_epochs=4", "--config.batch_size=32"]
     words = arguments(tmp_path, prepared_dir, space, *length, "--sampler=grid", "--pruner=none", "--at-once=1")
-    command = [sys.executable, "-m", "alexnet_jax", "sweep", *words, f"--storage={postgres}"]
+    command = [sys.executable, "-m", "alexnet_jax", "sweep", *words, f"--storage={postgres.url}"]
 
     def start() -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
@@ -183,7 +196,7 @@ def test_two_workers_of_a_database_are_killed_and_replaced(tmp_path: Path, prepa
     rows = leaderboard(tmp_path / "sweep")
     assert sorted(row["trial"] for row in rows) == ["0", "1", "2", "3"]
     assert {row["state"] for row in rows} <= {"done", "running"} and rows[0]["state"] == "done"
-    storage = optuna.storages.RDBStorage(postgres)
+    storage = optuna.storages.RDBStorage(postgres.url)
     trials = optuna.load_study(study_name="sweep", storage=storage).trials
     storage.remove_session()
     storage.engine.dispose()
@@ -195,3 +208,20 @@ def test_two_workers_of_a_database_are_killed_and_replaced(tmp_path: Path, prepa
     for number in range(4):
         epochs = epochs_of(tmp_path / "sweep" / f"trial-{number:04}" / "seed-0")
         assert [record["epoch"] for record in epochs] == pytest.approx([4, 8, 12, 16], abs=0.1)
+
+
+def test_a_database_that_is_lost_ends_the_sweep_with_a_line(
+    tmp_path: Path, prepared_dir: str, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    space = "{'optimizer.learning_rate': {'values': [0.001, 0.002]}}"
+    words = arguments(tmp_path, prepared_dir, space, "--sampler=grid", "--at-once=1", f"--storage={postgres.url}")
+    begin = sweep.Sweep._trial
+
+    def stop_then_begin(self: sweep.Sweep, setting: Any, seed: int) -> Any:
+        postgres.stop()
+        return begin(self, setting, seed)
+
+    monkeypatch.setattr(sweep.Sweep, "_trial", stop_then_begin)
+    with pytest.raises(UserError, match="is lost; start the same command again"):
+        sweep.main(words)

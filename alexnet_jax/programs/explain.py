@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from alexnet_jax import terminal
 from alexnet_jax.config import config_from_flags
+from alexnet_jax.experiment import check_names
 from alexnet_jax.fidelity import REFERENCES, UNMEASURED, Row, bookkeeping, explain
 from alexnet_jax.models import get_model
 
@@ -16,6 +17,7 @@ CLASSES = 1000
 def main(argv: list[str]) -> None:
     """Prints the decisions that not all made alike, then those that they did, then what changes no result."""
     config = config_from_flags("explain", argv)
+    check_names(config)
     rows = explain(config, get_model(config.model, config.model.num_classes or CLASSES))
     disputed = [row for row in rows if row.is_disputed]
     terminal.show_table(["decision", "who", "what"], [cells for row in disputed for cells in _cells(row)])
