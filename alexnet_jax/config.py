@@ -91,11 +91,7 @@ def _check_keys(words: list[str], config_file: str) -> None:
 
 
 def _nearest(key: str, keys: list[str]) -> str | None:
-    """The key that was probably meant.
-
-    The same name in another section, one with these initials (lr), the first that ends in it (decay), or a similar
-    spelling.
-    """
+    """The key that was probably meant: the same name in another section, its initials (lr), or a similar spelling."""
     name = key.rsplit(".", 1)[-1]
     names = {known.rsplit(".", 1)[-1]: known for known in keys}
     initials = {"".join(word[0] for word in known.split("_")): known for known in names if "_" in known}
@@ -103,9 +99,6 @@ def _nearest(key: str, keys: list[str]) -> str | None:
         name = initials[name]
     if name in names:
         return names[name]
-    longer = [known for known in keys if known.endswith(f"_{name}")]
-    if longer:
-        return longer[0]
     similar = difflib.get_close_matches(key, keys, 1)
     return similar[0] if similar else next((names[n] for n in difflib.get_close_matches(name, names, 1, 0.5)), None)
 
