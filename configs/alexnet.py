@@ -269,7 +269,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small_modern": {
         **_MODERN,
         "model": {"dropout_rate": 0.0},
-        "data": {**_MODERN["data"], "std": (64.0, 64.0, 64.0)},
+        "data": {"mixup": 0.1, "std": (64.0, 64.0, 64.0)},
         "optimizer": {**_MODERN["optimizer"], "weight_decay": 5e-4, "warmup_epochs": 1.0, "ema_decay": 0.999},
     },
     # Its initialisation (He) wants inputs of about unit variance; the others were made for raw pixels.

@@ -282,7 +282,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("optimizer.momentun", "optimizer.momentum"),
         ("momentum", "optimizer.momentum"),
         ("weight_decay", "optimizer.weight_decay"),
-        ("optimizer.decay", "optimizer.weight_decay"),
+        ("optimizer.weightdecay", "optimizer.weight_decay"),
         ("optimizer.scheduler", "optimizer.schedule"),
         ("optimizer.min_lr", "optimizer.minimum_rate"),
         ("batchsize", "batch_size"),
