@@ -44,6 +44,11 @@ def describe_data(config: ConfigDict, workdir: Path) -> str:
     return f"{name}: {', '.join(f'{count:,} {split}' for split, count in sizes.items())} images"
 
 
+def public(words: Sequence[str]) -> list[str]:
+    """Words of a command line without folders of this machine."""
+    return [word for word in words if not word.startswith(("--config.data.dir", "--config.data.prep", "--config.comp"))]
+
+
 def write_results(
     path: Path, command: Sequence[str], data: str, seeds: Sequence[int], results: Mapping[str, Any]
 ) -> None:

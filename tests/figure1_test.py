@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from alexnet_jax.metric_writer import read_metrics
 from alexnet_jax.programs import figure1
 from alexnet_jax.programs.figure1 import Race
 from alexnet_jax.train import train_and_evaluate
+from alexnet_jax.trials import Trial, TrialStoppedError, run_trials
 from configs import cifar10_figure1
 from tests.conftest import REPOSITORY
 from tests.pictures import make_folder
@@ -49,6 +51,24 @@ def test_a_run_ends_once_training_errors_are_rare_enough(
     assert len(more) == len(errors) + 1
 
 
+def test_a_run_that_was_interrupted_ends_at_the_same_training_error(
+    tmp_path: Path, make_config: Callable[..., ConfigDict]
+) -> None:
+    config = make_config("digits,lenet", epochs=6.0, stop_at_train_error=0.2)
+    whole, parts = (Trial(config, tmp_path / name, ["main.py"]) for name in ("whole", "parts"))
+
+    def interrupt(trial: Trial, _: dict[str, Any]) -> None:
+        if trial is parts:
+            raise TrialStoppedError("enough")
+
+    expected, *stopped = run_trials([whole, parts, parts, parts], on_epoch=interrupt)
+    assert 2 <= len(expected.epochs) < 6
+    assert [len(outcome.epochs) for outcome in stopped][0] == 1
+    (resumed,) = run_trials([parts])
+    assert resumed.test == expected.test is not None
+    assert (parts.workdir / "metrics.jsonl").read_bytes() == (whole.workdir / "metrics.jsonl").read_bytes()
+
+
 def test_the_best_rate_has_the_lowest_loss_and_one_that_diverged_is_never_best() -> None:
     assert figure1.best_rate({0.1: math.inf, 0.01: 1.5, 0.001: 1.2}, "relu") == 0.001
     with pytest.raises(UserError, match="relu diverged"):
@@ -61,12 +81,32 @@ def test_epochs_to_the_bound() -> None:
 
 
 def test_a_race_that_was_cut_short_says_so() -> None:
-    relu = Race(0.01, (4, 6), ((0.5,), (0.5,)), 20)
-    tanh = Race(0.01, (18, None), ((0.5,), (0.5,)), 20)
+    relu = Race(0.01, {}, (4, 6), ((0.5,), (0.5,)), 20)
+    tanh = Race(0.01, {}, (18, None), ((0.5,), (0.5,)), 20)
     assert relu.text() == "5.0 ± 1.4"
     assert tanh.text() == "more than 19.0 (1 of 2 seeds within 20)"
-    assert figure1.ratio({("n", "relu"): relu, ("n", "tanh"): tanh}, "n") == (19 / 5, True)
-    assert figure1.ratio({("n", "relu"): relu, ("n", "tanh"): relu}, "n") == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("relu", "tanh", "expected"),
+    [
+        ((4, 6), (20, 30), ("exactly", 5)),
+        ((4, 6), (18, None), ("more than", 3.8)),
+        ((4, None), (6, 6), ("less than", 0.5)),
+        ((None, None), (None, None), ("unknown", None)),
+    ],
+)
+def test_the_ratio_claims_no_more_than_the_runs_tell(
+    relu: tuple[int | None, ...], tanh: tuple[int | None, ...], expected: tuple[str, float | None]
+) -> None:
+    races = {("n", name): Race(0.01, {}, epochs, (), 20) for name, epochs in (("relu", relu), ("tanh", tanh))}
+    assert figure1.ratio(races, "n") == expected
+
+
+def test_a_best_rate_at_the_edge_of_those_tried_is_noticed() -> None:
+    losses = {0.001: 1.2, 0.01: 1.5, 0.1: math.inf}
+    assert [figure1.is_at_the_edge(losses, rate) for rate in (0.001, 0.01, 0.1)] == [True, False, True]
+    assert not figure1.is_at_the_edge({0.1: 1.0}, 0.1)
 
 
 def test_the_picture_has_a_curve_a_seed(tmp_path: Path) -> None:
@@ -92,9 +132,13 @@ def test_the_command_from_pictures_to_figure(
     monkeypatch.setattr(sys, "argv", ["alexnet_jax", *words])
     __main__.main(["alexnet_jax", *words])
     printed = capfd.readouterr().out
-    assert "six times" in printed and "folder photos" in printed
+    assert printed.count("six times") == 1 and "folder photos" in printed
+    assert printed.count("cifar_19pct relu: 0.001 is at the edge of --rates") == 1
     results = json.loads((tmp_path / "results" / "figure1.json").read_text())
     race = results["results"]["cifar_19pct"]["tanh"]
+    assert race["losses"]["0.001"] < 1 and race["losses"]["1e+20"] is None
+    assert {"--config.batch_size=16", "--config.epochs=2", "1e+20"} <= set(results["command"])
+    assert not any(str(tmp_path) in word for word in results["command"])
     assert race["rate"] == 0.001 and len(race["errors"]) == len(race["epochs"]) == 2
     assert results["seeds"] == [0, 1] and "64 training" not in results["data"]
     assert (tmp_path / "results" / "figure1.png").exists()

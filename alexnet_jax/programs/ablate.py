@@ -22,7 +22,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import evaluate_run
 from alexnet_jax.metric_writer import write_json
 from alexnet_jax.models import get_model, summarize
-from alexnet_jax.results import Spread, describe_data, write_results
+from alexnet_jax.results import Spread, describe_data, public, write_results
 from alexnet_jax.search_space import apply, flags
 from alexnet_jax.trials import Trial, run_trials
 
@@ -175,14 +175,9 @@ def _show(
     }
     output = options.output or Path("results") / f"ablations_{options.table}.json"
     about = {"preset": config.model.preset, "epochs": config.epochs, "batch_size": config.batch_size}
-    command = ["-m", "alexnet_jax", "ablate", f"--table={options.table}", *_public(words)]
+    command = ["-m", "alexnet_jax", "ablate", f"--table={options.table}", *public(words)]
     write_results(output, command, data, options.seeds, {**about, "rows": results})
     terminal.show(f"The numbers lie in {output}, the runs in {workdir}")
-
-
-def _public(words: Sequence[str]) -> list[str]:
-    """The words without folders of this machine."""
-    return [word for word in words if not word.startswith(("--config.data.dir", "--config.data.prep", "--config.comp"))]
 
 
 def _spread(cell: Cell) -> str:

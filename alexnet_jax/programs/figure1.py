@@ -19,7 +19,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import terminal, workers
 from alexnet_jax.errors import UserError
 from alexnet_jax.figures import draw_figure1
-from alexnet_jax.results import Spread, describe_data, write_results
+from alexnet_jax.results import Spread, describe_data, public, write_results
 from alexnet_jax.search_space import apply, flags
 from alexnet_jax.trials import Outcome, Trial, run_trials
 
@@ -37,12 +37,14 @@ class Race:
 
     Attributes:
       rate: its best learning rate.
+      losses: of training, at the end of the run that tried each rate; infinite for one that diverged.
       epochs: that each seed took to the bound; None where the end of the run came first.
       errors: of training, after each epoch, by seed, in [0, 1].
       cap: epochs after which a run ends.
     """
 
     rate: float
+    losses: Mapping[float, float]
     epochs: tuple[int | None, ...]
     errors: tuple[tuple[float, ...], ...]
     cap: int
@@ -75,24 +77,26 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/figure1"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=Path("results/figure1.json"), help="the figure lies beside it")
     parser.add_argument("--processes", type=int, help="that share the runs; by default one a core")
+    parser.add_argument("--train-only", action="store_true", help="show and write nothing: another process does")
     options, words = parser.parse_known_args(argv)
     configs = {network: _config(words, network) for network in options.networks}
     processes = options.processes or workers.default_count(parameters=0)
     if processes > 1:
-        workers.run_on_each_core(["figure1", *argv, "--processes=1"], processes)
+        workers.run_on_each_core(["figure1", *argv, "--processes=1", "--train-only"], processes)
     contenders = [(network, activation) for network in options.networks for activation in ACTIVATIONS]
     with terminal.muted() if processes > 1 else contextlib.nullcontext():  # a worker has shown it
-        rates = _best_rates(options, words, contenders, configs)
-        races, trial = _race(options, words, rates, configs)
-    _show(options, races, configs, trial)
+        losses = _try_rates(options, words, contenders, configs)
+        races, trial = _race(options, words, losses, configs)
+    if not options.train_only:
+        _show(options, words, races, configs, trial)
 
 
-def _best_rates(
+def _try_rates(
     options: argparse.Namespace,
     words: Sequence[str],
     contenders: Sequence[Contender],
     configs: Mapping[str, ConfigDict],
-) -> dict[Contender, float]:
+) -> dict[Contender, dict[float, float]]:
     losses: dict[Contender, dict[float, float]] = {contender: {} for contender in contenders}
     length = {"epochs": options.probe_epochs, "eval_every_epochs": options.probe_epochs, "seed": options.seeds[0]}
     names = {}
@@ -107,7 +111,7 @@ def _best_rates(
         losses[contender][rate] = final_loss(outcome)
         loss = f"training loss {losses[contender][rate]:.4f}"
         terminal.show(f"{' '.join(contender)}, rate {rate:g}: {outcome.failure or loss}")
-    return {contender: best_rate(of_rates, " ".join(contender)) for contender, of_rates in losses.items()}
+    return losses
 
 
 def final_loss(outcome: Outcome) -> float:
@@ -127,12 +131,18 @@ def best_rate(losses: Mapping[float, float], who: str) -> float:
     return best
 
 
+def is_at_the_edge(losses: Mapping[float, float], rate: float) -> bool:
+    """Whether the rate is the smallest or largest of several: one beyond it, which was not tried, may be better."""
+    return len(losses) > 1 and rate in (min(losses), max(losses))
+
+
 def _race(
     options: argparse.Namespace,
     words: Sequence[str],
-    rates: Mapping[Contender, float],
+    losses: Mapping[Contender, Mapping[float, float]],
     configs: Mapping[str, ConfigDict],
 ) -> tuple[dict[Contender, Race], Trial]:
+    rates = {contender: best_rate(of_rates, " ".join(contender)) for contender, of_rates in losses.items()}
     names = {}
     trials = []
     for seed in options.seeds:
@@ -142,9 +152,9 @@ def _race(
             trials.append(_trial(words, configs, contender, workdir, {"optimizer.learning_rate": rate, "seed": seed}))
     curves: dict[Contender, dict[int, tuple[float, ...]]] = {contender: {} for contender in rates}
     for outcome in run_trials(trials):
-        if outcome.test is None:
-            raise UserError(str(outcome.failure))
         contender = names[outcome.trial.workdir]
+        if outcome.test is None:
+            raise UserError(f"{' '.join(contender)}, seed {outcome.trial.config.seed}: {outcome.failure}")
         errors = tuple(record["train_top1_error"] for record in outcome.epochs)
         curves[contender][outcome.trial.config.seed] = errors
         bound = outcome.trial.config.stop_at_train_error
@@ -153,7 +163,8 @@ def _race(
     for contender, by_seed in curves.items():
         config, errors_by_seed = configs[contender[0]], tuple(by_seed[seed] for seed in options.seeds)
         epochs = tuple(epochs_to(errors, config.stop_at_train_error) for errors in errors_by_seed)
-        races[contender] = Race(rates[contender], epochs, errors_by_seed, round(config.epochs))
+        rate = rates[contender]
+        races[contender] = Race(rate, losses[contender], epochs, errors_by_seed, round(config.epochs))
     return races, trials[0]
 
 
@@ -169,14 +180,25 @@ def _reached(errors: Sequence[float], bound: float) -> str:
     return f"{bound:.0%} training error after {epochs} epochs"
 
 
-def ratio(races: Mapping[Contender, Race], network: str) -> tuple[float, bool]:
-    """How many times the epochs of ReLU tanh takes, and whether it is more than that."""
-    relu, tanh = (races[network, activation] for activation in ("relu", "tanh"))
-    return tanh.spread.mean / relu.spread.mean, not tanh.is_over
+def ratio(races: Mapping[Contender, Race], network: str) -> tuple[str, float | None]:
+    """How many times the epochs of ReLU tanh takes: "exactly", "more than" or "less than" so many, or "unknown"."""
+    relu, tanh = (races[network, activation] for activation in ACTIVATIONS)
+    if not (relu.is_over or tanh.is_over):
+        return "unknown", None
+    sense = "less than" if not relu.is_over else "exactly" if tanh.is_over else "more than"
+    return sense, tanh.spread.mean / relu.spread.mean
+
+
+def _ratio_text(sense: str, factor: float | None) -> str:
+    return sense if factor is None else f"{sense} {factor:.1f} times".removeprefix("exactly ")
 
 
 def _show(
-    options: argparse.Namespace, races: Mapping[Contender, Race], configs: Mapping[str, ConfigDict], trial: Trial
+    options: argparse.Namespace,
+    words: Sequence[str],
+    races: Mapping[Contender, Race],
+    configs: Mapping[str, ConfigDict],
+    trial: Trial,
 ) -> None:
     data = describe_data(trial.config, trial.workdir)
     bound = trial.config.stop_at_train_error
@@ -184,15 +206,21 @@ def _show(
     rows: list[list[str]] = []
     results: dict[str, Any] = {}
     for (network, activation), race in races.items():
-        factor, is_least = ratio(races, network)
-        compared = f"{'more than ' if is_least else ''}{factor:.1f} times" if activation == "tanh" else ""
+        sense, factor = ratio(races, network)
+        compared = _ratio_text(sense, factor) if activation == "tanh" else ""
         rows.append([network, activation, f"{race.rate:g}", race.text(), compared])
-        results.setdefault(network, {"batch_size": configs[network].batch_size, "ratio": factor, "at_least": is_least})
-        results[network][activation] = dataclasses.asdict(race)
+        results.setdefault(network, {"batch_size": configs[network].batch_size, "ratio": factor, "ratio_is": sense})
+        losses = {f"{rate:g}": None if math.isinf(loss) else loss for rate, loss in race.losses.items()}
+        results[network][activation] = {**dataclasses.asdict(race), "losses": losses}
     terminal.show_table(header, rows)
     terminal.show(f"{PAPER}. Measured on {data}")
-    words = ["-m", "alexnet_jax", "figure1", "--config=configs/cifar10_figure1.py:folder", "--config.data.dir=cifar10"]
-    write_results(options.output, words, data, options.seeds, results)
+    for (network, activation), race in races.items():
+        if is_at_the_edge(race.losses, race.rate):
+            terminal.warn(f"{network} {activation}: {race.rate:g} is at the edge of --rates; one beyond may be better")
+    command = ["-m", "alexnet_jax", "figure1", *public(words), f"--probe-epochs={options.probe_epochs:g}"]
+    for name in ("networks", "rates", "seeds"):
+        command += [f"--{name}", *map(str, getattr(options, name))]
+    write_results(options.output, command, data, options.seeds, results)
     picture = options.output.with_suffix(".png")
     curves: dict[str, dict[str, Any]] = {}
     for (network, activation), race in races.items():
