@@ -36,7 +36,7 @@ def draw_figure1(path: Path, curves: Curves, bound: float, title: str) -> None:
                 epochs = range(1, len(errors) + 1)
                 panel.plot(epochs, errors, **{**style, "label": label}, linewidth=1.6, alpha=0.85, marker=".")
         panel.axhline(bound, color="0.45", linewidth=0.8)
-        panel.annotate(f"{bound:.0%}", (0.99, bound), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+        panel.annotate(f"{bound:.0%}", (0.99, bound - 0.008), xycoords=("axes fraction", "data"), ha="right", va="top")
         panel.set(title=network, xlabel="epochs", ylim=(0, 0.8))
         panel.set_xlim(left=0)
         panel.grid(alpha=0.25)
