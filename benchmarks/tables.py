@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from alexnet_jax.programs.figure1 import ratio_text
 from alexnet_jax.results import Spread
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -58,7 +59,7 @@ def _figure1(results: dict[str, Any]) -> Iterator[str]:
             race = of_network[activation]
             epochs = [race["cap"] if value is None else value for value in race["epochs"]]
             least = "more than " if None in race["epochs"] else ""
-            ratio = f"{'more than ' if of_network['at_least'] else ''}{of_network['ratio']:.1f}"
+            ratio = ratio_text(of_network["ratio_is"], of_network["ratio"])
             spread = Spread.of([float(value) for value in epochs]).text(".1f")
             cells = [
                 f"`{network}`",

@@ -20,6 +20,7 @@ from alexnet_jax.programs import figure1
 from alexnet_jax.programs.figure1 import Race
 from alexnet_jax.train import train_and_evaluate
 from alexnet_jax.trials import Trial, TrialStoppedError, run_trials
+from benchmarks import tables
 from configs import cifar10_figure1
 from tests.conftest import REPOSITORY
 from tests.pictures import make_folder
@@ -88,19 +89,20 @@ def test_a_race_that_was_cut_short_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("relu", "tanh", "expected"),
+    ("relu", "tanh", "expected", "text"),
     [
-        ((4, 6), (20, 30), ("exactly", 5)),
-        ((4, 6), (18, None), ("more than", 3.8)),
-        ((4, None), (6, 6), ("less than", 0.5)),
-        ((None, None), (None, None), ("unknown", None)),
+        ((4, 6), (20, 30), ("exactly", 5.0), "5.0 times"),
+        ((4, 6), (18, None), ("more than", 3.8), "more than 3.8 times"),
+        ((2, None), (13, 13), ("less than", 13 / 11), "less than 1.2 times"),
+        ((None, None), (None, None), ("unknown", None), "unknown"),
     ],
 )
 def test_the_ratio_claims_no_more_than_the_runs_tell(
-    relu: tuple[int | None, ...], tanh: tuple[int | None, ...], expected: tuple[str, float | None]
+    relu: tuple[int | None, ...], tanh: tuple[int | None, ...], expected: tuple[str, float | None], text: str
 ) -> None:
     races = {("n", name): Race(0.01, {}, epochs, (), 20) for name, epochs in (("relu", relu), ("tanh", tanh))}
     assert figure1.ratio(races, "n") == expected
+    assert figure1.ratio_text(*expected) == text
 
 
 def test_a_best_rate_at_the_edge_of_those_tried_is_noticed() -> None:
@@ -138,7 +140,10 @@ def test_the_command_from_pictures_to_figure(
     race = results["results"]["cifar_19pct"]["tanh"]
     assert race["losses"]["0.001"] < 1
     assert results["results"]["cifar_19pct"]["relu"]["losses"]["1e+20"] is None
-    assert {"--config.batch_size=16", "--config.epochs=2", "1e+20"} <= set(results["command"])
+    assert {"--config.batch_size=16", "--config.epochs=2", "--rates", "1e+20"} <= set(results["command"])
+    assert "--networks" not in results["command"]
+    sense, factor = (results["results"]["cifar_19pct"][name] for name in ("ratio_is", "ratio"))
+    assert any(figure1.ratio_text(sense, factor) in line for line in tables.table(tmp_path / "results/figure1.json"))
     assert not any(str(tmp_path) in word for word in results["command"])
     assert race["rate"] == 0.001 and len(race["errors"]) == len(race["epochs"]) == 2
     assert results["seeds"] == [0, 1] and "64 training" not in results["data"]

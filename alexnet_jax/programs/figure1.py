@@ -67,8 +67,7 @@ class Race:
         return f"more than {self.spread.mean:.1f} ({reached} of {len(self.epochs)} seeds within {self.cap})"
 
 
-def main(argv: list[str]) -> None:
-    """Does the runs that are missing, on all cores, and shows what came of them."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m alexnet_jax figure1", description=__doc__, allow_abbrev=False)
     parser.add_argument("--networks", nargs="+", default=["cifar_19pct"], help="presets: cifar_19pct, cifar_13pct")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="that are tried")
@@ -78,7 +77,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, default=Path("results/figure1.json"), help="the figure lies beside it")
     parser.add_argument("--processes", type=int, help="that share the runs; by default one a core")
     parser.add_argument("--train-only", action="store_true", help="show and write nothing: another process does")
-    options, words = parser.parse_known_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Does the runs that are missing, on all cores, and shows what came of them."""
+    options, words = _parser().parse_known_args(argv)
     configs = {network: _config(words, network) for network in options.networks}
     processes = options.processes or workers.default_count(parameters=0)
     if processes > 1:
@@ -189,7 +193,8 @@ def ratio(races: Mapping[Contender, Race], network: str) -> tuple[str, float | N
     return sense, tanh.spread.mean / relu.spread.mean
 
 
-def _ratio_text(sense: str, factor: float | None) -> str:
+def ratio_text(sense: str, factor: float | None) -> str:
+    """A ratio in words."""
     return sense if factor is None else f"{sense} {factor:.1f} times".removeprefix("exactly ")
 
 
@@ -207,7 +212,7 @@ def _show(
     results: dict[str, Any] = {}
     for (network, activation), race in races.items():
         sense, factor = ratio(races, network)
-        compared = _ratio_text(sense, factor) if activation == "tanh" else ""
+        compared = ratio_text(sense, factor) if activation == "tanh" else ""
         rows.append([network, activation, f"{race.rate:g}", race.text(), compared])
         results.setdefault(network, {"batch_size": configs[network].batch_size, "ratio": factor, "ratio_is": sense})
         losses = {f"{rate:g}": None if math.isinf(loss) else loss for rate, loss in race.losses.items()}
@@ -217,16 +222,24 @@ def _show(
     for (network, activation), race in races.items():
         if is_at_the_edge(race.losses, race.rate):
             terminal.warn(f"{network} {activation}: {race.rate:g} is at the edge of --rates; one beyond may be better")
-    command = ["-m", "alexnet_jax", "figure1", *public(words), f"--probe-epochs={options.probe_epochs:g}"]
-    for name in ("networks", "rates", "seeds"):
-        command += [f"--{name}", *map(str, getattr(options, name))]
-    write_results(options.output, command, data, options.seeds, results)
+    write_results(options.output, _command(options, words), data, options.seeds, results)
     picture = options.output.with_suffix(".png")
     curves: dict[str, dict[str, Any]] = {}
     for (network, activation), race in races.items():
         curves.setdefault(network, {})[activation] = race.errors
     draw_figure1(picture, curves, bound, f"Training error on {data.partition(':')[0]}, {len(options.seeds)} seeds")
     terminal.show(f"The figure lies in {picture}, the numbers in {options.output}")
+
+
+def _command(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
+    """The words after "python" that decide the results, without those that are so by default."""
+    command = ["-m", "alexnet_jax", "figure1", *public(words)]
+    for name in ("networks", "rates", "seeds"):
+        if list(getattr(options, name)) != list(_parser().get_default(name)):
+            command += [f"--{name}", *map(str, getattr(options, name))]
+    if options.probe_epochs != _parser().get_default("probe_epochs"):
+        command.append(f"--probe-epochs={options.probe_epochs:g}")
+    return command
 
 
 def _config(words: Sequence[str], network: str) -> ConfigDict:
