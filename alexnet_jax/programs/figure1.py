@@ -149,8 +149,8 @@ def _race(
     rates = {contender: best_rate(of_rates, " ".join(contender)) for contender, of_rates in losses.items()}
     names = {}
     trials = []
-    for seed in options.seeds:
-        for contender, rate in rates.items():
+    for contender, rate in reversed(rates.items()):  # tanh first: where the longest runs come last, cores are idle
+        for seed in options.seeds:
             workdir = options.workdir.joinpath(*contender, f"rate-{rate:g}", f"seed-{seed}")
             names[workdir] = contender
             trials.append(_trial(words, configs, contender, workdir, {"optimizer.learning_rate": rate, "seed": seed}))
