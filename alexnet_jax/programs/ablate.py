@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", type=Path, help="folder of the runs; by default runs/ablate-TABLE")
     parser.add_argument("--output", type=Path, help="by default results/ablations_TABLE.json")
     parser.add_argument("--processes", type=int, help="that share the runs; by default one a core for small networks")
+    parser.add_argument("--train-only", action="store_true", help="show and write nothing: another process does")
     options, words = parser.parse_known_args(argv)
     if not any(word.startswith("--config=") for word in words):
         words = [*DEFAULTS[options.table], *words]
@@ -68,9 +69,14 @@ def main(argv: list[str]) -> None:
     network = summarize(get_model(config.model, num_classes=1), config.data.crop)
     processes = options.processes or workers.default_count(sum(layer.parameters for layer in network))
     if processes > 1:
-        workers.run_on_each_core(["ablate", *argv, "--processes=1"], processes)
+        workers.run_on_each_core(["ablate", *argv, "--processes=1", "--train-only"], processes)
     with terminal.muted() if processes > 1 else contextlib.nullcontext():  # a worker has shown it
-        cells = _measure(rows, trials)
+        cells = _train(trials)
+    if options.train_only:
+        return
+    for row in rows:
+        if row.views > 1:
+            cells[row.name] = _with_views(trials[rows[0].name], row.views)
     _show(options, rows, cells, config, workdir, words)
 
 
@@ -105,7 +111,7 @@ def make_trials(
     return trials
 
 
-def _measure(rows: Sequence[Ablation], trials: Mapping[str, Sequence[Trial]]) -> dict[str, Cell]:
+def _train(trials: Mapping[str, Sequence[Trial]]) -> dict[str, Cell]:
     names = {trial.workdir: name for name, of_row in trials.items() for trial in of_row}
     by_seed = [trial for of_seed in zip(*trials.values(), strict=True) for trial in of_seed]
     cells = {name: Cell((), ()) for name in trials}
@@ -114,12 +120,14 @@ def _measure(rows: Sequence[Ablation], trials: Mapping[str, Sequence[Trial]]) ->
         cells[name] = _with(cells[name], outcome.test, outcome.failure)
         result = outcome.failure or terminal.percent(outcome.test["top1_error"] if outcome.test else None)
         terminal.show(f"{name}, seed {seed}: {result}")
-    for row in rows:
-        if row.views > 1:
-            cells[row.name] = Cell((), ())
-            for trial in trials[rows[0].name]:
-                cells[row.name] = _with(cells[row.name], _test_with_views(trial.workdir, row.views), None)
     return cells
+
+
+def _with_views(trials: Sequence[Trial], views: int) -> Cell:
+    cell = Cell((), ())
+    for trial in trials:
+        cell = _with(cell, _test_with_views(trial.workdir, views), None)
+    return cell
 
 
 def _with(cell: Cell, test: Mapping[str, Any] | None, failure: str | None) -> Cell:
