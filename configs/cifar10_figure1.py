@@ -14,7 +14,7 @@ from configs import alexnet
 def get_config(choices: str = "cifar10,cifar_19pct") -> ConfigDict:
     """The configuration for a data set and a network, without anything that regularises."""
     config = alexnet.get_config(choices)
-    config.update({"batch_size": 32, "epochs": 30.0})  # small batches need fewer epochs, so that a CPU can do it
+    config.update({"batch_size": 32, "epochs": 20.0})  # small batches need fewer epochs, so that a CPU can do it
     config.stop_at_train_error = 0.25
     config.model.dropout_rate = 0.0
     config.data.update({"cropping": "centre", "mirror": False, "color_noise": 0.0})

@@ -76,6 +76,14 @@ def test_the_best_rate_has_the_lowest_loss_and_one_that_diverged_is_never_best()
         figure1.best_rate({0.1: math.inf}, "relu")
 
 
+def test_the_ratio_to_the_last_error_of_tanh_by_hand() -> None:
+    relu = [0.6, 0.4, 0.3]
+    assert figure1.ratio_at_the_last(relu, [0.8] * 6 + [0.5]) == pytest.approx(7 / 1.5)
+    assert figure1.ratio_at_the_last(relu, [0.8, 0.3]) == pytest.approx(2 / 3)
+    assert figure1.ratio_at_the_last(relu, [0.8, 0.7, 0.6]) == 3
+    assert figure1.ratio_at_the_last(relu, [0.2]) is None
+
+
 def test_epochs_to_the_bound() -> None:
     assert figure1.epochs_to([0.9, 0.25, 0.2], 0.25) == 2
     assert figure1.epochs_to([0.9, 0.26], 0.25) is None

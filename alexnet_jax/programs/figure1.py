@@ -193,6 +193,20 @@ def ratio(races: Mapping[Contender, Race], network: str) -> tuple[str, float | N
     return sense, tanh.spread.mean / relu.spread.mean
 
 
+def ratio_at_the_last(relu: Sequence[float], tanh: Sequence[float]) -> float | None:
+    """How many times the epochs of ReLU tanh takes to the error that it ends with; None if ReLU does not come to it.
+
+    Errors after epochs 1, 2, ...; between two epochs they are taken to fall evenly.
+    """
+    epochs = epochs_to(relu, tanh[-1])
+    if epochs is None:
+        return None
+    if epochs == 1:
+        return float(len(tanh))
+    before, after = relu[epochs - 2 : epochs]
+    return len(tanh) / (epochs - 1 + (before - tanh[-1]) / (before - after))
+
+
 def ratio_text(sense: str, factor: float | None) -> str:
     """A ratio in words."""
     return sense if factor is None else f"{sense} {factor:.1f} times".removeprefix("exactly ")
@@ -207,14 +221,19 @@ def _show(
 ) -> None:
     data = describe_data(trial.config, trial.workdir)
     bound = trial.config.stop_at_train_error
-    header = ["network", "activation", "best rate", f"epochs to {bound:.0%} training error", "tanh : ReLU"]
+    to_bound = f"epochs to {bound:.0%} training error"
+    header = ["network", "activation", "best rate", to_bound, "tanh : ReLU", "to the last error of tanh"]
     rows: list[list[str]] = []
     results: dict[str, Any] = {}
     for (network, activation), race in races.items():
         sense, factor = ratio(races, network)
         compared = ratio_text(sense, factor) if activation == "tanh" else ""
-        rows.append([network, activation, f"{race.rate:g}", race.text(), compared])
-        results.setdefault(network, {"batch_size": configs[network].batch_size, "ratio": factor, "ratio_is": sense})
+        pairs = zip(races[network, "relu"].errors, races[network, "tanh"].errors, strict=True)
+        at_the_last = [times for pair in pairs if (times := ratio_at_the_last(*pair)) is not None]
+        last = f"{Spread.of(at_the_last).text('.1f')} times" if at_the_last and activation == "tanh" else ""
+        rows.append([network, activation, f"{race.rate:g}", race.text(), compared, last])
+        about = {"ratio": factor, "ratio_is": sense, "ratios_at_the_last_error_of_tanh": at_the_last}
+        results.setdefault(network, {"batch_size": configs[network].batch_size, **about})
         losses = {f"{rate:g}": None if math.isinf(loss) else loss for rate, loss in race.losses.items()}
         results[network][activation] = {**dataclasses.asdict(race), "losses": losses}
     terminal.show_table(header, rows)
