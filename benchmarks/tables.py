@@ -52,7 +52,7 @@ def _ablations(results: dict[str, Any]) -> Iterator[str]:
 
 
 def _figure1(results: dict[str, Any]) -> Iterator[str]:
-    yield "| network | activation | best rate | epochs to 25 % training error | tanh : ReLU | to the last error of tanh |"
+    yield "| network | activation | best rate | epochs to 25 % error | tanh : ReLU | to tanh's last error |"
     yield "|---|---|--:|--:|--:|--:|"
     for network, of_network in results.items():
         last = Spread.of(of_network["ratios_at_the_last_error_of_tanh"])
