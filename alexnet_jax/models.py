@@ -236,28 +236,47 @@ def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
             dataclasses.replace(layer, features=config.hidden_width) if layer.kind == "fc" and layer.features else layer
             for layer in stack
         ]
-    model = model.clone(**changes)
-    if not config.cross_tower:
-        if model.towers == 1:
-            raise UserError(
-                "config.model.cross_tower=False: the network has one tower; config.model.towers=2 gives two"
-            )
-        stack = [stack[0], *(dataclasses.replace(layer, own_tower=layer.kind != "fc") for layer in stack[1:])]
-    return model.clone(layers=_without(stack, config.without_layers))
+    model = model.clone(layers=_without(stack, config.without_layers), **changes)
+    return model if config.cross_tower else _apart(model)
 
 
 def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:
-    """The layers but these, with all that follows each; those after it move up and are named anew."""
-    hidden = [f"{layer.kind}{index}" for index, layer in enumerate(stack[:-1], start=1)]
+    """The layers but these. Those after one move up and are named anew.
+
+    With a layer goes what follows it but its pooling, which then follows the layer before, so that maps stay as large.
+    Raises UserError for a name that is not one of a layer between the first and the last.
+    """
+    known = [f"{layer.kind}{index}" for index, layer in enumerate(stack, start=1)]
     for name in names:
-        if name not in hidden:
-            raise UserError(f"config.model.without_layers={name!r} is unknown; there are: {', '.join(hidden)}")
-    kept = tuple(layer for layer, name in zip(stack, [*hidden, ""], strict=True) if name not in names)
-    if kept[0].own_tower:
+        if name not in known[1:-1]:
+            raise UserError(f"config.model.without_layers={name!r} is unknown; there are: {', '.join(known[1:-1])}")
+    kept = [stack[0]]
+    for name, layer in zip(known[1:], stack[1:], strict=True):
+        if name not in names:
+            kept.append(layer)
+        elif "pool" in layer.then:
+            if "pool" in kept[-1].then:
+                raise UserError(
+                    f"config.model.without_layers={name!r}: its pooling would follow another; leave out a later layer"
+                )
+            kept[-1] = dataclasses.replace(kept[-1], then=(*kept[-1].then, "pool"), pool=layer.pool)
+    return tuple(kept)
+
+
+def _apart(model: AlexNet) -> AlexNet:
+    """The network whose towers first meet in a fully connected layer: convolutions and normalisation see their own.
+
+    Raises UserError if it has one tower, or layers that cannot be divided.
+    """
+    first, *others = model.layers
+    if model.towers == 1 or any(layer.kind == "local" for layer in others):
         raise UserError(
-            f"config.model.without_layers={tuple(names)!r}: the first layer left cannot divide an image's 3 channels"
+            "config.model.cross_tower=False needs two towers of convolutions: config.model.towers=2, and a preset "
+            "without local layers"
         )
-    return kept
+    stack = (first, *(dataclasses.replace(layer, own_tower=layer.kind == "conv") for layer in others))
+    lrn = None if model.lrn is None else dataclasses.replace(model.lrn, per_tower=True)
+    return model.clone(layers=stack, lrn=lrn)
 
 
 def _known(key: str, value: Any, known: Any) -> Any:

@@ -113,8 +113,8 @@ def _default() -> ConfigDict:
                 "dropout_rate": placeholder(float),  # probability of dropping a unit, in [0, 1)
                 "dropout_convention": placeholder(str),  # 2012 (test: x0.5), inverted (train: x2)
                 "towers": placeholder(int),  # 1, 2
-                "cross_tower": True,  # False: conv3 sees its own tower alone, so that towers first meet in fc6
-                "without_layers": (),  # names of layers to leave out, like ("conv3",)
+                "cross_tower": True,  # False: conv3 too sees its own tower alone; the towers first meet in fc6
+                "without_layers": (),  # names of layers to leave out, like ("conv3",); their pooling stays
                 "hidden_width": placeholder(int),  # units in each hidden fully connected layer
                 "num_classes": placeholder(int),  # units of the last layer; None: as many as the data have classes
                 "compute_dtype": "float32",  # of activations and products: float32, bfloat16; all else is float32

@@ -82,27 +82,52 @@ def test_each_network_has_the_shapes_that_it_should(row: Ablation) -> None:
         assert parameters[1] == parameters[0]
 
 
-def test_towers_do_not_meet_before_the_first_fully_connected_layer() -> None:
-    images = jax.random.normal(jax.random.key(0), (2, 28, 28, 3))
+@pytest.mark.parametrize("lrn", ["source", "paper"])  # the paper's windows cross the towers
+def test_towers_do_not_meet_before_the_first_fully_connected_layer(lrn: str) -> None:
+    images = 60 * jax.random.normal(jax.random.key(0), (2, 28, 28, 3))
     for cross_tower in (True, False):
-        model = model_of(cross_tower=cross_tower)
-        variables = model.init(jax.random.key(1), images)
+        model = model_of(cross_tower=cross_tower, lrn=lrn)
+        variables = jax.jit(model.init)(jax.random.key(1), images)
 
         def second_tower(params: Any, model: AlexNet = model) -> jax.Array:
-            return model.apply({"params": params}, images)[1]["conv5"][..., 16:].sum()
+            return model.apply({"params": params}, images)[1]["pool5"][..., 16:].sum()
 
-        gradient = jax.grad(second_tower)(variables["params"])["conv2"]["kernel"]
-        assert bool((np.abs(gradient[..., :16]) > 0).any()) is cross_tower
-        assert (np.abs(gradient[..., 16:]) > 0).any()
+        gradient = jax.jit(jax.grad(second_tower))(variables["params"])
+        for layer in ("conv1", "conv2"):
+            first, second = np.split(gradient[layer]["kernel"], 2, axis=-1)
+            assert np.any(first) == cross_tower and np.any(second)
+
+
+# The next layer sees what the one left out saw; conv4 and conv5 the half of it that is their tower's.
+@pytest.mark.parametrize(
+    ("layers", "parameters"),
+    [
+        (("conv3",), 60_965_224 - 885_120 - 9 * (192 - 128) * 384),
+        (("conv4",), 60_965_224 - 663_936),
+        (("conv5",), 60_965_224 - 442_624 + 36 * (384 - 256) * 4096),
+        (("fc6",), 60_965_224 - 37_752_832 + (9216 - 4096) * 4096),
+        (("conv4", "fc7"), 60_965_224 - 663_936 - 16_781_312),
+    ],
+)
+def test_a_layer_left_out_leaves_maps_as_large(layers: tuple[str, ...], parameters: int) -> None:
+    config = alexnet.get_config("imagenet2012")
+    config.model.without_layers = layers
+    rows = {row.name: row for row in summarize(get_model(config.model, 1000), 224)}
+    assert sum(row.parameters for row in rows.values()) == parameters
+    weights = [name for name in rows if name.startswith(("conv", "fc"))]
+    assert len(weights) == 8 - len(layers) and rows[weights[-1]].shape == (1000,)
+    assert [row.shape[0] for name, row in rows.items() if name.startswith("pool")] == [27, 13, 6]
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"without_layers": ("conv9",)}, "'conv9' is unknown; there are: conv1, conv2"),
+        ({"without_layers": ("conv9",)}, "'conv9' is unknown; there are: conv2, conv3"),
         ({"without_layers": ("fc8",)}, "'fc8' is unknown"),
-        ({"without_layers": ("conv1",)}, "3 channels"),
-        ({"cross_tower": False, "towers": 1}, "has one tower"),
+        ({"without_layers": ("conv1",)}, "'conv1' is unknown"),
+        ({"without_layers": ("conv2",)}, "its pooling would follow another"),
+        ({"cross_tower": False, "towers": 1}, "needs two towers"),
+        ({"cross_tower": False, "towers": 2, "preset": "cifar_13pct"}, "without local layers"),
     ],
 )
 def test_layers_that_cannot_be_left_out(changes: dict[str, Any], reason: str) -> None:
