@@ -19,7 +19,7 @@ class Ablation:
       choice: added to those of the config file.
       changes: key of the config -> value.
       rate_factor: the learning rate is multiplied by it: not all networks learn at the same.
-      views: of a test image; more than 1: the baseline's runs are evaluated again, nothing is trained.
+      views: of a test image: the baseline's runs are evaluated again with so many; None: runs of its own are trained.
       paper, source: what they found.
       where: that can be read.
     """
@@ -29,7 +29,7 @@ class Ablation:
     choice: str = ""
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rate_factor: float = 1.0
-    views: int = 1
+    views: int | None = None
     paper: str = "-"
     source: str = "-"
     where: str = ""
@@ -112,7 +112,15 @@ PAPER = (
         views=10,
         paper="-1.5 / -1.3, 2010",
         source="-1.81 / -1.53",
-        where="section 6.1; #170",
+        where="section 6; #170",
+    ),
+    Ablation(
+        "centre-view",
+        "the centre of a test image alone, not ten views",
+        views=1,
+        paper="+1.5 / +1.3, 2010",
+        source="+1.81 / +1.53",
+        where="section 6; #170",
     ),
     Ablation(
         "no-decay",

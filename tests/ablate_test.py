@@ -1,7 +1,7 @@
 """The tables of ablations: their rows, and a table made of a few images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from alexnet_jax.metric_writer import read_metrics
 from alexnet_jax.models import AlexNet, get_model, summarize
 from alexnet_jax.programs import ablate
 from alexnet_jax.programs.ablate import Cell
+from alexnet_jax.trials import Outcome, Trial
 from configs import alexnet
 from tests.conftest import REPOSITORY
 
@@ -28,7 +29,7 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of(table: str) -> list[Ablation]:
-    return [row for row in TABLES[table] if row.views == 1]
+    return [row for row in TABLES[table] if row.views is None]
 
 
 @pytest.mark.parametrize("words", [SMALL, ["--config=configs/alexnet.py:imagenet2012"]], ids=["small", "full"])
@@ -155,7 +156,7 @@ def test_differences_are_in_points_and_failures_are_told() -> None:
 def test_a_table_of_a_few_images(tmp_path: Path, prepared_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config=configs/alexnet.py:synthetic,small", "--config.epochs=0.5", "--config.batch_size=16"]
     words += [f"--config.data.prepared_dir={prepared_dir}", "--config.data.synthetic_examples=64"]
-    words += ["--rows", "tanh", "ten-views", "no-decay", "--seeds", "5", "6", "--processes=1"]
+    words += ["--rows", "tanh", "ten-views", "centre-view", "no-decay", "--seeds", "5", "6", "--processes=1"]
     words += [f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'table.json'}"]
     failing = tmp_path / "runs" / "no-decay" / "seed-6"
     failing.parent.mkdir(parents=True)
@@ -175,8 +176,52 @@ def test_a_table_of_a_few_images(tmp_path: Path, prepared_dir: str, capsys: pyte
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/*/timing.jsonl"))] == times
     with pytest.raises(UserError, match="there are: tanh"):
         ablate.main([*words, "--rows", "nonsense"])
+    ten_views = ["baseline", "seed-5", "views-10.json"]
+    before = tmp_path.joinpath("runs", *ten_views).read_bytes()
+    ablate.main([*words, "--config.epochs=2.5", "--rows", "ten-views", "--seeds", "5"])  # the same runs, longer
+    assert tmp_path.joinpath("runs", *ten_views).read_bytes() != before
+
+
+def test_a_network_that_is_tested_with_ten_views_is_compared_with_one(
+    tmp_path: Path, prepared_dir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config=configs/alexnet.py:synthetic,small,smoke", "--config.test_views=10"]
+    words += [f"--config.data.prepared_dir={prepared_dir}", "--processes=1", f"--workdir={tmp_path / 'runs'}"]
+    words += ["--rows", "ten-views", "centre-view", "--seeds", "0", "1", f"--output={tmp_path / 'table.json'}"]
+    failing = tmp_path / "runs" / "baseline" / "seed-0"
+    failing.parent.mkdir(parents=True)
+    failing.touch()  # where a folder should be
+    ablate.main(words)
+    rows = json.loads((tmp_path / "table.json").read_text())["results"]["rows"]
+    assert list(rows) == ["baseline", "centre-view"]
+    assert len(rows["centre-view"]["errors"]) == 1 and rows["centre-view"]["failure"] == "the baseline failed"
+    kept = json.loads((tmp_path / "runs" / "baseline" / "seed-1" / "views-1.json").read_text())
+    assert rows["centre-view"]["errors"] == [kept["top1_error"]]
+    assert "on synthetic: 32 training" in capsys.readouterr().out
+
+
+def test_numbers_are_kept_after_each_run(tmp_path: Path, prepared_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--config=configs/alexnet.py:synthetic,small,smoke", f"--config.data.prepared_dir={prepared_dir}"]
+    words += ["--processes=1", f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'table.json'}"]
+    do = ablate.run_trials
+
+    def killed(trials: Sequence[Trial]) -> Iterator[Outcome]:
+        yield next(do(trials))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablate, "run_trials", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ablate.main([*words, "--rows", "tanh", "--seeds", "0"])
+    rows = json.loads((tmp_path / "table.json").read_text())["results"]["rows"]
+    assert len(rows["baseline"]["errors"]) == 1 and not rows["tanh"]["errors"]
+
+
+def test_without_images_there_is_a_line_and_no_table(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--config\.data\.dir=DIR"):
+        ablate.main(["--processes=1", f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'table.json'}"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_row_that_claims_says_where() -> None:
     assert all(row.where for row in PAPER if (row.paper, row.source) != ("-", "-"))
-    assert len({row.name for row in PAPER}) == len(PAPER) == 14
+    assert len({row.name for row in PAPER}) == len(PAPER) == 15

@@ -9,22 +9,22 @@ import argparse
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from ml_collections import ConfigDict
+from typing import Any, TextIO
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import terminal, workers
+from alexnet_jax import run_folder, terminal, workers
 from alexnet_jax.ablations import TABLES, Ablation
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import evaluate_run
+from alexnet_jax.experiment import open_dataset
 from alexnet_jax.metric_writer import write_json
 from alexnet_jax.models import get_model, summarize
 from alexnet_jax.results import Spread, describe_data, public, write_results
 from alexnet_jax.search_space import apply, flags
-from alexnet_jax.trials import Trial, run_trials
+from alexnet_jax.trials import POLL_SECONDS, Outcome, Trial, is_finished, run_trials
 
 DEFAULTS = {
     "paper": ["--config=configs/alexnet.py:folder,small", "--config.epochs=6"],
@@ -49,6 +49,10 @@ class Cell:
     failure: str | None = None
 
 
+Cells = dict[str, Cell]
+"""By the name of the row."""
+
+
 def main(argv: list[str]) -> None:
     """Does the runs that are missing, then shows the table."""
     parser = argparse.ArgumentParser(prog="python -m alexnet_jax ablate", description=__doc__, allow_abbrev=False)
@@ -66,18 +70,26 @@ def main(argv: list[str]) -> None:
     rows = _choose(options.table, options.rows)
     trials = make_trials(rows, words, options.seeds, workdir)
     config = trials[rows[0].name][0].config
+    rows = [row for row in rows if row.views != config.test_views]  # which would be the first row again
     network = summarize(get_model(config.model, num_classes=1), config.data.crop)
+    open_dataset(config.data)  # prepared by all cores; what is wrong with it is wrong with every row
     processes = options.processes or workers.default_count(sum(layer.parameters for layer in network))
     if processes > 1:
         workers.run_on_each_core(["ablate", *argv, "--processes=1", "--train-only"], processes)
-    with terminal.muted() if processes > 1 else contextlib.nullcontext():  # a worker has shown it
-        cells = _train(trials)
     if options.train_only:
+        _measure([row for row in rows if row.views is None], trials, lambda _: None)
         return
-    for row in rows:
-        if row.views > 1:
-            cells[row.name] = _with_views(trials[rows[0].name], row.views)
-    _show(options, rows, cells, config, workdir, words)
+    output = options.output or Path("results") / f"ablations_{options.table}.json"
+    command = ["-m", "alexnet_jax", "ablate", f"--table={options.table}", *public(words)]
+
+    def write(cells: Cells) -> None:
+        with _claim(workdir):  # the same command may have been given twice
+            _write(output, command, rows, cells, trials[rows[0].name], options.seeds)
+
+    with terminal.muted() if processes > 1 else contextlib.nullcontext():  # a worker has shown it
+        cells = _measure(rows, trials, write)
+    _show(options, rows, cells, trials[rows[0].name])
+    terminal.show(f"The numbers lie in {output}, the runs in {workdir}")
 
 
 def _choose(table: str, names: Sequence[str] | None) -> list[Ablation]:
@@ -95,7 +107,7 @@ def make_trials(
     """The runs of each row, one a seed; rows that train nothing have none."""
     trials: dict[str, list[Trial]] = {}
     for row in rows:
-        if row.views > 1:
+        if row.views is not None:
             continue
         own = config_lib.with_choice(words, row.choice)
         config = config_lib.config_from_flags("ablate", own)
@@ -111,23 +123,23 @@ def make_trials(
     return trials
 
 
-def _train(trials: Mapping[str, Sequence[Trial]]) -> dict[str, Cell]:
+def _measure(
+    rows: Sequence[Ablation], trials: Mapping[str, Sequence[Trial]], on_change: Callable[[Cells], None]
+) -> Cells:
+    """Does the runs; `on_change` gets the cells after each."""
     names = {trial.workdir: name for name, of_row in trials.items() for trial in of_row}
     by_seed = [trial for of_seed in zip(*trials.values(), strict=True) for trial in of_seed]
-    cells = {name: Cell((), ()) for name in trials}
+    cells = {row.name: Cell((), ()) for row in rows}
     for outcome in run_trials(by_seed):
         name, seed = names[outcome.trial.workdir], outcome.trial.config.seed
         cells[name] = _with(cells[name], outcome.test, outcome.failure)
         result = outcome.failure or terminal.percent(outcome.test["top1_error"] if outcome.test else None)
         terminal.show(f"{name}, seed {seed}: {result}")
+        for row in rows:
+            if name == rows[0].name and row.views is not None:
+                cells[row.name] = _with(cells[row.name], *_test_with_views(outcome, row.views))
+        on_change(cells)
     return cells
-
-
-def _with_views(trials: Sequence[Trial], views: int) -> Cell:
-    cell = Cell((), ())
-    for trial in trials:
-        cell = _with(cell, _test_with_views(trial.workdir, views), None)
-    return cell
 
 
 def _with(cell: Cell, test: Mapping[str, Any] | None, failure: str | None) -> Cell:
@@ -138,27 +150,56 @@ def _with(cell: Cell, test: Mapping[str, Any] | None, failure: str | None) -> Ce
     return Cell((*cell.errors, top1), (*cell.top5_errors, *([] if top5 is None else [top5])), cell.failure)
 
 
-def _test_with_views(run: Path, views: int) -> Mapping[str, Any] | None:
-    """The test of a run once more, kept beside it; None if there is no finished run."""
+def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | None, str | None]:
+    """The test of a run once more, kept beside it; or why there is none."""
+    if outcome.test is None:
+        return None, "the baseline failed"
+    run, seen = outcome.trial.workdir, outcome.test["examples_seen"]
     path = run / f"views-{views}.json"
-    if not path.exists():
-        if not (run / "checkpoints").exists():
-            return None
-        with terminal.muted():
-            write_json(path, evaluate_run(run, views=views).summary)
-    summary: dict[str, Any] = json.loads(path.read_text())
-    return summary
+    with _claim(run):
+        kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        if kept.get("examples_seen") != seen:  # a run may have been made longer
+            try:
+                with terminal.muted():
+                    kept = {"examples_seen": seen, **evaluate_run(run, checkpoint=str(seen), views=views).summary}
+            except UserError as error:
+                return None, str(error)
+            write_json(path, kept)
+    return kept, None
 
 
-def _show(
-    options: argparse.Namespace,
+def _claim(folder: Path) -> TextIO:
+    """`run_folder.claim`, once no other process has one."""
+    while (claim := run_folder.claim(folder)) is None:
+        time.sleep(POLL_SECONDS)
+    return claim
+
+
+def _write(
+    output: Path,
+    command: Sequence[str],
     rows: Sequence[Ablation],
-    cells: Mapping[str, Cell],
-    config: ConfigDict,
-    workdir: Path,
-    words: Sequence[str],
+    cells: Cells,
+    baseline: Sequence[Trial],
+    seeds: Sequence[int],
 ) -> None:
-    first = cells[rows[0].name]
+    config = baseline[0].config
+    results = {
+        row.name: {**dataclasses.asdict(cells[row.name]), "what": row.what, "paper": row.paper, "source": row.source}
+        for row in rows
+    }
+    about = {"preset": config.model.preset, "epochs": config.epochs, "batch_size": config.batch_size}
+    write_results(output, command, _data(baseline), seeds, {**about, "rows": results})
+
+
+def _data(baseline: Sequence[Trial]) -> str:
+    """The data set, as a finished run knows it."""
+    finished = next(filter(is_finished, baseline), None)
+    return "unknown" if finished is None else describe_data(finished.config, finished.workdir)
+
+
+def _show(options: argparse.Namespace, rows: Sequence[Ablation], cells: Cells, baseline: Sequence[Trial]) -> None:
+    first, config = cells[rows[0].name], baseline[0].config
     texts = [
         [row.what, _spread(cells[row.name]), _difference(cells[row.name], first), row.paper, row.source, row.where]
         for row in rows
@@ -168,24 +209,14 @@ def _show(
     else:
         header = ["what is changed", "ours", "against the first", "paper", "its source", "where"]
         terminal.show_table(header, texts)
-    data = "unknown" if not first.errors else describe_data(config, workdir / rows[0].name / f"seed-{options.seeds[0]}")
     names = "" if any(row.choice for row in rows) else f"preset {config.model.preset}, "
-    network = f"{names}{config.epochs:g} epochs"
+    network = names + (f"{config.max_steps:,} steps" if config.max_steps else f"{config.epochs:g} epochs")
     seeds = ", ".join(map(str, options.seeds))
-    terminal.show(f"Ours: test top-1 error on {data}; {network}; seeds {seeds}, mean ± standard deviation.")
+    terminal.show(f"Ours: test top-1 error on {_data(baseline)}; {network}; seeds {seeds}, mean ± standard deviation.")
     if options.table == "paper":
         terminal.show(
             "The paper's and its source's: ImageNet, 90 epochs, top-1 / top-5; + is worse than with the idea."
         )
-    results = {
-        row.name: {**dataclasses.asdict(cells[row.name]), "what": row.what, "paper": row.paper, "source": row.source}
-        for row in rows
-    }
-    output = options.output or Path("results") / f"ablations_{options.table}.json"
-    about = {"preset": config.model.preset, "epochs": config.epochs, "batch_size": config.batch_size}
-    command = ["-m", "alexnet_jax", "ablate", f"--table={options.table}", *public(words)]
-    write_results(output, command, data, options.seeds, {**about, "rows": results})
-    terminal.show(f"The numbers lie in {output}, the runs in {workdir}")
 
 
 def _spread(cell: Cell) -> str:
