@@ -45,6 +45,8 @@ def _ablations(results: dict[str, Any]) -> Iterator[str]:
     yield f"|---|--:|--:|{'---|---|' if claims else ''}"
     first = Spread.of(rows[0]["errors"]).mean
     for row in rows:
+        if not row["errors"]:
+            continue  # all seeds failed, as the file says
         spread = Spread.of(row["errors"])
         against = "-" if row is rows[0] else f"{100 * (spread.mean - first):+.2f}"
         theirs = f" {row['paper']} | {row['source']} |" if claims else ""

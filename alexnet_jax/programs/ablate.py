@@ -27,7 +27,7 @@ from alexnet_jax.search_space import apply, flags
 from alexnet_jax.trials import POLL_SECONDS, Outcome, Trial, is_finished, run_trials
 
 DEFAULTS = {
-    "paper": ["--config=configs/alexnet.py:folder,small", "--config.epochs=6"],
+    "paper": ["--config=configs/alexnet.py:folder,small", "--config.epochs=6", "--config.optimizer.min_divisions=1"],
     "presets": ["--config=configs/alexnet.py:digits"],
     "modern": ["--config=configs/alexnet.py:folder", "--config.epochs=10"],
 }
@@ -81,6 +81,9 @@ def main(argv: list[str]) -> None:
         return
     output = options.output or Path("results") / f"ablations_{options.table}.json"
     command = ["-m", "alexnet_jax", "ablate", f"--table={options.table}", *public(words)]
+    for name in ("rows", "seeds"):
+        if getattr(options, name) != parser.get_default(name):
+            command += [f"--{name}", *map(str, getattr(options, name))]
 
     def write(cells: Cells) -> None:
         with _claim(workdir):  # the same command may have been given twice
