@@ -146,6 +146,7 @@ class _Pool:
                 break
             yield from self._step()
         if self._stop.received is not None:
+            terminal.show("stopped; what was going on is saved, and the same command goes on with it")
             raise SystemExit(128 + self._stop.received)
 
     def _fill(self) -> Generator[Outcome, None, None]:

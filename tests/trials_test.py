@@ -1,6 +1,8 @@
 """Runs of many configs, alone and together, against runs by themselves."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,3 +112,21 @@ def test_a_trial_of_another_process_is_waited_for(tmp_path: Path, make_config: M
     again = run_folder.claim(elsewhere.workdir)
     assert again is not None
     again.close()
+
+
+def test_after_a_signal_all_that_is_going_on_is_saved_and_goes_on_later(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = [make_trial(make_config, tmp_path / str(seed), seed=seed) for seed in (0, 1, 2)]
+
+    def interrupt(trial: Trial, record: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        list(run_trials(trials, at_once=2, on_epoch=interrupt))
+    assert caught.value.code == 143 and "the same command goes on" in capsys.readouterr().out
+    assert not (tmp_path / "2").exists()
+    before = [len(read_metrics(trial.workdir)) for trial in trials[:2]]
+    outcomes = list(run_trials(trials, at_once=2))
+    assert all(outcome.test is not None and len(outcome.epochs) == 2 for outcome in outcomes) and len(outcomes) == 3
+    assert all(len(read_metrics(trial.workdir)) > n for trial, n in zip(trials, before, strict=False))
