@@ -71,6 +71,14 @@ def with_choice(words: Sequence[str], choice: str) -> list[str]:
     ]
 
 
+def seeds(text: str) -> tuple[int, ...]:
+    """The value of a program's --seeds: "0,1,2". Raises ValueError for what is no list of different seeds."""
+    values = tuple(int(part) for part in text.split(","))
+    if len(set(values)) < len(values) or not all(0 <= value < 2**31 for value in values):
+        raise ValueError
+    return values
+
+
 def refuse_words(argv: list[str]) -> None:
     """Raises UserError if something is left of a command line once its flags are parsed."""
     if argv[1:]:

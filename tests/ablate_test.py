@@ -156,7 +156,7 @@ def test_differences_are_in_points_and_failures_are_told() -> None:
 def test_a_table_of_a_few_images(tmp_path: Path, prepared_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config=configs/alexnet.py:synthetic,small", "--config.epochs=0.5", "--config.batch_size=16"]
     words += [f"--config.data.prepared_dir={prepared_dir}", "--config.data.synthetic_examples=64"]
-    words += ["--rows", "tanh", "ten-views", "centre-view", "no-decay", "--seeds", "5", "6", "--processes=1"]
+    words += ["--rows", "tanh", "ten-views", "centre-view", "no-decay", "--seeds=5,6", "--processes=1"]
     words += [f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'table.json'}"]
     failing = tmp_path / "runs" / "no-decay" / "seed-6"
     failing.parent.mkdir(parents=True)
@@ -178,7 +178,7 @@ def test_a_table_of_a_few_images(tmp_path: Path, prepared_dir: str, capsys: pyte
         ablate.main([*words, "--rows", "nonsense"])
     ten_views = ["baseline", "seed-5", "views-10.json"]
     before = tmp_path.joinpath("runs", *ten_views).read_bytes()
-    ablate.main([*words, "--config.epochs=2.5", "--rows", "ten-views", "--seeds", "5"])  # the same runs, longer
+    ablate.main([*words, "--config.epochs=2.5", "--rows", "ten-views", "--seeds=5"])  # the same runs, longer
     assert tmp_path.joinpath("runs", *ten_views).read_bytes() != before
 
 
@@ -187,7 +187,7 @@ def test_a_network_that_is_tested_with_ten_views_is_compared_with_one(
 ) -> None:
     words = ["--config=configs/alexnet.py:synthetic,small,smoke", "--config.test_views=10"]
     words += [f"--config.data.prepared_dir={prepared_dir}", "--processes=1", f"--workdir={tmp_path / 'runs'}"]
-    words += ["--rows", "ten-views", "centre-view", "--seeds", "0", "1", f"--output={tmp_path / 'table.json'}"]
+    words += ["--rows", "ten-views", "centre-view", "--seeds=0,1", f"--output={tmp_path / 'table.json'}"]
     failing = tmp_path / "runs" / "baseline" / "seed-0"
     failing.parent.mkdir(parents=True)
     failing.touch()  # where a folder should be
@@ -211,7 +211,7 @@ def test_numbers_are_kept_after_each_run(tmp_path: Path, prepared_dir: str, monk
 
     monkeypatch.setattr(ablate, "run_trials", killed)
     with pytest.raises(KeyboardInterrupt):
-        ablate.main([*words, "--rows", "tanh", "--seeds", "0"])
+        ablate.main([*words, "--rows", "tanh", "--seeds=0"])
     rows = json.loads((tmp_path / "table.json").read_text())["results"]["rows"]
     assert len(rows["baseline"]["errors"]) == 1 and not rows["tanh"]["errors"]
 

@@ -137,7 +137,7 @@ def test_the_command_from_pictures_to_figure(
     folder = make_folder(tmp_path / "photos", {"train/cat": 40, "train/dog": 40, "test/cat": 8, "test/dog": 8})
     words = ["figure1", "--config=configs/cifar10_figure1.py:folder", f"--config.data.dir={folder}"]
     words += [f"--config.data.prepared_dir={tmp_path / 'prepared'}", "--config.batch_size=16", "--config.epochs=2"]
-    words += ["--networks", "cifar_19pct", "--rates", "0.001", "1e20", "--probe-epochs=0.5", "--seeds", "0", "1"]
+    words += ["--networks", "cifar_19pct", "--rates", "0.001", "1e20", "--probe-epochs=0.5", "--seeds=0,1"]
     words += [f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'results' / 'figure1.json'}", "--processes=2"]
     monkeypatch.setattr(sys, "argv", ["alexnet_jax", *words])
     __main__.main(["alexnet_jax", *words])

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--networks", nargs="+", default=["cifar_19pct"], help="presets: cifar_19pct, cifar_13pct")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="that are tried")
     parser.add_argument("--probe-epochs", type=float, default=1.0, help="length of a run that tries a rate")
-    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--seeds", type=config_lib.seeds, default=(0, 1, 2), help="0,1,2")
     parser.add_argument("--workdir", type=Path, default=Path("runs/figure1"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=Path("results/figure1.json"), help="the figure lies beside it")
     parser.add_argument("--processes", type=int, help="that share the runs; by default one a core")
@@ -253,7 +253,9 @@ def _show(
 def _command(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
     """The words after "python" that decide the results, without those that are so by default."""
     command = ["-m", "alexnet_jax", "figure1", *public(words)]
-    for name in ("networks", "rates", "seeds"):
+    if options.seeds != _parser().get_default("seeds"):
+        command.append(f"--seeds={','.join(map(str, options.seeds))}")
+    for name in ("networks", "rates"):
         if list(getattr(options, name)) != list(_parser().get_default(name)):
             command += [f"--{name}", *map(str, getattr(options, name))]
     if options.probe_epochs != _parser().get_default("probe_epochs"):

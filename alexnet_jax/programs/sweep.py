@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--space", type=Path, required=True, help="file that says what is varied")
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="tpe (default), random or grid")
     parser.add_argument("--trials", type=int, help="settings to try; 20 by default, all of a grid")
-    parser.add_argument("--seeds", type=_seeds, default=(0,), help="each setting is trained with each: 0,1,2")
+    parser.add_argument("--seeds", type=config_lib.seeds, default=(0,), help="each setting is trained with each: 0,1,2")
     parser.add_argument("--pruner", choices=PRUNERS, default="median", help="gives up what is worse than the median")
     parser.add_argument("--storage", help="postgresql://USER@HOST/DATABASE; by default the file WORKDIR/study.log")
     parser.add_argument("--study", help="its name in the storage; by default the name of the work directory")
@@ -155,13 +155,6 @@ class Sweep:
         path = self._workdir / "leaderboard.csv"
         write_text(path, text.getvalue())
         return path
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    seeds = tuple(int(part) for part in text.split(","))
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError
-    return seeds
 
 
 def _count(options: argparse.Namespace, space: search_space.Space) -> int:
