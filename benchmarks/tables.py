@@ -61,14 +61,14 @@ def _figure1(results: dict[str, Any]) -> Iterator[str]:
         for activation in ("relu", "tanh"):
             race = of_network[activation]
             epochs = [race["cap"] if value is None else value for value in race["epochs"]]
-            least = "more than " if None in race["epochs"] else ""
             ratio = ratio_text(of_network["ratio_is"], of_network["ratio"])
-            spread = Spread.of([float(value) for value in epochs]).text(".1f")
+            spread = Spread.of([float(value) for value in epochs])
+            took = f"more than {spread.mean:.1f}" if None in race["epochs"] else spread.text(".1f")
             cells = [
                 f"`{network}`",
                 activation,
                 f"{race['rate']:g}",
-                f"{least}{spread}",
+                took,
                 *([ratio, f"{last.text('.1f')} times"] if activation == "tanh" else ["", ""]),
             ]
             yield f"| {' | '.join(cells)} |"
