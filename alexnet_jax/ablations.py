@@ -55,11 +55,16 @@ PAPER = (
     ),
     Ablation(
         "tanh",
-        "tanh in place of ReLU, at a tenth of the rate",
+        "tanh in place of ReLU",
         changes={"model.activation": "tanh"},
-        rate_factor=0.1,
         paper="6 times as long to 25 % training error, CIFAR-10",
         where="figure 1",
+    ),
+    Ablation(
+        "tanh-faster",
+        "the same at ten times the rate",
+        changes={"model.activation": "tanh"},
+        rate_factor=10.0,
     ),
     Ablation(
         "no-lrn",
