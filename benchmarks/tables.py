@@ -57,7 +57,8 @@ def _figure1(results: dict[str, Any]) -> Iterator[str]:
     yield "| network | activation | best rate | epochs to 25 % error | tanh : ReLU | to tanh's last error |"
     yield "|---|---|--:|--:|--:|--:|"
     for network, of_network in results.items():
-        last = Spread.of(of_network["ratios_at_the_last_error_of_tanh"])
+        ratios = of_network["ratios_at_the_last_error_of_tanh"]
+        last = f"{Spread.of(ratios).text('.1f')} times" if ratios else "-"
         for activation in ("relu", "tanh"):
             race = of_network[activation]
             epochs = [race["cap"] if value is None else value for value in race["epochs"]]
@@ -69,7 +70,7 @@ def _figure1(results: dict[str, Any]) -> Iterator[str]:
                 activation,
                 f"{race['rate']:g}",
                 took,
-                *([ratio, f"{last.text('.1f')} times"] if activation == "tanh" else ["", ""]),
+                *([ratio, last] if activation == "tanh" else ["", ""]),
             ]
             yield f"| {' | '.join(cells)} |"
 
