@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.models import AlexNet, get_model, summarize
 from alexnet_jax.presets import PRESETS
+from configs import alexnet
 
 CROPS = {"source": 224, "run170": 224, "owt": 224, "lenet": 28, "small": 28, "small_modern": 28}
 
@@ -75,18 +75,8 @@ def crop_of(preset: str) -> int:
 
 def small(preset: str, **changes: object) -> AlexNet:
     """The variant with narrow hidden layers and 10 classes, for 67-pixel images."""
-    keys = (
-        "activation",
-        "lrn",
-        "pool_window",
-        "pool_kind",
-        "dropout_rate",
-        "dropout_convention",
-        "towers",
-        "num_classes",
-    )
-    defaults = {"hidden_width": 32, "compute_dtype": "float32", **dict.fromkeys(keys)}
-    config = ConfigDict({"preset": preset, **defaults, **changes})
+    config = alexnet.get_config().model
+    config.update({"preset": preset, "hidden_width": 32, **changes})
     return get_model(config, num_classes=10)
 
 
