@@ -27,6 +27,13 @@ flags.FLAGS.mark_as_parsed()
 REPOSITORY = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+    """The programs that a module compiled: thousands of them fill what the system lets a process map into memory."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def prepared_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One folder of prepared data sets for all tests."""
