@@ -167,6 +167,10 @@ FREE_KEYS = (
 """What a resumed run may change, beside "parallel" and "checkpoint" keys; a change of the images is noticed."""
 
 
+LENGTH_KEYS = ("batch_size", "epochs", "max_steps", "stop_at_train_error")
+"""What of these decides how long a run is, and so what comes of it."""
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The keys in which two plain configs describe different experiments, as "key: old -> new"."""
     before, after = decisive(old), decisive(new)

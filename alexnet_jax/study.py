@@ -141,11 +141,11 @@ class Study:
     def ask(self) -> Setting | None:
         """The next setting to be done: one of a dead worker, or a new one; None if all are done or being done."""
         self._take_over()
-        if self._enqueued() == 0 and self._begun() >= self._plan.count:
+        if self._enqueued() == 0 and self._settings() >= self._plan.count:
             return None
         trial = self._study.ask()
         again = trial.user_attrs.get("folder")
-        folder = trial.number - self._repeats(trial.number) if again is None else again
+        folder = self._settings(trial.number) if again is None else again
         if folder >= self._plan.count:  # another worker was faster
             trial.set_user_attr("surplus", True)
             self._study.tell(trial, state=_state("FAIL"))
@@ -165,16 +165,13 @@ class Study:
         order = {"done": 0, "running": 1, "pruned": 2, "failed": 3}
         return sorted(rows.values(), key=lambda row: (order[row.state], _mean(row.errors), row.number))
 
-    def _trials(self) -> list[Any]:
-        return [trial for trial in self._study.get_trials(deepcopy=False) if not trial.user_attrs.get("surplus")]
+    def _trials(self, before: int | None = None) -> list[Any]:
+        trials = self._study.get_trials(deepcopy=False)[:before]
+        return [trial for trial in trials if "surplus" not in trial.user_attrs]
 
-    def _begun(self) -> int:
-        return sum(1 for trial in self._trials() if not _is_repeat(trial))
-
-    def _repeats(self, number: int) -> int:
-        """How many trials before this one are no settings of their own."""
-        earlier = self._study.get_trials(deepcopy=False)[:number]
-        return sum(1 for trial in earlier if _is_repeat(trial) or "surplus" in trial.user_attrs)
+    def _settings(self, before: int | None = None) -> int:
+        """How many trials, or of those before one, are settings of their own: neither surplus nor done again."""
+        return sum(1 for trial in self._trials(before) if not _is_repeat(trial))
 
     def _enqueued(self) -> int:
         return sum(1 for trial in self._trials() if trial.state == _state("WAITING"))
@@ -187,7 +184,7 @@ class Study:
             if trial.state == _state("RUNNING") and self._is_dead(trial):
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
                     self._study.tell(trial.number, state=_state("FAIL"))
-                    folder = trial.user_attrs.get("folder", trial.number - self._repeats(trial.number))
+                    folder = trial.user_attrs.get("folder", self._settings(trial.number))
                     self._study.enqueue_trial(trial.params, user_attrs={"folder": folder})
 
     def _is_dead(self, trial: Any) -> bool:

@@ -100,7 +100,7 @@ def is_finished(trial: Trial) -> bool:
     if not path.exists() or not any(record["kind"] == "test" for record in read_metrics(trial.workdir)):
         return False
     done, config = json.loads(path.read_text()), trial.config.to_dict()
-    same_length = all(done[key] == config[key] for key in ("batch_size", "epochs", "max_steps", "stop_at_train_error"))
+    same_length = all(done[key] == config[key] for key in config_lib.LENGTH_KEYS)
     return same_length and not config_lib.differences(done, config)
 
 

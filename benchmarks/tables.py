@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from alexnet_jax.programs.ablate import Cell, difference
 from alexnet_jax.programs.figure1 import ratio_text
 from alexnet_jax.results import Spread
 
@@ -43,14 +44,12 @@ def _ablations(results: dict[str, Any]) -> Iterator[str]:
     claims = any(row["paper"] != "-" or row["source"] != "-" for row in rows)
     yield f"| what is changed | test error | against the first |{' paper | its source |' if claims else ''}"
     yield f"|---|--:|--:|{'---|---|' if claims else ''}"
-    first = Spread.of(rows[0]["errors"]).mean
-    for row in rows:
-        if not row["errors"]:
+    cells = [Cell(tuple(row["errors"]), tuple(row["top5_errors"]), row["failure"]) for row in rows]
+    for row, cell in zip(rows, cells, strict=True):
+        if not cell.errors:
             continue  # all seeds failed, as the file says
-        spread = Spread.of(row["errors"])
-        against = "-" if row is rows[0] else f"{100 * (spread.mean - first):+.2f}"
         theirs = f" {row['paper']} | {row['source']} |" if claims else ""
-        yield f"| {row['what']} | {spread.text('.2%')} | {against} |{theirs}"
+        yield f"| {row['what']} | {Spread.of(cell.errors).text('.2%')} | {difference(cell, cells[0])} |{theirs}"
 
 
 def _figure1(results: dict[str, Any]) -> Iterator[str]:
@@ -62,9 +61,9 @@ def _figure1(results: dict[str, Any]) -> Iterator[str]:
         for activation in ("relu", "tanh"):
             race = of_network[activation]
             epochs = [race["cap"] if value is None else value for value in race["epochs"]]
-            ratio = ratio_text(of_network["ratio_is"], of_network["ratio"])
             spread = Spread.of([float(value) for value in epochs])
             took = f"more than {spread.mean:.1f}" if None in race["epochs"] else spread.text(".1f")
+            ratio = ratio_text(of_network["ratio_is"], of_network["ratio"])
             cells = [
                 f"`{network}`",
                 activation,

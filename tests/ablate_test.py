@@ -147,8 +147,8 @@ def test_names_of_layers_must_be_names() -> None:
 
 def test_differences_are_in_points_and_failures_are_told() -> None:
     first, worse, failed = Cell((0.2, 0.3), ()), Cell((0.3, 0.4), (), "seed 2 diverged"), Cell((), (), "diverged")
-    assert ablate._difference(worse, first) == "+10.00" and ablate._difference(first, first) == "-"
-    assert ablate._difference(failed, first) == "-"
+    assert ablate.difference(worse, first) == "+10.00" and ablate.difference(first, first) == "-"
+    assert ablate.difference(failed, first) == "-"
     assert ablate._spread(failed) == "failed: diverged"
     assert ablate._spread(worse) == "35.00% ± 7.07% (one failed: seed 2 diverged)"
 

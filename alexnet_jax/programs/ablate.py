@@ -203,7 +203,7 @@ def _data(baseline: Sequence[Trial]) -> str:
 def _show(options: argparse.Namespace, rows: Sequence[Ablation], cells: Cells, baseline: Sequence[Trial]) -> None:
     first, config = cells[rows[0].name], baseline[0].config
     texts = [
-        [row.what, _spread(cells[row.name]), _difference(cells[row.name], first), row.paper, row.source, row.where]
+        [row.what, _spread(cells[row.name]), difference(cells[row.name], first), row.paper, row.source, row.where]
         for row in rows
     ]
     if all(row.paper == row.source == "-" for row in rows):
@@ -227,7 +227,7 @@ def _spread(cell: Cell) -> str:
     return Spread.of(cell.errors).text(".2%") + (f" (one failed: {cell.failure})" if cell.failure else "")
 
 
-def _difference(cell: Cell, first: Cell) -> str:
+def difference(cell: Cell, first: Cell) -> str:
     """In points of percent."""
     if cell is first or not cell.errors or not first.errors:
         return "-"

@@ -172,7 +172,7 @@ def _count(options: argparse.Namespace, space: search_space.Space) -> int:
 def _comparable(config: ConfigDict) -> dict[str, Any]:
     """What decides the results of a study, beside its space and seeds."""
     plain = config.to_dict()
-    length = {key: plain[key] for key in ("batch_size", "epochs", "max_steps", "stop_at_train_error")}
+    length = {key: plain[key] for key in config_lib.LENGTH_KEYS}
     decisive = {**config_lib.decisive(plain), **length}
     return {f"config.{key}": value for key, value in decisive.items() if key != "seed"}
 
