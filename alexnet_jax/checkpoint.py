@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -137,16 +139,17 @@ class Checkpoints:
         try:
             shutil.rmtree(staging, ignore_errors=True)  # writers of a failed save may have come too late
             staging.mkdir(parents=True)
-            best = self._best_on_disk(examples_seen, best)
+            # As JSON gives it back.
+            described = json.loads(json.dumps({**metadata, "best": self._best_on_disk(examples_seen, best)}))
             with _orbax() as orbax:
                 orbax.save(
                     staged,
                     args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(tree)}),
-                    custom_metadata={**metadata, "best": best, "digest": _digest(tree)},
+                    custom_metadata={**described, "digest": _digest(tree, described)},
                 )
             _read_metadata(staged)
             self._publish(staged)
-            self._remove_old(best)
+            self._remove_old(described["best"])
         except Exception as error:  # Orbax passes on whatever its writers raised.
             names = checkpoint_names(self.directory)
             good = f"The last good checkpoint is {self.directory / str(names[-1])}" if names else "There is no other"
@@ -210,7 +213,7 @@ def restore(directory: Path, examples_seen: int) -> Restored:
         metadata = _read_metadata(path)
         with _orbax() as orbax:
             tree = orbax.restore(path, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeRestore()}))[_ITEM]
-        if _digest(tree) != metadata["digest"]:
+        if _digest(tree, metadata) != metadata["digest"]:
             raise ValueError("its content does not match its digest")
     except Exception as error:  # Orbax raises anything from KeyError to its own errors on damaged files.
         raise UserError(f"checkpoint {path} is damaged: {_reason(error)}") from error
@@ -266,11 +269,13 @@ def _layout(tree: Any) -> Any:
     return jax.tree.map(lambda array: (array.dtype, array.shape), tree)
 
 
-def _digest(tree: Any) -> str:
-    """SHA-256 over every array with its name, type and shape."""
+def _digest(tree: Any, metadata: Mapping[str, Any]) -> str:
+    """SHA-256 over every array with its name, type and shape, and over the data beside them but the digest itself."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(array.data)
+    described = {name: value for name, value in metadata.items() if name != "digest"}
+    digest.update(json.dumps(described, sort_keys=True).encode())
     return digest.hexdigest()

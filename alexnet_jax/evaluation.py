@@ -1,18 +1,22 @@
-"""The exact error of a run on one of its splits, from its folder alone."""
+"""The exact error of a run on one of its splits, image by image, from its folder alone."""
 
 import dataclasses
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+import numpy as np
 
 from alexnet_jax import metrics, terminal
-from alexnet_jax.checkpoint import checkpoint_names, restore
 from alexnet_jax.config import check
+from alexnet_jax.datasets import Dataset
 from alexnet_jax.errors import UserError
-from alexnet_jax.experiment import make_evaluate, make_preprocessing, open_dataset
-from alexnet_jax.models import get_model
+from alexnet_jax.experiment import open_dataset
+from alexnet_jax.input_pipeline import eval_batches
 from alexnet_jax.parallel import DataParallel, use_compilation_cache
+from alexnet_jax.steps import make_guess_step
+from alexnet_jax.trained import TrainedRun, load_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,64 +24,136 @@ class Evaluation:
     """What came of it.
 
     Attributes:
-      totals: sums over the images; see `metrics.classification_sums`.
-      summary: loss and errors in [0, 1]; see `metrics.summarize`.
+      run: the network.
+      split: which images.
       views: that a prediction was averaged over.
-      examples_seen: the checkpoint.
+      files: name of each image.
+      labels: int32, [images].
+      guesses: the five likeliest classes of each, the likeliest first, int32, [images, 5 or fewer]; -1 after a NaN.
+      probabilities: theirs, float32.
+      losses: minus the logarithm of the label's, in nats, float32, [images].
     """
 
-    totals: dict[str, Any]
-    summary: dict[str, Any]
+    run: TrainedRun
+    split: str
     views: int
-    examples_seen: int
+    files: Sequence[str]
+    labels: np.ndarray
+    guesses: np.ndarray
+    probabilities: np.ndarray
+    losses: np.ndarray
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Sums over the images; see `metrics.classification_sums`."""
+        return {
+            "loss_sum": float(self.losses.sum(dtype=np.float64)),
+            "top1_correct": int(self.is_right(1).sum()),
+            "top5_correct": int(self.is_right(5).sum()),
+            "count": len(self.labels),
+        }
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Loss and errors in [0, 1]; see `metrics.summarize`."""
+        return metrics.summarize(self.totals, len(self.run.class_names))
+
+    def is_right(self, k: int) -> np.ndarray:
+        """Whether the label is among the k likeliest classes, bool, [images]."""
+        return (self.guesses[:, :k] == self.labels[:, None]).any(axis=1)
+
+    def by_class(self) -> Iterator[tuple[str, int, int, int]]:
+        """(name, images, wrong at top 1, wrong at top 5) of each class."""
+        counts = [
+            np.bincount(self.labels[chosen], minlength=len(self.run.class_names)).tolist()
+            for chosen in (slice(None), ~self.is_right(1), ~self.is_right(5))
+        ]
+        yield from zip(self.run.class_names, *counts, strict=True)
 
 
-def evaluate_run(run: Path, split: str = "test", checkpoint: str = "latest", views: int | None = None) -> Evaluation:
-    """Evaluates the parameters of a checkpoint.
+def evaluate_run(
+    path: Path,
+    split: str = "test",
+    checkpoint: str = "latest",
+    views: int | None = None,
+    data_dir: str | None = None,
+    prepared_dir: str | None = None,
+) -> Evaluation:
+    """Evaluates a run; see `load_run` for path and checkpoint, `open_run_dataset` for the last two.
+
+    `views` are those that a prediction is averaged over; None for those of the run's tests.
+    """
+    run = load_run(path, checkpoint)
+    return evaluate(run, open_run_dataset(run, data_dir, prepared_dir), split, views)
+
+
+def open_run_dataset(run: TrainedRun, data_dir: str | None = None, prepared_dir: str | None = None) -> Dataset:
+    """The data of a run, prepared anew if need be.
 
     Args:
-      run: the folder of a run.
-      split: "train", "validation" or "test".
-      checkpoint: "latest", "best", or a number of examples seen.
-      views: that a prediction is averaged over; None for those of the run's tests.
+      run: whose config says which.
+      data_dir, prepared_dir: where they are by now, in place of `config.data.dir` and `config.data.prepared_dir`.
 
-    Raises UserError for what the run does not have, or if the data have other classes by now.
+    Raises UserError if they have other classes by now; other images are a warning.
     """
-    directory = run / "checkpoints"
-    restored = restore(directory, _choose(directory, checkpoint))
-    check(restored.metadata["config"])
-    config = ConfigDict(restored.metadata["config"])
-    use_compilation_cache(config.compilation_cache_dir)
-    data = config.data
-    dataset = open_dataset(data)
-    if list(dataset.class_names) != restored.metadata["class_names"]:
-        raise UserError(f"{data.name} in {data.prepared_dir} has other classes than the run in {run}")
-    if restored.metadata["data"] != dataset.content:
-        terminal.warn(f"the images of {data.name} have changed since the run")
+    config = run.config.copy_and_resolve_references()
+    for key, value in (("dir", data_dir), ("prepared_dir", prepared_dir)):
+        if value is not None:
+            config.data[key] = value
+    check(config.to_dict())
+    dataset = open_dataset(config.data)
+    if dataset.class_names != run.class_names:
+        raise UserError(
+            f"{config.data.name} in {dataset.directory} has other classes than the run in {run.path}: "
+            f"{_difference(run.class_names, dataset.class_names)}"
+        )
+    if dataset.content != run.content:
+        terminal.warn(f"the images of {config.data.name} have changed since the run")
+    return dataset
+
+
+def _difference(old: Sequence[str], new: Sequence[str]) -> str:
+    """The first class that differs, and how many there are."""
+    place = next((number for number, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), None)
+    if place is None:
+        return f"{len(new)}, not {len(old)}"
+    return f"class {place} is {new[place]!r}, not {old[place]!r}"
+
+
+def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = None) -> Evaluation:
+    """Answers for every image of a split, on all devices. Raises UserError for a split that there is not."""
     if split not in dataset.splits:
-        raise UserError(f"--split={split}: {data.name} has {', '.join(dataset.splits)}")
-    devices = DataParallel.create(0)
-    model = get_model(config.model, dataset.num_classes)
-    views = views or config.test_views
-    preprocessing = dataclasses.replace(make_preprocessing(data, dataset.statistics), **restored.tree["preprocessing"])
-    evaluate = make_evaluate(config, model, dataset, preprocessing, devices, views)
-    trained = restored.tree.get("average", restored.tree["params"])
-    params, batch_stats = devices.place((trained, restored.tree["batch_stats"]))
-    *_, totals = evaluate(params, batch_stats, split)
-    return Evaluation(totals, metrics.summarize(totals, dataset.num_classes), views, restored.examples_seen)
+        raise UserError(f"--split={split}: {run.config.data.name} has {', '.join(dataset.splits)}")
+    use_compilation_cache(run.config.compilation_cache_dir)
+    devices, records = DataParallel.create(0), dataset.splits[split]
+    views = run.config.test_views if views is None else views
+    step = devices.compile_guess_step(make_guess_step(run.model, run.preprocessing, views, devices.axes))
+    params, batch_stats = devices.place((run.params, run.batch_stats))
+    parts: dict[str, list[np.ndarray]] = {"guess": [], "probability": [], "loss": []}
+    with terminal.work_progress(f"evaluating {split}", len(records.labels)) as progress:
+        batches = eval_batches(
+            records,
+            batch_size=devices.round_up(run.config.eval_batch_size),
+            num_threads=run.config.data.num_threads,
+        )
+        for batch in batches:
+            answers = devices.on_host(step(params, batch_stats, devices.shard(batch)))
+            for name, values in answers.items():
+                flat = values.reshape(-1, *values.shape[2:])  # pmap gives an axis of devices
+                parts[name].append(flat[batch["mask"]])
+            progress.advance(int(batch["mask"].sum()), int(batch["mask"].sum()))
+    whole = {name: np.concatenate(values) for name, values in parts.items()}
+    return Evaluation(
+        run=run,
+        split=split,
+        views=views,
+        files=_files(dataset, split),
+        labels=np.asarray(records.labels),
+        guesses=whole["guess"],
+        probabilities=whole["probability"],
+        losses=whole["loss"],
+    )
 
 
-def _choose(directory: Path, name: str) -> int:
-    """The checkpoint that is meant."""
-    names = checkpoint_names(directory)
-    if not names:
-        raise UserError(f"{directory} holds no checkpoint")
-    if name == "latest":
-        return names[-1]
-    if name == "best":
-        metadata = restore(directory, names[-1]).metadata
-        best = metadata.get("best", metadata["progress"]["best_examples_seen"])
-        return names[-1] if best is None else best
-    if not name.isdigit() or int(name) not in names:
-        raise UserError(f"--checkpoint={name}: {directory} has {', '.join(map(str, names))}")
-    return int(name)
+def _files(dataset: Dataset, split: str) -> list[str]:
+    return json.loads((dataset.directory / f"{split}_files.json").read_text())

@@ -291,7 +291,7 @@ DECISIONS: Sequence[Decision] = (
     ),
     Decision(
         "kernels start from",
-        (),
+        ("init_from",),
         in_words.initial_weights,
         *(
             "0.01: conv1 conv2 conv3 conv4 conv5 fc6 fc7 fc8",
@@ -303,7 +303,7 @@ DECISIONS: Sequence[Decision] = (
     ),
     Decision(
         "biases start from",
-        (),
+        ("init_from",),
         in_words.initial_biases,
         *(
             "0: conv1 conv3 fc8; 1: conv2 conv4 conv5 fc6 fc7",

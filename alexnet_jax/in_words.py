@@ -159,13 +159,17 @@ def dropout(_: ConfigDict, model: AlexNet) -> str:
     return f"{model.dropout_rate:g} after {', '.join(after)}; {scaled}"
 
 
-def initial_weights(_: ConfigDict, model: AlexNet) -> str:
+def initial_weights(config: ConfigDict, model: AlexNet) -> str:
     """What kernels are drawn from, by layer."""
+    if config.init_from:
+        return f"those of {config.init_from}"
     return _by_layer(model, lambda layer: f"{layer.init}")
 
 
-def initial_biases(_: ConfigDict, model: AlexNet) -> str:
+def initial_biases(config: ConfigDict, model: AlexNet) -> str:
     """What biases start from, by layer."""
+    if config.init_from:
+        return f"those of {config.init_from}"
     return _by_layer(model, lambda layer: "torch" if layer.init == "torch" else f"{layer.bias:g}")
 
 

@@ -121,9 +121,21 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all, and its folder. Raises UserError if it cannot."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, and its folder. Raises UserError if it cannot.
+
+    A symbolic link in its place is replaced, not followed.
+    """
+    temporary = path.with_name(path.name + ".tmp")
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, text)
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
+            file.write(content)
+        temporary.replace(path)
 
 
 def describe_environment(command: list[str]) -> dict[str, Any]:
@@ -167,18 +179,11 @@ def _truncate(path: Path, examples_seen: int) -> None:
     """Drops records after a position, and a line that a kill cut short."""
     if path.exists():
         records = [record for record in _complete(path.read_text()) if record["examples_seen"] <= examples_seen]
-        _replace(path, "".join(json.dumps(record) + "\n" for record in records))
+        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _complete(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with _naming(path):
-        temporary.write_text(text)
-        temporary.replace(path)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.errors import UserError
 from alexnet_jax.machine import free_memory_bytes, processor_kind
 from alexnet_jax.models import AlexNet
-from alexnet_jax.steps import EvalStep, State, Step
+from alexnet_jax.steps import EvalStep, GuessStep, State, Step
 from alexnet_jax.towers import Axes, add_up, gather_batch
 
 CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
@@ -163,6 +163,10 @@ class Devices(abc.ABC):
     def compile_eval_step(self, eval_step: EvalStep) -> "Program":
         """The step on all devices."""
         return Program(self, eval_step, "s s b", "c", "eval_batch_size")
+
+    def compile_guess_step(self, guess_step: GuessStep) -> "Program":
+        """The step on all devices, each of which answers for its share of a batch."""
+        return Program(self, guess_step, "s s b", "b", "eval_batch_size")
 
     def compile_map(self, function: Callable[[dict[str, jax.Array]], jax.Array]) -> Callable[[Any], jax.Array]:
         """A function of a batch, each device doing its share."""

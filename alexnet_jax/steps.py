@@ -28,6 +28,8 @@ _MIXUP = 2
 """The stream of an example's key that mixes it; crops and dropout have 0 and 1, by `jax.random.split`."""
 
 EvalStep = Callable[[Any, Any, Batch], dict[str, Array]]
+GuessStep = EvalStep
+PredictStep = Callable[[Any, Any, Array], Array]
 
 
 def example_keys(key: Key[Array, ""], epoch: Int[Array, " batch"], id: Int[Array, " batch"]) -> Key[Array, " batch"]:
@@ -117,20 +119,52 @@ def make_train_step(
     return train_step
 
 
+def make_predict_step(
+    model: AlexNet, preprocessing: Preprocessing, views: int = 1, axes: Axes = ONE_DEVICE
+) -> PredictStep:
+    """Returns (params, batch_stats, squares of pixels) -> log probabilities, [batch, classes].
+
+    A prediction is the mean of the softmax probabilities over the views of an image (paper section 4.1).
+    """
+
+    def predict_step(params: Any, batch_stats: Any, images: Array) -> Array:
+        def log_probabilities(crops: Array) -> Array:
+            variables = {"params": params, "batch_stats": batch_stats}
+            return jax.nn.log_softmax(model.apply(variables, crops, axes=axes)[0])
+
+        of_views = jax.lax.map(log_probabilities, augment.testing_images(preprocessing, images, views))
+        return jax.nn.logsumexp(of_views, axis=0) - jnp.log(views)
+
+    return predict_step
+
+
 def make_eval_step(model: AlexNet, preprocessing: Preprocessing, views: int = 1, axes: Axes = ONE_DEVICE) -> EvalStep:
     """Returns (params, batch_stats, batch) -> sums over the images that the batch's mask keeps.
 
-    A prediction is the mean of the softmax probabilities over the views of an image (paper section 4.1), and the loss
-    is minus the logarithm of that mean.
+    The loss is minus the logarithm of what `make_predict_step` gives the label.
     """
+    predict = make_predict_step(model, preprocessing, views, axes)
 
     def eval_step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Array]:
-        def log_probabilities(images: Array) -> Array:
-            variables = {"params": params, "batch_stats": batch_stats}
-            return jax.nn.log_softmax(model.apply(variables, images, axes=axes)[0])
-
-        of_views = jax.lax.map(log_probabilities, augment.testing_images(preprocessing, batch["image"], views))
-        mean = jax.nn.logsumexp(of_views, axis=0) - jnp.log(views)
-        return add_up(metrics.classification_sums(mean, batch["label"], batch["mask"]), axes)
+        predicted = predict(params, batch_stats, batch["image"])
+        return add_up(metrics.classification_sums(predicted, batch["label"], batch["mask"]), axes)
 
     return eval_step
+
+
+def make_guess_step(model: AlexNet, preprocessing: Preprocessing, views: int = 1, axes: Axes = ONE_DEVICE) -> GuessStep:
+    """Returns (params, batch_stats, batch) -> each image's likeliest classes and their probabilities.
+
+    They are "guess", int32, and "probability", [batch, 5 or the number of classes], the likeliest first, of equal ones
+    the lower class; a row of a NaN is -1. "loss", [batch], is that of `make_eval_step`.
+    """
+    predict = make_predict_step(model, preprocessing, views, axes)
+
+    def guess_step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Array]:
+        predicted = predict(params, batch_stats, batch["image"])
+        top, guess = jax.lax.top_k(predicted, min(5, predicted.shape[1]))
+        is_nan = jnp.isnan(predicted).any(axis=1, keepdims=True)
+        loss = -jnp.take_along_axis(predicted, batch["label"][:, None], axis=1)[:, 0]
+        return {"guess": jnp.where(is_nan, -1, guess), "probability": jnp.exp(top), "loss": loss}
+
+    return guess_step

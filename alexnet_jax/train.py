@@ -40,6 +40,7 @@ from alexnet_jax.starting import StartWatch, diagnose
 from alexnet_jax.steps import Batch, TrainStep, make_train_step
 from alexnet_jax.stop_signals import StopSignals
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
+from alexnet_jax.trained import start_from
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequence[str] = ()) -> dict[str, Any]:
@@ -106,17 +107,17 @@ class Run:
         self.layers = summarize(self.model, config.data.crop)
         variables = init_variables(self.model, config.data.crop, config.seed)
         rule = scale_learning_rate(config.optimizer, config.batch_size)
-        optimizer = make_optimizer(rule, variables["params"])
+        self.optimizer = make_optimizer(rule, variables["params"])
         self.schedule = make_schedule(rule, config.epochs)
         self.learning_rates = make_learning_rates(rule, variables["params"], config.epochs)
         self.plateau = Plateau(rule, config.epochs)
         self.trace = StepTrace(workdir / "profile", config.profile_steps if hosts.is_main() else 0)
         axes, micro_batches = self.devices.axes, config.parallel.micro_batches
         step = make_train_step(
-            self.model, optimizer, experiment.preprocessing, axes, micro_batches, config.label_smoothing
+            self.model, self.optimizer, experiment.preprocessing, axes, micro_batches, config.label_smoothing
         )
         self.train_step = self.trace.around(self.devices.compile_train_step(step, resident=experiment.source.resident))
-        self.state = self.devices.place(create_train_state(variables, optimizer, config.seed))
+        self.state = self._fresh_state(variables)
         self.plateau_state = self.plateau.init()
         self.progress = Progress()
         self.rate = self.schedule(0.0, self.plateau.scale(self.plateau_state))
@@ -131,6 +132,8 @@ class Run:
         tree, found = hosts.from_main(lambda: run_folder.find(self.workdir, self.config, self.dataset))
         if tree:
             self._resume(tree, found["metadata"])
+        elif self.config.init_from:
+            self._start_from_another()
         seen = self.progress.examples_seen
         self._show_header()
         finished = [record for record in found["tests"] if record["examples_seen"] == seen]
@@ -364,6 +367,17 @@ class Run:
             )
         )
         self.rate = self.schedule(self.plan.epoch(self.progress.examples_seen), self.plateau.scale(self.plateau_state))
+
+    def _fresh_state(self, variables: dict[str, Any]) -> TrainState:
+        return self.devices.place(create_train_state(variables, self.optimizer, self.config.seed))
+
+    def _start_from_another(self) -> None:
+        """Takes the parameters of the run that the config names."""
+        drawn = self.devices.on_host({"params": self.state.params, "batch_stats": self.state.batch_stats})
+        trained, _ = hosts.from_main(
+            lambda: (start_from(self.config.init_from, self.config, self.dataset.class_names, drawn), None)
+        )
+        self.state = self._fresh_state(trained)
 
     def _diverged(self, what: str, position: int) -> None:
         step = position // self.plan.batch_size

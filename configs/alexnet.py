@@ -65,6 +65,7 @@ def _default() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,  # root of all randomness: initialisation, order, crops, dropout
+            "init_from": "",  # trained run, or file of it, whose parameters this one starts from; "": drawn by the seed
             "batch_size": 128,  # images a step, over all devices
             "epochs": 90.0,  # passes over the training split
             "max_steps": 0,  # ends the run after so many steps; 0: only `epochs` counts

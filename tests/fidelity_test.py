@@ -52,6 +52,7 @@ OTHER: dict[str, Any] = {
     "parallel.process_id": 2,
     "checkpoint.on_failure": "continue",
     "test_views": 2,
+    "init_from": "runs/other",
     "compilation_cache_dir": "elsewhere",
     "data.dir": "elsewhere",
     "data.prepared_dir": "elsewhere",

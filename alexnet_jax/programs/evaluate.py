@@ -1,28 +1,98 @@
-"""`python -m alexnet_jax evaluate RUN`: the exact error of a run, from its folder alone."""
+"""`python -m alexnet_jax evaluate RUN`: the exact error of a run, and its answer to every image."""
 
 import argparse
+import csv
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from alexnet_jax import terminal
 from alexnet_jax.augment import VIEWS
-from alexnet_jax.evaluation import evaluate_run
+from alexnet_jax.evaluation import Evaluation, evaluate_run
+from alexnet_jax.metric_writer import write_text
+from alexnet_jax.metrics import confidence_interval
+
+MOST_ROWS = 10
+"""Classes that are shown; the file has all."""
 
 
 def main(argv: list[str]) -> None:
-    """Prints top-1 and top-5 error with counts."""
+    """Prints top-1 and top-5 error and the classes with the most mistakes, and writes two tables."""
     parser = argparse.ArgumentParser(prog="python -m alexnet_jax evaluate", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("run", type=Path, help="the folder of a run, or a file that export made of it")
     parser.add_argument("--split", default="test", help="train, validation or test (default)")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a number of examples seen")
     parser.add_argument(
         "--views", type=int, choices=VIEWS, help="views a prediction is averaged over; as the run's tests"
     )
-    arguments = parser.parse_args(argv)
-    evaluation = evaluate_run(arguments.run, arguments.split, arguments.checkpoint, arguments.views)
-    totals, summary = evaluation.totals, evaluation.summary
-    top5 = f", top-5 error {terminal.percent(summary['top5_error'])}" if summary["top5_error"] is not None else ""
-    terminal.show(
-        f"{arguments.split}: top-1 error {terminal.percent(summary['top1_error'])}{top5}, loss {summary['loss']:.4f} "
-        f"({totals['top1_correct']:,} and {totals['top5_correct']:,} of {totals['count']:,} right), "
-        f"views {evaluation.views}, checkpoint {evaluation.examples_seen}"
+    parser.add_argument("--data-dir", help="where the images are by now, in place of config.data.dir")
+    parser.add_argument("--prepared-dir", help="folder of prepared data sets, in place of config.data.prepared_dir")
+    parser.add_argument("--output", type=Path, help="folder of the tables; evaluation/ in that of the run")
+    options = parser.parse_args(argv)
+    evaluation = evaluate_run(
+        options.run, options.split, options.checkpoint, options.views, options.data_dir, options.prepared_dir
     )
+    home = options.run if options.run.is_dir() else options.run.parent
+    write_tables(evaluation, options.output or home / "evaluation")
+    _show(evaluation)
+
+
+def _show(evaluation: Evaluation) -> None:
+    totals, run = evaluation.totals, evaluation.run
+    where = f"checkpoint {run.examples_seen:,}, {evaluation.views} view{'s' if evaluation.views > 1 else ''}"
+    terminal.show(f"{evaluation.split}: {totals['count']:,} images, {where}", style="bold")
+    for k in (1, 5) if len(run.class_names) > 5 else (1,):
+        wrong = totals["count"] - totals[f"top{k}_correct"]
+        low, high = confidence_interval(wrong, totals["count"])
+        error = terminal.percent(wrong / totals["count"])
+        terminal.show(
+            f"top-{k} error {error:>7}  ({wrong:,} of {totals['count']:,} wrong; 95 % interval {low:.2%} to {high:.2%})"
+        )
+    terminal.show(f"loss {evaluation.summary['loss']:.4f}")
+    worst = sorted((row for row in evaluation.by_class() if row[2]), key=lambda row: row[2] / row[1], reverse=True)
+    if worst:
+        few = [
+            [name, f"{images:,}", f"{wrong:,}", f"{wrong / images:.1%}"] for name, images, wrong, _ in worst[:MOST_ROWS]
+        ]
+        terminal.show_table(["worst classes", "images", "wrong", "top-1 error"], few)
+
+
+def write_tables(evaluation: Evaluation, folder: Path) -> None:
+    """Writes predictions-SPLIT.csv, a row an image, and classes-SPLIT.csv; says where."""
+    names, ranks = evaluation.run.outputs, range(evaluation.guesses.shape[1])
+    guesses = [[f"guess{rank + 1}", f"class{rank + 1}", f"probability{rank + 1}"] for rank in ranks]
+    header = ["id", "file", "label", "class", *(column for columns in guesses for column in columns)]
+    rows = (
+        [
+            number,
+            file,
+            label,
+            names[label],
+            *(
+                cell
+                for guess, probability in zip(guesses, probabilities, strict=True)
+                for cell in (guess, names[guess] if guess >= 0 else "", f"{probability:.6g}")
+            ),
+        ]
+        for number, (file, label, guesses, probabilities) in enumerate(
+            zip(
+                evaluation.files,
+                evaluation.labels.tolist(),
+                evaluation.guesses.tolist(),
+                evaluation.probabilities.tolist(),
+                strict=True,
+            )
+        )
+    )
+    predictions = folder / f"predictions-{evaluation.split}.csv"
+    write_text(predictions, _csv(header, rows))
+    classes = folder / f"classes-{evaluation.split}.csv"
+    write_text(classes, _csv(["class", "images", "wrong_top1", "wrong_top5"], evaluation.by_class()))
+    terminal.show(f"each image's answer lies in {predictions}, each class's errors in {classes}")
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()

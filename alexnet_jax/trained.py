@@ -1,0 +1,259 @@
+"""A trained network by itself: what a run folder or an exported file holds, ready to answer without a data set."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from alexnet_jax import augment, terminal
+from alexnet_jax.augment import Preprocessing
+from alexnet_jax.checkpoint import Restored, checkpoint_names, restore, restore_latest
+from alexnet_jax.config import check
+from alexnet_jax.errors import UserError
+from alexnet_jax.experiment import MEASURED, make_preprocessing
+from alexnet_jax.images import to_square
+from alexnet_jax.inventory import Statistics
+from alexnet_jax.models import AlexNet, get_model
+from alexnet_jax.parallel import CPU_OPTIONS
+from alexnet_jax.steps import make_predict_step
+from alexnet_jax.weights import compare, read_safetensors, write_safetensors
+
+Image = str | Path | bytes | np.ndarray
+"""A file, the content of one, or pixels: uint8, [height, width] or [height, width, 1 or 3], RGB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """The network of a checkpoint with all that its answers depend on.
+
+    Attributes:
+      path: where it was loaded from.
+      config: of the run.
+      class_names: by label.
+      model: the Flax module.
+      params: {layer: {"kernel", "bias", ...}}, float32; the moving average where the run kept one.
+      batch_stats: running means and variances of batch normalisation; empty without.
+      preprocessing: how a square of pixels becomes the network's input.
+      examples_seen: training images up to this checkpoint.
+      content: a digest of the run's images, labels and splits; "" if there were none.
+    """
+
+    path: Path
+    config: ConfigDict
+    class_names: tuple[str, ...]
+    model: AlexNet
+    params: Any
+    batch_stats: Any
+    preprocessing: Preprocessing
+    examples_seen: int
+    content: str
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """A name for each unit of the last layer, which may have more than the data have classes."""
+        unused = range(len(self.class_names), self.model.num_classes)
+        return (*self.class_names, *(f"unused {number}" for number in unused))
+
+    def square(self, image: Image) -> np.ndarray:
+        """The image as training had it: shorter side to `config.data.image_size`, central square, RGB, upright.
+
+        Returns uint8, [size, size, 3]. Raises UserError that names a file which cannot be read.
+        """
+        data = self.config.data
+        try:
+            content = Path(image).read_bytes() if isinstance(image, str | Path) else image
+            return to_square(content, data.image_size, data.max_megapixels * 1e6).pixels
+        except Exception as error:  # decoders raise anything on broken data
+            name = str(image) if isinstance(image, str | Path) else "the image"
+            reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+            raise UserError(f"{name} cannot be read: {reason}") from error
+
+    def predict(self, images: Sequence[Image] | np.ndarray, views: int | None = None) -> np.ndarray:
+        """The probability of each class.
+
+        Args:
+          images: files, contents of files or pixels, also as one array, [images, height, width, 3].
+          views: that a prediction is averaged over; see `augment.VIEWS`. None for those of the run's tests.
+
+        Returns float32, [images, classes]; rows add up to 1.
+        """
+        views = self.config.test_views if views is None else views
+        return self._in_batches(functools.partial(self._predict, views=views), images)
+
+    def features(self, images: Sequence[Image] | np.ndarray, layer: str = "fc7") -> np.ndarray:
+        """What a layer makes of the central view of each image, float32, [images, ...].
+
+        `layer` is a name in the network's table: "conv1", "pool5", "act7" is fc7 after its ReLU. Raises UserError for
+        one that does not exist.
+        """
+        if layer not in self.layer_names:
+            raise UserError(f"no layer is named {layer!r}; there are: {', '.join(self.layer_names)}")
+        return self._in_batches(functools.partial(self._features, layer=layer), images)
+
+    @functools.cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """Of every intermediate result, in order."""
+        names: list[str] = []
+
+        def apply(images: jax.Array) -> jax.Array:
+            logits, activations = self.model.apply(self.variables, images)
+            names.extend(activations)
+            return logits
+
+        jax.eval_shape(apply, jax.ShapeDtypeStruct((1, self.preprocessing.crop, self.preprocessing.crop, 3), "float32"))
+        return tuple(names)
+
+    @functools.cached_property
+    def _predict(self) -> Any:
+        def predict(variables: Any, squares: jax.Array, views: int) -> jax.Array:
+            step = make_predict_step(self.model, self.preprocessing, views)
+            return jnp.exp(step(variables["params"], variables["batch_stats"], squares))
+
+        return _compiled(predict, "views")
+
+    @functools.cached_property
+    def _features(self) -> Any:
+        def features(variables: Any, squares: jax.Array, layer: str) -> jax.Array:
+            (crops,) = augment.testing_images(self.preprocessing, squares, views=1)
+            return self.model.apply(variables, crops)[1][layer].astype(jnp.float32)
+
+        return _compiled(features, "layer")
+
+    def _in_batches(self, function: Callable[[Any, Any], Any], images: Sequence[Image] | np.ndarray) -> np.ndarray:
+        """The function of the squares of all images, a batch at a time, whose sizes are few: each is compiled."""
+        if isinstance(images, str | Path | bytes):
+            images = [images]
+        if len(images) == 0:
+            raise UserError("no images were given")
+        most, parts = self.config.eval_batch_size, []
+        for first in range(0, len(images), most):
+            squares = np.stack([self.square(image) for image in images[first : first + most]])
+            size = min(1 << (len(squares) - 1).bit_length(), most)
+            padded = np.pad(squares, [(0, size - len(squares)), (0, 0), (0, 0), (0, 0)])
+            parts.append(np.asarray(function(self._on_device, padded))[: len(squares)])
+        return np.concatenate(parts)
+
+    @functools.cached_property
+    def _on_device(self) -> Any:
+        return jax.device_put(self.variables)
+
+    def save(self, path: Path) -> None:
+        """Writes all of it to a .safetensors file, which `load_run` reads. Raises UserError if it cannot."""
+        measured = {name: getattr(self.preprocessing, name) for name in MEASURED}
+        tree = {"params": self.params, "batch_stats": self.batch_stats, "preprocessing": measured}
+        header = {
+            "config": self.config.to_dict(),
+            "class_names": self.class_names,
+            "examples_seen": self.examples_seen,
+            "data": self.content,
+        }
+        write_safetensors(path, tree, header)
+
+
+def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
+    """Loads a network from the folder of a run or from a .safetensors file that `TrainedRun.save` wrote.
+
+    Args:
+      path: wherever the folder or file lies now.
+      checkpoint: "latest", "best" (on the validation split), or a number of examples seen; a file holds one.
+
+    Raises UserError for what is not there, is damaged, or needs another version of the code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        restored = _restore(path / "checkpoints", checkpoint)
+        tree, about = restored.tree, {**restored.metadata, "examples_seen": restored.examples_seen}
+    elif path.exists():
+        tree, about = read_safetensors(path)
+    else:
+        raise UserError(f"{path}: no such run")
+    check(about["config"])
+    config, class_names = ConfigDict(about["config"]), tuple(about["class_names"])
+    preprocessing = make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
+    return TrainedRun(
+        path=path,
+        config=config,
+        class_names=class_names,
+        model=get_model(config.model, len(class_names)),
+        params=tree["average"] if "average" in tree else tree["params"],
+        batch_stats=tree.get("batch_stats", {}),
+        preprocessing=dataclasses.replace(preprocessing, **tree["preprocessing"]),
+        examples_seen=about["examples_seen"],
+        content=about["data"],
+    )
+
+
+DECISIVE = ("crop", "mean_form", "std")
+"""What images must have in common, beside the size of their squares, for kernels to be of use to others."""
+
+
+def start_from(
+    path: str, config: ConfigDict, class_names: Sequence[str], variables: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The variables of a trained network to begin another training with (fine-tuning).
+
+    The last layer is taken along only if the classes are the same; otherwise it stays as in `variables`.
+
+    Args:
+      path: see `load_run`.
+      config: of the new run.
+      class_names: of its data.
+      variables: freshly drawn, {"params", "batch_stats"}.
+
+    Raises UserError that lists all differences in names, shapes and preprocessing, if there are any.
+    """
+    run = load_run(path)
+    key = f"config.init_from={path}"
+    theirs, ours = run.config.data, config.data
+    differences = [
+        f"config.data.{name}: {theirs[name]} there, {ours[name]} here"
+        for name in ("image_size", *DECISIVE)
+        if list(np.atleast_1d(theirs[name])) != list(np.atleast_1d(ours[name]))
+    ]
+    old, fresh = (
+        traverse_util.flatten_dict({"params": tree["params"], "batch_stats": tree.get("batch_stats", {})}, sep="/")
+        for tree in (run.variables, variables)
+    )
+    if run.class_names != tuple(class_names):
+        last = f"params/{run.layer_names[-1]}/"
+        old = {name: array for name, array in old.items() if not name.startswith(last)}
+        old |= {name: array for name, array in fresh.items() if name.startswith(last)}
+    differences += compare(old, fresh)
+    if differences:
+        raise UserError(f"{key} does not suit: {'; '.join(differences)}")
+    return traverse_util.unflatten_dict(old, sep="/")
+
+
+def _restore(directory: Path, name: str) -> Restored:
+    """The checkpoint that is meant."""
+    latest, warnings = restore_latest(directory)
+    if latest is None:
+        raise UserError(f"{directory} holds no checkpoint")
+    for warning in warnings:
+        terminal.warn(f"{warning}; the one before is used")
+    best = latest.metadata["best"]
+    if name == "latest" or (name == "best" and best in (None, latest.examples_seen)):
+        return latest
+    if name == "best":
+        return restore(directory, best)
+    names = checkpoint_names(directory)
+    if not name.isdigit() or int(name) not in names:
+        raise UserError(f"--checkpoint={name}: {directory} has {', '.join(map(str, names))}")
+    return restore(directory, int(name))
+
+
+def _compiled(function: Callable[..., Any], static: str) -> Any:
+    options = CPU_OPTIONS if jax.default_backend() == "cpu" else {}
+    return jax.jit(function, static_argnames=static, compiler_options=options)
