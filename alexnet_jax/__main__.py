@@ -16,7 +16,10 @@ COMMANDS = {
     "benchmark": "how fast the training step is here, and what limits it",
     "benchmark_input": "how fast images come to the training step, and what limits them",
     "audit": "proof that a run used every image once an epoch",
-    "evaluate": "the error of a run on one of its splits",
+    "evaluate": "the error of a run on one of its splits, image by image",
+    "predict": "what a network takes your images for",
+    "report": "one page on a run: curves, kernels, answers, mistakes, neighbours, timing, config",
+    "export": "a trained network as one file for other programs, checked against the network",
 }
 
 

@@ -33,3 +33,9 @@ class AuditFailedError(UserError):
     """A run did not use the images that it should have used."""
 
     exit_code = 1
+
+
+class UnreadableImagesError(UserError):
+    """Some of many images could not be read; the others were dealt with."""
+
+    exit_code = 1

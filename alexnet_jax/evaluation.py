@@ -62,6 +62,18 @@ class Evaluation:
         """Whether the label is among the k likeliest classes, bool, [images]."""
         return (self.guesses[:, :k] == self.labels[:, None]).any(axis=1)
 
+    def confusion(self) -> np.ndarray:
+        """Images of each class (row) by the class that they were taken for, int, [classes, classes].
+
+        An answer that is no class of the data, or none at all, is left out.
+        """
+        classes = len(self.run.class_names)
+        answers = self.guesses[:, 0]
+        known = (answers >= 0) & (answers < classes)
+        counts = np.zeros((classes, classes), int)
+        np.add.at(counts, (self.labels[known], answers[known]), 1)
+        return counts
+
     def by_class(self) -> Iterator[tuple[str, int, int, int]]:
         """(name, images, wrong at top 1, wrong at top 5) of each class."""
         counts = [

@@ -110,7 +110,15 @@ class _Board:
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The complete records of metrics.jsonl."""
-    path = workdir / "metrics.jsonl"
+    return _read(workdir / "metrics.jsonl")
+
+
+def read_timing(workdir: Path) -> list[dict[str, Any]]:
+    """The complete records of timing.jsonl."""
+    return _read(workdir / "timing.jsonl")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
     return _complete(path.read_text()) if path.exists() else []
 
 

@@ -102,18 +102,28 @@ class TrainedRun:
             raise UserError(f"no layer is named {layer!r}; there are: {', '.join(self.layer_names)}")
         return self._in_batches(functools.partial(self._features, layer=layer), images)
 
-    @functools.cached_property
+    @property
     def layer_names(self) -> tuple[str, ...]:
         """Of every intermediate result, in order."""
-        names: list[str] = []
+        return tuple(self.layer_shapes)
+
+    @functools.cached_property
+    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every intermediate result of one image, in order."""
+        shapes: dict[str, tuple[int, ...]] = {}
 
         def apply(images: jax.Array) -> jax.Array:
             logits, activations = self.model.apply(self.variables, images)
-            names.extend(activations)
+            shapes.update({name: activation.shape[1:] for name, activation in activations.items()})
             return logits
 
         jax.eval_shape(apply, jax.ShapeDtypeStruct((1, self.preprocessing.crop, self.preprocessing.crop, 3), "float32"))
-        return tuple(names)
+        return shapes
+
+    @property
+    def compiler_options(self) -> dict[str, str | bool]:
+        """What XLA is told when it compiles the network."""
+        return CPU_OPTIONS if jax.default_backend() == "cpu" else {}
 
     @functools.cached_property
     def _predict(self) -> Any:
@@ -121,7 +131,7 @@ class TrainedRun:
             step = make_predict_step(self.model, self.preprocessing, views)
             return jnp.exp(step(variables["params"], variables["batch_stats"], squares))
 
-        return _compiled(predict, "views")
+        return jax.jit(predict, static_argnames="views", compiler_options=self.compiler_options)
 
     @functools.cached_property
     def _features(self) -> Any:
@@ -129,7 +139,7 @@ class TrainedRun:
             (crops,) = augment.testing_images(self.preprocessing, squares, views=1)
             return self.model.apply(variables, crops)[1][layer].astype(jnp.float32)
 
-        return _compiled(features, "layer")
+        return jax.jit(features, static_argnames="layer", compiler_options=self.compiler_options)
 
     def _in_batches(self, function: Callable[[Any, Any], Any], images: Sequence[Image] | np.ndarray) -> np.ndarray:
         """The function of the squares of all images, a batch at a time, whose sizes are few: each is compiled."""
@@ -252,8 +262,3 @@ def _restore(directory: Path, name: str) -> Restored:
     if not name.isdigit() or int(name) not in names:
         raise UserError(f"--checkpoint={name}: {directory} has {', '.join(map(str, names))}")
     return restore(directory, int(name))
-
-
-def _compiled(function: Callable[..., Any], static: str) -> Any:
-    options = CPU_OPTIONS if jax.default_backend() == "cpu" else {}
-    return jax.jit(function, static_argnames=static, compiler_options=options)

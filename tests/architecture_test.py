@@ -16,16 +16,16 @@ LEVELS = [
     {"presets", "sources", "shards", "inventory", "train_state"},
     {"models"},
     {"steps", "in_words", "metric_writer", "terminal", "image_folder", "imagenet", "hosts", "evidence", "search_space"},
-    {"weights", "checkpoint", "fidelity", "preparation", "profiling", "results", "study", "workers", "figures"},
+    {"weights", "checkpoint", "fidelity", "preparation", "profiling", "results", "study", "workers", "figures", "report_figures", "report_page"},
     {"datasets", "input_pipeline", "parallel", "population"},
     {"experiment", "run_folder", "audit", "starting"},
     {"trained"},
-    {"train", "speed", "evaluation"},
-    {"trials"},
+    {"train", "speed", "evaluation", "introspection", "onnx_graph"},
+    {"trials", "report", "export"},
     {"programs"},
     {"__main__"},
 ]
-HEAVY = {"tensorflow", "torch", "optuna", "matplotlib", "sklearn"}
+HEAVY = {"tensorflow", "torch", "optuna", "matplotlib", "sklearn", "onnx", "onnxruntime"}
 PACKAGE = REPOSITORY / "alexnet_jax"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
