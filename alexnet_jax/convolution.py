@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
@@ -51,12 +51,19 @@ def conv(x: Images, kernel: Kernel, stride: int, padding: Padding, groups: int) 
       padding: rows of zeros above and below, columns left and right.
       groups: parts into which channels and features are split.
     """
-    return lax.platform_dependent(
+    return by_platform(
         x,
         kernel,
         cpu=functools.partial(conv_on_cpu, stride=stride, padding=padding, groups=groups),
         default=functools.partial(conv_by_xla, stride=stride, padding=padding, groups=groups),
     )
+
+
+def by_platform(*arrays: Array, cpu: Callable[..., Array], default: Callable[..., Array]) -> Array:
+    """`cpu` of the arrays there and `default` elsewhere; `default` alone for a symbolic batch, which no piece fits."""
+    if export.is_symbolic_dim(arrays[0].shape[0]):
+        return default(*arrays)
+    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
 
 
 def conv_by_xla(x: Images, kernel: Kernel, stride: int, padding: Padding, groups: int) -> Images:

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from alexnet_jax.convolution import Images, pieces
+from alexnet_jax.convolution import Images, by_platform, pieces
 from alexnet_jax.errors import UserError
 from alexnet_jax.towers import own_part
 
@@ -131,7 +131,7 @@ def _piecewise(function: Callable[..., Images], *arrays: Images) -> Images:
         outputs = lax.map(lambda piece: function(*piece), pieces(intermediates, *arrays))
         return outputs.reshape(-1, *x.shape[1:])[: len(x)]
 
-    return lax.platform_dependent(*arrays, cpu=on_cpu, default=function)
+    return by_platform(*arrays, cpu=on_cpu, default=function)
 
 
 def output_size(size: int, kernel: int, stride: int, pad: int, ceil: bool) -> int:
