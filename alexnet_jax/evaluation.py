@@ -119,7 +119,7 @@ def open_run_dataset(run: TrainedRun, data_dir: str | None = None, prepared_dir:
             f"{config.data.name} in {dataset.directory} has other classes than the run in {run.path}: "
             f"{_difference(run.class_names, dataset.class_names)}"
         )
-    if dataset.content != run.content:
+    if run.content not in ("", dataset.content):
         terminal.warn(f"the images of {config.data.name} have changed since the run")
     return dataset
 

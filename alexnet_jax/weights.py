@@ -1,6 +1,10 @@
-"""Files of arrays, and what the names and layouts in them mean. Nothing that is read here can run code."""
+"""Files of arrays by name. Nothing that is read here can run code."""
 
+import io
 import json
+import math
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from safetensors.numpy import save
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.metric_writer import write_bytes
+from alexnet_jax.torch_file import open_archive, read_torch
 
 _HEADER = "alexnet_jax"
 """The entry in the header of a .safetensors file of ours that describes the run."""
@@ -33,9 +38,70 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 raise UserError(f"{path} holds arrays alone; convert makes a run of it")
             about = json.loads(header[_HEADER])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as error:
+            return traverse_util.unflatten_dict(arrays, sep="/"), about
+    except (OSError, ValueError, IndexError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{path} is no whole .safetensors file: {error}") from error
-    return traverse_util.unflatten_dict(arrays, sep="/"), about
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in a .safetensors, .npz, .pth or .pt file, float32 by name.
+
+    Raises UserError for another file, a damaged one, or one that would take far more memory than its size.
+    """
+    if path.suffix not in _READERS:
+        raise UserError(f"{path}: weights are read from files named {', '.join(_READERS)}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return _READERS[path.suffix](path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays to a .safetensors or .npz file. Raises UserError if it cannot, or for another suffix."""
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    if path.suffix == ".safetensors":
+        write_bytes(path, save(whole, {"format": "pt"}))  # without it some loaders of PyTorch refuse the file
+    elif path.suffix == ".npz":
+        np.savez(content := io.BytesIO(), allow_pickle=False, **whole)
+        write_bytes(path, content.getvalue())
+    else:
+        raise UserError(f"{path}: weights are written to files named .safetensors or .npz")
+
+
+def _read_plain_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path} is no whole .safetensors file: {error}") from error
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with open_archive(path) as archive:
+            return {name.removesuffix(".npy"): _read_npy(archive.read(name)) for name in archive.namelist()}
+    except (OSError, ValueError, LookupError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is no whole .npz file of numbers: {error}") from error
+
+
+def _read_npy(content: bytes) -> np.ndarray:
+    """Not by `np.load`, which makes room for whatever the header says. Raises ValueError."""
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    if version not in _NPY_HEADERS:
+        raise ValueError(f"an array of format {version}")
+    shape, by_columns, dtype = _NPY_HEADERS[version](stream)
+    start = stream.tell()
+    if dtype.kind not in "fiub" or math.prod(shape) * dtype.itemsize != len(content) - start:
+        raise ValueError(f"an array of {dtype}, {shape}, in {len(content) - start:,} bytes")
+    numbers = np.frombuffer(content, dtype, offset=start)
+    return np.ascontiguousarray(numbers.reshape(shape, order="F" if by_columns else "C"), np.float32).reshape(shape)
+
+
+_NPY_HEADERS: dict[Any, Any] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_READERS = {".safetensors": _read_plain_safetensors, ".npz": _read_npz, ".pth": read_torch, ".pt": read_torch}
 
 
 def compare(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -12,12 +12,12 @@ from tests.conftest import REPOSITORY
 
 LEVELS = [
     {"errors", "convolution", "towers", "stop_signals"},
-    {"layers", "ablations", "augment", "metrics", "optimizer", "run_plan", "images", "config", "machine"},
+    {"layers", "ablations", "augment", "metrics", "optimizer", "run_plan", "images", "config", "machine", "torch_file"},
     {"presets", "sources", "shards", "inventory", "train_state"},
     {"models"},
     {"steps", "in_words", "metric_writer", "terminal", "image_folder", "imagenet", "hosts", "evidence", "search_space"},
     {"weights", "checkpoint", "fidelity", "preparation", "profiling", "results", "study", "workers", "figures", "report_figures", "report_page"},
-    {"datasets", "input_pipeline", "parallel", "population"},
+    {"datasets", "input_pipeline", "parallel", "population", "layouts"},
     {"experiment", "run_folder", "audit", "starting"},
     {"trained"},
     {"train", "speed", "evaluation", "introspection", "onnx_graph"},

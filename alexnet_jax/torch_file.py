@@ -1,0 +1,358 @@
+"""State dicts in PyTorch's .pth files, read without PyTorch and without running what a pickle asks for.
+
+A .pth file is a pickle, which is a program: whoever unpickles it lets it call any function. Here its instructions are
+only looked at (`pickletools.genops`), and those that build dictionaries of tensors are followed by hand. Nothing that
+the file names is imported or called; a file that names anything else is refused.
+"""
+
+import contextlib
+import dataclasses
+import io
+import math
+import pickletools
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexnet_jax.errors import UserError
+
+MOST_EXPANSION = 20
+"""How many times as large as its file the members of an archive may be."""
+
+_SMALL = 2**26
+"""Bytes that no file is too small for."""
+
+MOST_INSTRUCTIONS = 100_000
+"""In a pickle; AlexNet has 500."""
+
+NESTED = ("state_dict", "model_state_dict", "model")
+"""Where training scripts keep the state dict among other things."""
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every name."""
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER
+_DTYPES = {
+    "torch.FloatStorage": "<f4",
+    "torch.DoubleStorage": "<f8",
+    "torch.HalfStorage": "<f2",
+    "torch.BFloat16Storage": "<u2",
+    "torch.LongStorage": "<i8",
+    "torch.IntStorage": "<i4",
+    "torch.ShortStorage": "<i2",
+    "torch.CharStorage": "i1",
+    "torch.ByteStorage": "u1",
+    "torch.BoolStorage": "?",
+}
+_DICT = "collections.OrderedDict"
+_TENSOR_V1, _TENSOR = "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"
+_PARAMETER = "torch._utils._rebuild_parameter"
+_GLOBALS = {_DICT, _TENSOR_V1, _TENSOR, _PARAMETER, *_DTYPES}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Global:
+    """A name that stands for a class or a function, and is never looked up."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    """A row of numbers in the file."""
+
+    kind: str
+    key: str
+    length: int
+
+    @property
+    def bytes(self) -> int:
+        return self.length * np.dtype(_DTYPES[self.kind]).itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """A view of a storage; offset and strides in elements."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def array(self, content: bytes) -> np.ndarray:
+        """The tensor as float32. Its place within the storage was checked when it was made."""
+        flat = np.frombuffer(content, _DTYPES[self.storage.kind])
+        if self.storage.kind == "torch.BFloat16Storage":  # the upper half of a float32
+            flat = (flat.astype(np.uint32) << 16).view(np.float32)
+        if math.prod(self.shape) == 0:
+            return np.zeros(self.shape, np.float32)
+        steps = [stride * flat.itemsize for stride in self.strides]
+        view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, steps, writeable=False)
+        return np.array(view, np.float32, order="C")
+
+
+class _NoStateDictError(Exception):
+    """What a file asks for or holds, and why it is refused."""
+
+
+def read_torch(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a .pth file by name, float32.
+
+    Both formats of torch.save are read, the zip archive and the one before version 1.6. The state dict may be the whole
+    or lie in one of NESTED; WRAPPERS are taken off the names.
+
+    Raises UserError for a file that is damaged, or asks for anything but tensors.
+    """
+    try:
+        content = path.read_bytes()
+        if content.startswith(b"PK\x03\x04"):
+            with open_archive(path) as archive:
+                return _read_archive(archive, len(content))
+        return _read_legacy(content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except _NoStateDictError as error:
+        raise UserError(f"{path}: {error}; save model.state_dict() alone") from error
+    except (ValueError, NotImplementedError, RuntimeError, EOFError, zipfile.BadZipFile) as error:  # zipfile's
+        raise UserError(f"{path} is no whole file of torch.save: {error}") from error
+
+
+@contextlib.contextmanager
+def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip archive whose members, unpacked, are not much more than the file: weights hardly shrink.
+
+    Raises ValueError for another, or if two members have one name; errors of zipfile for a damaged one.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        unpacked, most = sum(member.file_size for member in members), max(MOST_EXPANSION * path.stat().st_size, _SMALL)
+        if unpacked > most:
+            raise ValueError(f"its members would unpack to {unpacked:,} bytes")
+        if len({member.filename for member in members}) < len(members):
+            raise ValueError("two of its members have one name")
+        yield archive
+
+
+def _read_archive(archive: zipfile.ZipFile, file_bytes: int) -> dict[str, np.ndarray]:
+    """data.pkl, and a member of data/ for each storage, none compressed."""
+    members = {info.filename: info for info in archive.infolist()}
+    roots = [name.removesuffix("data.pkl") for name in members if name.split("/")[-1] == "data.pkl"]
+    if len(roots) != 1:
+        raise _NoStateDictError(f"{len(roots)} members are named data.pkl, where a file of torch.save has one")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
+        raise _NoStateDictError("its members are compressed, which torch.save never does")
+    order = roots[0] + "byteorder"
+    if order in members and archive.read(order) != b"little":
+        raise _NoStateDictError("its numbers are big-endian")
+
+    def load(storage: _Storage) -> bytes:
+        name = f"{roots[0]}data/{storage.key}"
+        if name not in members or members[name].file_size != storage.bytes:
+            raise _NoStateDictError(f"{name} is missing, or of another length than its tensors say")
+        return archive.read(name)
+
+    root = _follow(io.BytesIO(archive.read(roots[0] + "data.pkl")))
+    return _arrays(root, load, file_bytes)
+
+
+def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
+    """Five pickles: a number, the protocol, the machine, the tensors, the storages' keys; then these, one by one."""
+    file = io.BytesIO(content)
+    if not content.startswith(b"\x80") or _follow(file) != _LEGACY_MAGIC or _follow(file) != 1001:
+        raise _NoStateDictError("it is no file of torch.save")
+    machine = _follow(file)
+    if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+        raise _NoStateDictError("its numbers are big-endian")
+    storages: dict[str, _Storage] = {}
+    root, keys = _follow(file, storages), _follow(file)
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+        raise _NoStateDictError("its list of storages does not fit its tensors")
+    places: dict[str, int] = {}
+    for key in keys:
+        length = int.from_bytes(file.read(8), "little")
+        places[key] = file.tell()
+        if length != storages[key].length or file.tell() + storages[key].bytes > len(content):
+            raise _NoStateDictError(f"storage {key} is cut short or of another length than its tensors say")
+        file.seek(storages[key].bytes, io.SEEK_CUR)
+    return _arrays(root, lambda storage: content[places[storage.key] :][: storage.bytes], len(content))
+
+
+def _arrays(root: Any, load: Callable[[_Storage], bytes], file_bytes: int) -> dict[str, np.ndarray]:
+    """The tensors of the state dict, wherever it lies."""
+    found = next((held for held in _candidates(root) if any(isinstance(value, _Tensor) for value in held.values())), {})
+    if not found:
+        raise _NoStateDictError("it holds no tensors by name")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, _Tensor):
+            raise _NoStateDictError(f"its entry {str(name)[:80]!a} is no tensor with a name")
+    tensors: dict[str, _Tensor] = found
+    # Views may overlap, and so be much larger together than what they look at.
+    elements = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    if elements > file_bytes:
+        raise _NoStateDictError(f"its tensors would unpack to {elements:,} numbers, more than the file has bytes")
+    for wrapper in WRAPPERS:
+        if all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    return {name: tensor.array(load(tensor.storage)) for name, tensor in tensors.items()}
+
+
+def _candidates(root: Any) -> Iterator[dict[Any, Any]]:
+    if isinstance(root, dict):
+        yield from (root[key] for key in NESTED if isinstance(root.get(key), dict))
+        yield root
+
+
+def _follow(file: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
+    """Follows one pickle's instructions and returns what it builds; `storages` gets those that it mentions."""
+    try:
+        machine = _Machine({} if storages is None else storages)
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if number == MOST_INSTRUCTIONS:
+                raise _NoStateDictError(f"it has more than {MOST_INSTRUCTIONS:,} instructions")
+            machine.do(opcode.name, argument)
+        (result,) = machine.stack
+        return result
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        # Whatever a stack, a memo or an argument that is not as it should be leads to.
+        raise _NoStateDictError("it is damaged, or no file of torch.save") from error
+
+
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+}
+
+
+class _Machine:
+    """The stack of a pickle, with instructions for dictionaries, tensors and what is in them."""
+
+    def __init__(self, storages: dict[str, _Storage]):
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.storages = storages
+
+    def do(self, name: str, argument: Any) -> None:
+        """One instruction; see CPython's Lib/pickletools.py for what each means."""
+        stack = self.stack
+        match name:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case _ if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            case _ if name in _LITERALS:
+                stack.append(argument)
+            case "EMPTY_DICT" | "EMPTY_LIST":
+                stack.append({} if name == "EMPTY_DICT" else [])
+            case "MARK":
+                self.marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(self._since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(self._pop(int(name[-1]))))
+            case "APPEND" | "APPENDS":
+                items = self._since_mark() if name == "APPENDS" else self._pop(1)
+                _of(list, stack[-1]).extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = self._since_mark() if name == "SETITEMS" else self._pop(2)
+                _set_items(stack[-1], zip(items[::2], items[1::2], strict=True))
+            case "BINPUT" | "LONG_BINPUT" | "PUT":
+                self.memo[argument] = stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET" | "GET":
+                stack.append(self.memo[argument])
+            case "GLOBAL":
+                stack.append(_global(argument.replace(" ", ".")))
+            case "INST":  # a call
+                raise _refusal(f"an instance of {_global(argument.replace(' ', '.')).name}")
+            case "STACK_GLOBAL":
+                stack.append(_global(".".join(_of(str, part) for part in self._pop(2))))
+            case "BINPERSID":
+                stack.append(self._storage(*_of(tuple, stack.pop())))
+            case "REDUCE":
+                function, arguments = self._pop(2)
+                stack.append(_call(_of(_Global, function).name, _of(tuple, arguments)))
+            case "BUILD":  # the versions of the modules, which PyTorch hangs on the dictionary
+                _of(dict, self._pop(1)[0])
+                _of(dict, stack[-1])
+            case _:
+                raise _refusal(f"the instruction {name}")
+
+    def _pop(self, count: int) -> list[Any]:
+        """The topmost values, in the order in which they were pushed."""
+        if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:
+            raise IndexError
+        values = self.stack[-count:]
+        del self.stack[-count:]
+        return values
+
+    def _since_mark(self) -> list[Any]:
+        mark = self.marks.pop()
+        values = self.stack[mark:]
+        del self.stack[mark:]
+        return values
+
+    def _storage(self, what: str, kind: _Global, key: str, _location: str, length: int, view: None = None) -> _Storage:
+        """What a persistent id stands for."""
+        if what != "storage" or _of(_Global, kind).name not in _DTYPES or view is not None:
+            raise ValueError
+        storage = _Storage(kind.name, str(key), _natural(length))
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise ValueError
+        return storage
+
+
+def _refusal(what: str) -> _NoStateDictError:
+    return _NoStateDictError(f"it asks for {ascii(what[:80])[1:-1]}, which is no part of a state dict; nothing was run")
+
+
+def _global(name: str) -> _Global:
+    """A name that a state dict may mention. Raises _NoStateDictError for any other."""
+    if name not in _GLOBALS:
+        raise _refusal(name)
+    return _Global(name)
+
+
+def _call(name: str, arguments: tuple[Any, ...]) -> Any:
+    """What PyTorch's function of that name would build of these arguments."""
+    if name == _DICT:
+        items: dict[Any, Any] = {}
+        for pairs in arguments:  # none, or one list of pairs
+            _set_items(items, _of(list, pairs))
+        return items
+    if name == _PARAMETER:
+        return _of(_Tensor, arguments[0])
+    if name not in (_TENSOR, _TENSOR_V1):
+        raise _NoStateDictError(f"it calls {name}, which is no function")
+    storage, offset, shape, strides = arguments[:4]
+    shape, strides = (tuple(map(_natural, _of(tuple, sizes))) for sizes in (shape, strides))
+    last = _natural(offset) + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if math.prod(shape) and last >= _of(_Storage, storage).length:
+        raise _NoStateDictError(f"a tensor of shape {shape} reaches outside its storage of {storage.length} elements")
+    return _Tensor(storage, offset, shape, strides)
+
+
+def _set_items(target: Any, pairs: Any) -> None:
+    for key, value in pairs:
+        if not isinstance(key, str | int):
+            raise _NoStateDictError(f"a {type(key).__name__} is the key of a dict")
+        _of(dict, target)[key] = value
+
+
+def _of(kind: type, value: Any) -> Any:
+    """The value itself. Raises _NoStateDictError if it is of another kind."""
+    if not isinstance(value, kind):
+        raise _NoStateDictError(f"it is damaged: a {kind.__name__} was expected, not a {type(value).__name__}")
+    return value
+
+
+def _natural(value: Any) -> int:
+    """A whole number that is not negative. Raises ValueError for another, or one that no file could hold."""
+    if not isinstance(value, int) or not 0 <= value < 2**48:
+        raise ValueError
+    return value
