@@ -39,7 +39,7 @@ def test_cells_run_and_print_what_is_stored(tmp_path: Path) -> None:
         env={**environment, "MPLBACKEND": "Agg", "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert finished.returncode == 0, finished.stderr
     assert "Warning" not in finished.stderr
