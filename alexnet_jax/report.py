@@ -157,7 +157,7 @@ def _training(records: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str,
     size = by_kind["start"][0]["train_examples"]
     losses = [(record["examples_seen"] / size, record["loss"]) for record in by_kind["step"]]
     divisions = [(record["examples_seen"] / size, record["learning_rate"]) for record in by_kind["division"]]
-    ends = dict(tests[-1]) if tests else {}
+    ends = {name: tests[-1][name] for name in ("top1_error", "top5_error")} if tests else {}
     text = "Errors and losses after each epoch. Dashed lines: the learning rate becomes what is written above."
     yield Figure("curves", report_figures.curves(by_kind["epoch"], losses, divisions, ends), text)
     rows = [
@@ -274,11 +274,11 @@ def _activations(evaluation: Evaluation, dataset: Dataset) -> str:
     return report_page.table(header, rows, numbers=(2, 3, 4, 5)) + text
 
 
-def _timing(timing: Sequence[Mapping[str, float]]) -> str:
+def _timing(timing: Sequence[Mapping[str, Any]]) -> str:
     """Where the time of training went."""
 
-    def total(key: str, value: Callable[[Mapping[str, float]], float]) -> float:
-        return sum(value(record) for record in timing if key in record)
+    def total(key: str, value: Callable[[Mapping[str, Any]], float]) -> float:
+        return sum((value(record) for record in timing if key in record), 0.0)
 
     seconds = total("seconds", lambda record: record["seconds"])
     if not seconds:

@@ -15,8 +15,7 @@ body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: 
 h1 { font-size: 1.5rem; margin: 0 0 .2rem } h2 { font-size: 1.15rem; margin: 2.4rem 0 .5rem }
 p { margin: .4rem 0 } .faint { color: var(--faint) } .scroll { overflow-x: auto }
 nav { margin: 1rem 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem } a { color: inherit }
-figure { margin: .6rem 0; overflow-x: auto } img { display: block; height: auto;
-  width: 100%; max-width: 55rem; min-width: 30rem }
+figure { margin: .6rem 0; overflow-x: auto } img { display: block; height: auto; max-width: max(100%, 30rem) }
 table { border-collapse: collapse; font-size: .9rem }
 td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
 td.number, th.number { text-align: right; white-space: nowrap }

@@ -28,6 +28,12 @@ from alexnet_jax.weights import compare, read_safetensors, write_safetensors
 Image = str | Path | bytes | np.ndarray
 """A file, the content of one, or pixels: uint8, [height, width] or [height, width, 1 or 3], RGB."""
 
+Images = Image | Sequence[Image]
+"""One, several, or pixels of several in one array, [images, height, width, 1 or 3]."""
+
+
+_CHANNELS = ((), (1,), (3,))
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
@@ -74,17 +80,19 @@ class TrainedRun:
         data = self.config.data
         try:
             content = Path(image).read_bytes() if isinstance(image, str | Path) else image
+            if isinstance(content, np.ndarray) and (content.dtype != np.uint8 or content.shape[2:] not in _CHANNELS):
+                raise ValueError(f"{content.dtype} of shape {content.shape} is not uint8, [height, width, 1 or 3]")
             return to_square(content, data.image_size, data.max_megapixels * 1e6).pixels
         except Exception as error:  # decoders raise anything on broken data
             name = str(image) if isinstance(image, str | Path) else "the image"
             reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
             raise UserError(f"{name} cannot be read: {reason}") from error
 
-    def predict(self, images: Sequence[Image] | np.ndarray, views: int | None = None) -> np.ndarray:
+    def predict(self, images: Images, views: int | None = None) -> np.ndarray:
         """The probability of each class.
 
         Args:
-          images: files, contents of files or pixels, also as one array, [images, height, width, 3].
+          images: see `Images`.
           views: that a prediction is averaged over; see `augment.VIEWS`. None for those of the run's tests.
 
         Returns float32, [images, classes]; rows add up to 1.
@@ -92,7 +100,7 @@ class TrainedRun:
         views = self.config.test_views if views is None else views
         return self._in_batches(functools.partial(self._predict, views=views), images)
 
-    def features(self, images: Sequence[Image] | np.ndarray, layer: str = "fc7") -> np.ndarray:
+    def features(self, images: Images, layer: str = "fc7") -> np.ndarray:
         """What a layer makes of the central view of each image, float32, [images, ...].
 
         `layer` is a name in the network's table: "conv1", "pool5", "act7" is fc7 after its ReLU. Raises UserError for
@@ -112,12 +120,12 @@ class TrainedRun:
         """The shape of every intermediate result of one image, in order."""
         shapes: dict[str, tuple[int, ...]] = {}
 
-        def apply(images: jax.Array) -> jax.Array:
-            logits, activations = self.model.apply(self.variables, images)
+        def apply(variables: Any, images: jax.Array) -> None:
+            activations = self.model.apply(variables, images)[1]
             shapes.update({name: activation.shape[1:] for name, activation in activations.items()})
-            return logits
 
-        jax.eval_shape(apply, jax.ShapeDtypeStruct((1, self.preprocessing.crop, self.preprocessing.crop, 3), "float32"))
+        side = self.preprocessing.crop
+        jax.eval_shape(apply, self.variables, jax.ShapeDtypeStruct((1, side, side, 3), np.float32))
         return shapes
 
     @property
@@ -141,9 +149,9 @@ class TrainedRun:
 
         return jax.jit(features, static_argnames="layer", compiler_options=self.compiler_options)
 
-    def _in_batches(self, function: Callable[[Any, Any], Any], images: Sequence[Image] | np.ndarray) -> np.ndarray:
+    def _in_batches(self, function: Callable[[Any, Any], Any], images: Images) -> np.ndarray:
         """The function of the squares of all images, a batch at a time, whose sizes are few: each is compiled."""
-        if isinstance(images, str | Path | bytes):
+        if isinstance(images, str | Path | bytes) or (isinstance(images, np.ndarray) and images.ndim < 4):
             images = [images]
         if len(images) == 0:
             raise UserError("no images were given")

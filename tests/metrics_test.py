@@ -126,3 +126,13 @@ def test_summary_leaves_out_top5_where_it_says_nothing(classes: int, top5_error:
         "top5_error": top5_error,
         "count": 8,
     }
+
+
+def test_the_interval_is_wilsons() -> None:
+    for wrong, count in ((0, 10), (3, 17), (118, 360), (50, 50)):
+        low, high = metrics.confidence_interval(wrong, count)
+        assert 0 <= low <= wrong / count <= high <= 1
+        for bound in (low, high):
+            if 0 < bound < 1:  # where the error is 1.96 of its own standard deviations from the measured one
+                assert abs(wrong / count - bound) == pytest.approx(1.959964 * (bound * (1 - bound) / count) ** 0.5)
+    assert metrics.confidence_interval(0, 10)[1] > 0.25

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import math
 import os
 import subprocess
@@ -48,14 +49,14 @@ def test_a_run_leaves_its_record_and_is_evaluated_from_its_folder(
     assert not any("second" in key for record in metrics for key in record)
 
     evaluate.main([str(tmp_path)])
-    right = round((1 - result["top1_error"]) * result["count"])
-    assert f"({right} and" in capsys.readouterr().out
+    wrong = round(result["top1_error"] * result["count"])
+    assert f"({wrong} of {result['count']} wrong; 95 % interval" in capsys.readouterr().out
     evaluate.main([str(tmp_path), "--split=validation", "--checkpoint=best"])
     best = min(record["validation_top1_error"] for record in metrics if record["kind"] == "epoch")
-    assert f"top-1 error {best:.2%}" in capsys.readouterr().out
+    assert re.search(rf"top-1 error +{best:.2%}", capsys.readouterr().out)
     evaluate.main([str(tmp_path), "--split=train", "--views=10"])
     shown = capsys.readouterr().out
-    assert "of 32 right" in shown and "views 10" in shown
+    assert "train: 32 images" in shown and "10 views" in shown
 
 
 def test_learning_happens_and_more_epochs_continue(tmp_path: Path, make_config: MakeConfig) -> None:
