@@ -92,6 +92,8 @@ def _largest_difference(run: TrainedRun, predict: Predict) -> float:
 
 
 def _in_float32(run: TrainedRun) -> TrainedRun:
+    if run.model.dtype == jnp.float32:
+        return run  # with what it has compiled
     return dataclasses.replace(run, model=run.model.clone(dtype=jnp.float32))
 
 
@@ -110,9 +112,10 @@ def _save_stablehlo(run: TrainedRun, path: Path) -> None:
     """A zip file of the compiled function, as `jax.export` writes it, and of what it needs as JSON."""
     size, network = run.config.data.image_size, _in_float32(run)
     step = make_predict_step(network.model, network.preprocessing, run.config.test_views)
+    variables = jax.device_put(run.variables)
 
     def predict(squares: jax.Array) -> jax.Array:
-        return jnp.exp(step(run.params, run.batch_stats, squares))
+        return jnp.exp(step(variables["params"], variables["batch_stats"], squares))
 
     squares = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), size, size, 3), jnp.uint8)
     exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(squares)
