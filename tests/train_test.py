@@ -2,9 +2,9 @@
 
 import contextlib
 import json
-import re
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
