@@ -1,5 +1,6 @@
 """A trained network by itself: what a run folder or an exported file holds, ready to answer without a data set."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from alexnet_jax import augment, terminal
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Restored, checkpoint_names, restore, restore_latest
 from alexnet_jax.config import check
+from alexnet_jax.convolution import compiled_soon
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import MEASURED, make_preprocessing
 from alexnet_jax.images import to_square
@@ -33,6 +35,9 @@ Images = Image | Sequence[Image]
 
 
 _CHANNELS = ((), (1,), (3,))
+
+FEW_IMAGES = 8
+"""That are answered sooner by a program that is slower, but soon compiled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +142,8 @@ class TrainedRun:
     def _predict(self) -> Any:
         def predict(variables: Any, squares: jax.Array, views: int) -> jax.Array:
             step = make_predict_step(self.model, self.preprocessing, views)
-            return jnp.exp(step(variables["params"], variables["batch_stats"], squares))
+            with _suited_to(squares):
+                return jnp.exp(step(variables["params"], variables["batch_stats"], squares))
 
         return jax.jit(predict, static_argnames="views", compiler_options=self.compiler_options)
 
@@ -145,7 +151,8 @@ class TrainedRun:
     def _features(self) -> Any:
         def features(variables: Any, squares: jax.Array, layer: str) -> jax.Array:
             (crops,) = augment.testing_images(self.preprocessing, squares, views=1)
-            return self.model.apply(variables, crops)[1][layer].astype(jnp.float32)
+            with _suited_to(squares):
+                return self.model.apply(variables, crops)[1][layer].astype(jnp.float32)
 
         return jax.jit(features, static_argnames="layer", compiler_options=self.compiler_options)
 
@@ -178,6 +185,11 @@ class TrainedRun:
             "data": self.content,
         }
         write_safetensors(path, tree, header)
+
+
+def _suited_to(images: jax.Array) -> contextlib.AbstractContextManager[None]:
+    """How to trace a network for so many images."""
+    return compiled_soon() if len(images) <= FEW_IMAGES else contextlib.nullcontext()
 
 
 def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
