@@ -47,7 +47,7 @@ class _Slot:
         rows, columns, channels = self.window
         return (self.features, channels * rows * columns) if self.is_flat else (self.features, channels, rows, columns)
 
-    def outwards(self, kernel: np.ndarray) -> np.ndarray:
+    def outwards(self, kernel: Any) -> np.ndarray:
         """Their weights of our kernel."""
         weight = np.asarray(kernel).reshape(*self.window, self.features).transpose(3, 2, 0, 1)
         return np.ascontiguousarray(weight[:, ::-1] if self.is_bgr else weight).reshape(self.shape)

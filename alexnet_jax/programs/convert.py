@@ -59,8 +59,8 @@ def _make_run(
     """Raises UserError for weights, settings or names that do not suit each other, before anything is written."""
     if checkpoint_names(workdir / "checkpoints"):
         raise UserError(f"{workdir} holds a run already; give another --workdir")
-    check_names(config)
     preprocessing = _preprocessing(config, layout)
+    check_names(config)
     arrays = read_arrays(source)
     outputs = _outputs(config, layout, arrays)
     class_names = _class_names(names, outputs)
