@@ -189,7 +189,7 @@ def _activation(graph: _Graph, run: TrainedRun, name: str, x: str) -> str:
         case "leaky_relu":
             return graph.add("LeakyRelu", x, alpha=0.01)
         case "prelu":
-            return graph.add("PRelu", x, np.reshape(run.params[name]["negative_slope"], 1))
+            return graph.add("PRelu", x, np.asarray(run.params[name]["negative_slope"]).reshape(1))
         case other:
             raise UserError(f"config.model.activation={other!r} cannot be written as ONNX: --format=stablehlo can")
 
