@@ -1,7 +1,7 @@
 """From a config to what it describes: data, network, devices, preprocessing, evaluation."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from alexnet_jax.input_pipeline import (
 )
 from alexnet_jax.inventory import Statistics
 from alexnet_jax.machine import memory_bytes
-from alexnet_jax.models import AlexNet, get_model
+from alexnet_jax.models import AlexNet, LayerSummary, get_model
 from alexnet_jax.optimizer import make_schedule
 from alexnet_jax.parallel import Devices, make_devices, use_compilation_cache
 from alexnet_jax.preparation import Storing
@@ -160,6 +160,21 @@ class Experiment:
         views = config.test_views
         test = evaluate if views == 1 else make_evaluate(config, model, dataset, preprocessing, devices, views)
         return cls(dataset, model, devices, preprocessing, source, evaluate, test)
+
+    def describe(self, config: ConfigDict, layers: Sequence[LayerSummary]) -> dict[str, str]:
+        """What it consists of, name and text; `layers` are those of the network."""
+        sizes = ", ".join(f"{len(records.labels):,} {split}" for split, records in self.dataset.splits.items())
+        parameters, macs = (sum(getattr(row, field) for row in layers) for field in ("parameters", "macs"))
+        devices, processes = self.devices.devices, hosts.count()
+        places = {"disk": str(self.dataset.directory), "host": "memory", "device": "the device's memory"}
+        return {
+            "network": f"{config.model.preset}, {parameters:,} parameters, {macs:,} MACs an image",
+            "data": f"{config.data.name}: {sizes}; {self.dataset.num_classes} classes",
+            "images": f"{config.data.image_size} pixels, crops of {config.data.crop}, from "
+            + places[self.source.residence],
+            "devices": f"{len(devices)} x {devices[0].device_kind}, {self.devices.layout}, "
+            f"{processes} process{'es' if processes > 1 else ''}; batch {config.batch_size}",
+        }
 
 
 def check_names(config: ConfigDict) -> None:

@@ -374,9 +374,7 @@ class Run:
     def _start_from_another(self) -> None:
         """Takes the parameters of the run that the config names."""
         drawn = self.devices.on_host({"params": self.state.params, "batch_stats": self.state.batch_stats})
-        trained, _ = hosts.from_main(
-            lambda: (start_from(self.config.init_from, self.config, self.dataset.class_names, drawn), None)
-        )
+        trained, _ = hosts.from_main(lambda: (start_from(self.config, self.dataset.class_names, drawn), None))
         self.state = self._fresh_state(trained)
 
     def _diverged(self, what: str, position: int) -> None:
@@ -407,21 +405,12 @@ class Run:
         return f"{self.plan.epoch(position):.2f}/{self.plan.epochs:g}"
 
     def _show_header(self) -> None:
-        sizes = ", ".join(f"{len(records.labels):,} {split}" for split, records in self.dataset.splits.items())
-        devices = self.devices.devices
-        parameters, macs = (sum(getattr(row, field) for row in self.layers) for field in ("parameters", "macs"))
         seen = self.progress.examples_seen
-        places = {"disk": str(self.dataset.directory), "host": "memory", "device": "the device's memory"}
         terminal.show_facts(
             {
-                "run": str(self.workdir) + (f", continued from epoch {self._epoch(seen)}" if seen else ""),
+                "run": f"{self.workdir}, continued from epoch {self._epoch(seen)}" if seen else str(self.workdir),
                 "command": self.command_line,
-                "network": f"{self.config.model.preset}, {parameters:,} parameters, {macs:,} MACs an image",
-                "data": f"{self.config.data.name}: {sizes}; {self.dataset.num_classes} classes",
-                "images": f"{self.config.data.image_size} pixels, crops of {self.config.data.crop}, from "
-                + places[self.experiment.source.residence],
-                "devices": f"{len(devices)} x {devices[0].device_kind}, {self.devices.layout}, "
-                f"{hosts.count()} process{'es' if hosts.count() > 1 else ''}; batch {self.plan.batch_size}",
+                **self.experiment.describe(self.config, self.layers),
                 "learning rate": describe_learning_rate(self.config.optimizer, self.plan.batch_size),
                 "length": f"{self.plan.epochs:g} epochs, {self.plan.total_steps:,} steps",
             }

@@ -229,28 +229,27 @@ DECISIVE = ("crop", "mean_form", "std")
 """What images must have in common, beside the size of their squares, for kernels to be of use to others."""
 
 
-def start_from(
-    path: str, config: ConfigDict, class_names: Sequence[str], variables: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The variables of a trained network to begin another training with (fine-tuning).
+def start_from(config: ConfigDict, class_names: Sequence[str], variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of the network at `config.init_from`, to begin another training with (fine-tuning).
 
     The last layer is taken along only if the classes are the same; otherwise it stays as in `variables`.
 
     Args:
-      path: see `load_run`.
       config: of the new run.
       class_names: of its data.
       variables: freshly drawn, {"params", "batch_stats"}.
 
     Raises UserError that lists all differences in names, shapes and preprocessing, if there are any.
     """
-    run = load_run(path)
-    key = f"config.init_from={path}"
+    try:
+        run = load_run(config.init_from)
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from error
     theirs, ours = run.config.data, config.data
     differences = [
-        f"config.data.{name}: {theirs[name]} there, {ours[name]} here"
+        f"config.data.{name}: {_listed(theirs[name])} there, {_listed(ours[name])} here"
         for name in ("image_size", *DECISIVE)
-        if list(np.atleast_1d(theirs[name])) != list(np.atleast_1d(ours[name]))
+        if _listed(theirs[name]) != _listed(ours[name])
     ]
     old, fresh = (
         traverse_util.flatten_dict({"params": tree["params"], "batch_stats": tree.get("batch_stats", {})}, sep="/")
@@ -262,8 +261,13 @@ def start_from(
         old |= {name: array for name, array in fresh.items() if name.startswith(last)}
     differences += compare(old, fresh)
     if differences:
-        raise UserError(f"{key} does not suit: {'; '.join(differences)}")
+        raise UserError(f"config.init_from={config.init_from} does not suit: {'; '.join(differences)}")
     return traverse_util.unflatten_dict(old, sep="/")
+
+
+def _listed(value: Any) -> Any:
+    """As JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _restore(directory: Path, name: str) -> Restored:

@@ -16,7 +16,8 @@ LEVELS = [
     {"presets", "sources", "shards", "inventory", "train_state"},
     {"models"},
     {"steps", "in_words", "metric_writer", "terminal", "image_folder", "imagenet", "hosts", "evidence", "search_space"},
-    {"weights", "checkpoint", "fidelity", "preparation", "profiling", "results", "study", "workers", "figures", "report_figures", "report_page"},
+    {"checkpoint", "fidelity", "preparation", "profiling", "results", "study", "workers", "weights"}
+    | {"figures", "report_figures", "report_page"},
     {"datasets", "input_pipeline", "parallel", "population", "layouts"},
     {"experiment", "run_folder", "audit", "starting"},
     {"trained"},

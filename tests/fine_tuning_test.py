@@ -1,5 +1,6 @@
-"""`config.init_from`: a run that starts from the parameters of another."""
+"""A run that begins with the parameters of another."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,127 +9,224 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from ml_collections import ConfigDict
 
-from alexnet_jax.checkpoint import restore_latest
+from alexnet_jax.checkpoint import checkpoint_names
 from alexnet_jax.errors import UserError
+from alexnet_jax.layouts import to_layout
+from alexnet_jax.models import get_model
+from alexnet_jax.programs import convert
 from alexnet_jax.train import train_and_evaluate
+from alexnet_jax.train_state import init_variables
 from alexnet_jax.trained import TrainedRun, load_run, start_from
-from tests.pictures import make_folder
+from alexnet_jax.weights import write_arrays
+from configs import alexnet
+from tests.conftest import REPOSITORY
 
 MakeConfig = Callable[..., ConfigDict]
-PLAIN: dict[str, object] = {"data.mean": (78.0, 78.0, 78.0), "model.hidden_width": 16}
+FROZEN = {"optimizer.rate_multipliers": (("*", 0.0, 0.0),)}
+"""A run that ends with what it began with."""
+
+CHOICES = "synthetic,lenet,smoke"
 
 
 @pytest.fixture(scope="module")
-def body(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -> Path:
-    """A run of ten classes."""
-    from configs import alexnet
-
-    config = alexnet.get_config("synthetic,lenet,smoke")
-    config.data.prepared_dir = prepared_dir
-    config.update_from_flattened_dict({**PLAIN, "seed": 7})
-    workdir = tmp_path_factory.mktemp("body")
+def trained(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -> TrainedRun:
+    """A run of ten classes in its folder, another seed than the tests have."""
+    config = alexnet.get_config(CHOICES)
+    config.data.prepared_dir, config.seed = prepared_dir, 5
+    workdir = tmp_path_factory.mktemp("trained") / "run"
     train_and_evaluate(config, workdir)
-    return workdir
+    return load_run(workdir)
 
 
-@pytest.fixture
-def two_classes(tmp_path: Path, make_config: MakeConfig) -> Callable[..., ConfigDict]:
-    """A config for photographs of two classes."""
-    folder = make_folder(tmp_path / "photos", {"train/cat": 20, "train/dog": 20})
-
-    def make(init_from: Path, **changes: object) -> ConfigDict:
-        data = {"data.dir": str(folder), "data.prepared_dir": str(tmp_path / "prepared"), "batch_size": 8}
-        same = {"init_from": str(init_from), "max_steps": 2}
-        config = make_config("folder,lenet", **PLAIN, **data, **same)
-        config.update_from_flattened_dict(changes)
-        return config
-
-    return make
+def of_seven_classes(trained: TrainedRun, path: Path) -> Path:
+    """A file of the network as if its data had had other classes."""
+    last = {"kernel": np.ones((84, 7), np.float32), "bias": np.ones(7, np.float32)}
+    run = dataclasses.replace(
+        trained,
+        class_names=tuple("abcdefg"),
+        model=trained.model.clone(num_classes=7),
+        params={**trained.params, "fc5": last},
+    )
+    run.save(path)
+    return path
 
 
-def layer(run: TrainedRun, name: str) -> np.ndarray:
-    return np.asarray(run.params[name]["kernel"])
+def fine_tuned(config: ConfigDict, workdir: Path) -> dict[str, np.ndarray]:
+    """The parameters that a run ends with, by names like "conv1/kernel"."""
+    train_and_evaluate(config, workdir)
+    return flat(load_run(workdir).params)
 
 
-@pytest.mark.parametrize("of_a_file", [False, True])
-def test_new_classes_a_frozen_body_and_a_resumed_run(
-    of_a_file: bool, body: Path, two_classes: Callable[..., ConfigDict], tmp_path: Path
+def flat(params: Any) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array) for name, array in traverse_util.flatten_dict(params, sep="/").items()}
+
+
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(actual[name], array, strict=True, err_msg=name)
+
+
+def drawn(config: ConfigDict) -> dict[str, np.ndarray]:
+    """What a run would begin with by its seed alone."""
+    return flat(init_variables(get_model(config.model, 10), config.data.crop, config.seed)["params"])
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_the_same_classes_keep_the_last_layer(
+    form: str, trained: TrainedRun, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    source = tmp_path / "body.safetensors" if of_a_file else tmp_path / "body"
-    load_run(body).save(source) if of_a_file else shutil.copytree(body, source)
-    rates = (("conv*", 0.0, 0.0), ("fc3/*", 0.0, 0.1))
-    config = two_classes(source, **{"optimizer.rate_multipliers": rates})
-    train_and_evaluate(config, tmp_path / "run")
-    old, new = load_run(body), load_run(tmp_path / "run")
-    for name in ("conv1", "conv2"):
-        jax.tree.map(np.testing.assert_array_equal, new.params[name], old.params[name])
-    assert layer(new, "fc5").shape == (16, 2)
-    for name in ("fc3", "fc4"):
-        moved = np.abs(layer(new, name) - layer(old, name)).max()
-        assert 0 < moved < 0.5 * np.abs(layer(old, name)).max(), name
-
-    source.unlink() if of_a_file else shutil.rmtree(source)
-    config.max_steps = 4
-    train_and_evaluate(config, tmp_path / "run")
-    longer = load_run(tmp_path / "run")
-    assert longer.examples_seen == 2 * new.examples_seen
-    np.testing.assert_array_equal(layer(longer, "conv1"), layer(old, "conv1"))
-    assert not np.array_equal(layer(longer, "fc4"), layer(new, "fc4"))
+    source = trained.path if form == "folder" else tmp_path / "trained.safetensors"
+    if form == "file":
+        trained.save(source)
+    config = make_config(init_from=str(source), **FROZEN)
+    assert_same(fine_tuned(config, tmp_path / "run"), flat(trained.params))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert checkpoint_names(checkpoints)[-1] == 3 * 16  # the images of this run alone
 
 
-def test_a_lower_rate_moves_the_body_less(body: Path, two_classes: Callable[..., ConfigDict], tmp_path: Path) -> None:
-    moved = {}
-    for factor in (1.0, 0.01):
-        rates = (("*", 0.0, factor), ("fc5/*", 0.0, 1.0))
-        # Without decay and velocity the first step is the rate times the same gradient.
-        changes = {"optimizer.rate_multipliers": rates, "optimizer.weight_decay": 0.0, "max_steps": 1}
-        train_and_evaluate(two_classes(body, **changes), tmp_path / f"run{factor}")
-        run = load_run(tmp_path / f"run{factor}")
-        moved[factor] = layer(run, "conv1") - layer(load_run(body), "conv1")
-    largest = np.abs(moved[1.0]).max()
-    np.testing.assert_allclose(moved[0.01], 0.01 * moved[1.0], atol=0.002 * largest)
-    assert largest > 0
+def test_other_classes_get_a_fresh_last_layer(trained: TrainedRun, make_config: MakeConfig, tmp_path: Path) -> None:
+    source = of_seven_classes(trained, tmp_path / "seven.safetensors")
+    config = make_config(init_from=str(source), **FROZEN)
+    fresh = {name: array for name, array in drawn(config).items() if name.startswith("fc5/")}
+    assert_same(fine_tuned(config, tmp_path / "run"), {**flat(trained.params), **fresh})
 
 
-def test_the_same_classes_keep_the_last_layer(body: Path, make_config: MakeConfig, tmp_path: Path) -> None:
-    frozen = {"optimizer.rate_multipliers": (("*", 0.0, 0.0),), "max_steps": 1}
-    config = make_config(**PLAIN, init_from=str(body), **frozen)
-    train_and_evaluate(config, tmp_path / "run")
-    jax.tree.map(np.testing.assert_array_equal, load_run(tmp_path / "run").params, load_run(body).params)
-    restored, _ = restore_latest(tmp_path / "run" / "checkpoints")
-    assert restored is not None and restored.metadata["config"]["init_from"] == str(body)
+def test_classes_of_other_names_get_a_fresh_last_layer(
+    trained: TrainedRun, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    trained.save(tmp_path / "trained.safetensors")
+    zeros = {"params": jax.tree.map(np.zeros_like, trained.params)}
+    config = make_config(init_from=str(tmp_path / "trained.safetensors"))
+    for names, is_fresh in ((trained.class_names, False), (trained.class_names[::-1], True)):
+        start = flat(start_from(config, names, zeros)["params"])
+        for name, array in flat(trained.params).items():
+            expected = np.zeros_like(array) if is_fresh and name.startswith("fc5/") else array
+            np.testing.assert_array_equal(start[name], expected)
 
 
-def fresh(run: TrainedRun) -> dict[str, Any]:
-    return {"params": jax.tree.map(np.zeros_like, run.params)}
+def test_statistics_of_batch_normalisation_come_along(
+    trained: TrainedRun, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config("synthetic,small_modern,smoke")
+    model = get_model(config.model, 10)
+    fresh = init_variables(model, config.data.crop, seed=1)
+    fresh = jax.tree.map(np.asarray, {"params": fresh["params"], "batch_stats": fresh["batch_stats"]})
+    known = jax.tree.map(lambda array: array + 1, fresh)
+    dataclasses.replace(trained, config=config, model=model, **known).save(tmp_path / "bn.safetensors")
+    config.init_from = str(tmp_path / "bn.safetensors")
+    start = start_from(config, trained.class_names, fresh)
+    assert {"bn1/mean", "bn1/var"} <= flat(start["batch_stats"]).keys()
+    assert_same(flat(start), flat(known))
 
 
-def test_all_differences_in_one_message(body: Path, make_config: MakeConfig) -> None:
-    run = load_run(body)
-    variables = fresh(run)
-    variables["params"]["fc4"]["kernel"] = np.zeros((16, 9), np.float32)
-    variables["params"]["fc6"] = variables["params"].pop("fc3")
-    config = make_config(**PLAIN, **{"data.std": (1.0, 1.0, 1.0), "data.crop": 26})
+def test_frozen_layers_stay_as_they_were_to_the_bit(
+    trained: TrainedRun, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    rules = {"optimizer.rate_multipliers": (("conv*", 0.0, 0.0),)}
+    tuned = fine_tuned(make_config(init_from=str(trained.path), **rules), tmp_path / "run")
+    for name, before in flat(trained.params).items():
+        assert np.array_equal(tuned[name], before) == name.startswith("conv"), name
+
+
+def test_lower_rates_for_the_body(trained: TrainedRun, make_config: MakeConfig, tmp_path: Path) -> None:
+    """After one step the body has moved by a tenth of what it would have, the last layer as far."""
+    start, common = flat(trained.params), {"init_from": str(trained.path), "max_steps": 1}
+    lower = {"optimizer.rate_multipliers": (("*", 0.0, 0.1), ("fc5/*", 0.0, 1.0))}
+    whole = fine_tuned(make_config(**common), tmp_path / "whole")
+    less = fine_tuned(make_config(**common, **lower), tmp_path / "less")
+    for name, before in start.items():
+        share = 1.0 if name.startswith("fc5/") else 0.1
+        moved, rounding = whole[name] - before, 2e-7 * float(np.abs(before).max())
+        assert np.abs(moved).max() > 20 * rounding, name
+        np.testing.assert_allclose(less[name] - before, share * moved, rtol=1e-4, atol=rounding, err_msg=name)
+
+
+def test_a_resumed_run_no_longer_needs_the_file(trained: TrainedRun, make_config: MakeConfig, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(trained.path, source)
+    changes = {"init_from": str(source), "data.mirror": False}
+    whole = fine_tuned(make_config(max_steps=4, **changes), tmp_path / "whole")
+    train_and_evaluate(make_config(max_steps=2, **changes), tmp_path / "halves")
+    shutil.rmtree(source)
+    assert_same(fine_tuned(make_config(max_steps=4, **changes), tmp_path / "halves"), whole)
+
+
+def test_all_differences_are_told_at_once(trained: TrainedRun, make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(init_from=str(trained.path), **{"model.hidden_width": 50, "data.std": (1.0, 2.0, 3.0)})
     with pytest.raises(UserError) as caught:
-        start_from(str(body), config, run.class_names, variables)
+        train_and_evaluate(config, tmp_path / "run")
     message = str(caught.value)
-    assert message.startswith(f"config.init_from={body} does not suit: ") and "\n" not in message
+    assert message.startswith(f"config.init_from={trained.path} does not suit: ") and "\n" not in message
     for part in (
-        "config.data.crop: 24 there, 26 here",
-        "config.data.std: ",
-        "params/fc6/kernel is missing",
-        "params/fc3/kernel is unknown",
-        "params/fc4/kernel is (16, 16), not (16, 9)",
+        "64.0] there, [1.0, 2.0, 3.0] here",
+        "params/fc3/kernel is (256, 120), not (256, 50)",
+        "params/fc4/kernel is (120, 84), not (50, 50)",
+        "params/fc5/kernel is (84, 10), not (50, 10)",
     ):
         assert part in message
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_what_is_no_run(make_config: MakeConfig, body: Path, tmp_path: Path) -> None:
-    run = load_run(body)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "a.safetensors").write_bytes(b"what")
-    for name, what in {"none": "no such run", "empty": "no checkpoint", "a.safetensors": "no whole"}.items():
-        with pytest.raises(UserError, match=what):
-            start_from(str(tmp_path / name), make_config(**PLAIN), run.class_names, fresh(run))
+def test_another_network_is_told_by_its_layers(trained: TrainedRun, make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("synthetic,small,smoke", init_from=str(trained.path))
+    with pytest.raises(UserError, match=r"params/conv3/kernel is missing.*params/fc3/kernel is unknown"):
+        train_and_evaluate(config, tmp_path / "run")
+
+
+def damaged(folder: Path) -> Path:
+    path = folder / "damaged.safetensors"
+    path.write_bytes(b"not a file of arrays")
+    return path
+
+
+def without_checkpoint(folder: Path) -> Path:
+    path = folder / "empty"
+    path.mkdir()
+    return path
+
+
+def of_arrays_alone(folder: Path) -> Path:
+    path = folder / "arrays.safetensors"
+    write_arrays(path, {"conv1/kernel": np.zeros(3, np.float32)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda folder: folder / "nowhere", "no such run"),
+        (without_checkpoint, "holds no checkpoint"),
+        (damaged, "no whole .safetensors file"),
+        (of_arrays_alone, "convert makes a run of it"),
+    ],
+)
+def test_what_is_no_run_is_refused(
+    make: Callable[[Path], Path], reason: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    source = make(tmp_path)
+    with pytest.raises(UserError) as caught:
+        train_and_evaluate(make_config(init_from=str(source)), tmp_path / "run")
+    message = str(caught.value)
+    assert str(source) in message and reason in message and "\n" not in message
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_weights_of_another_program_become_a_start(
+    trained: TrainedRun, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of names and arrays, converted to a run without data, then tuned; its classes are 0, 1, ... 9."""
+    monkeypatch.chdir(REPOSITORY)
+    params = jax.tree.map(np.asarray, trained.params)
+    weights, source = tmp_path / "weights.npz", tmp_path / "converted"
+    write_arrays(weights, to_layout("caffe", trained.model, trained.preprocessing.crop, params))
+    words = [f"--config=configs/alexnet.py:{CHOICES}", "--config.data.mean=(120.0, 120.0, 120.0)"]
+    convert.main([str(weights), "--layout=caffe", f"--workdir={source}", *words])
+    config = make_config(init_from=str(source), **{"optimizer.rate_multipliers": (("conv*", 0.0, 0.0),)})
+    tuned, before = fine_tuned(config, tmp_path / "run"), flat(params)
+    for name in ("conv1/kernel", "conv1/bias", "conv2/kernel", "conv2/bias"):
+        np.testing.assert_array_equal(tuned[name], before[name])
+    assert 0 < np.abs(tuned["fc3/kernel"] - before["fc3/kernel"]).max() < 0.1

@@ -1,5 +1,6 @@
 """The commands of README.md are possible."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -35,7 +36,8 @@ def test_main(words: list[str]) -> None:
             kind = type(dict(config_lib.flatten(config))[key.removeprefix("config.")])
             if kind is type(None):
                 kind = int if value.isdigit() else str
-            config.update_from_flattened_dict({key.removeprefix("config."): kind(value)})
+            parsed = ast.literal_eval(value) if kind is tuple else kind(value)
+            config.update_from_flattened_dict({key.removeprefix("config."): parsed})
         else:
             assert key == "workdir"
     config_lib.check(config.to_dict())
