@@ -1,11 +1,12 @@
 """Trained networks for other programs: files that answer as the network does, which is checked before they are kept."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,6 @@ from alexnet_jax.trained import TrainedRun, load_run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """What a StableHLO file runs on."""
-
-_DATE = (1980, 1, 1, 0, 0, 0)
-"""Of what is in a zip file, so that the same network gives the same bytes."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """Squares of pixels, uint8, [batch, size, size, 3] -> probabilities, float32, [batch, classes]."""
@@ -118,7 +116,8 @@ def _save_stablehlo(run: TrainedRun, path: Path) -> None:
         return jnp.exp(step(variables["params"], variables["batch_stats"], squares))
 
     squares = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), size, size, 3), jnp.uint8)
-    exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(squares)
+    with _without_source_lines():
+        exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(squares)
     contents = {
         "model.stablehlo": bytes(exported.serialize()),
         "model.json": json.dumps(_about(run), indent=2).encode(),
@@ -126,8 +125,19 @@ def _save_stablehlo(run: TrainedRun, path: Path) -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in contents.items():
-            archive.writestr(zipfile.ZipInfo(name, _DATE), content)
+            archive.writestr(zipfile.ZipInfo(name), content)  # without the time
     write_bytes(path, file.getvalue())
+
+
+@contextlib.contextmanager
+def _without_source_lines() -> Iterator[None]:
+    """What is lowered names no line of the code: this machine's folders are nobody's business, and change the bytes."""
+    limit = jax.config.values["jax_traceback_in_locations_limit"]
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)
 
 
 def _load_stablehlo(path: Path) -> Predict:
