@@ -145,7 +145,7 @@ class Checkpoints:
                 orbax.save(
                     staged,
                     args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(tree)}),
-                    custom_metadata={**described, "digest": _digest(tree, described)},
+                    custom_metadata={**described, "digest": digest(tree, described)},
                 )
             _read_metadata(staged)
             self._publish(staged)
@@ -213,7 +213,7 @@ def restore(directory: Path, examples_seen: int) -> Restored:
         metadata = _read_metadata(path)
         with _orbax() as orbax:
             tree = orbax.restore(path, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeRestore()}))[_ITEM]
-        if _digest(tree, metadata) != metadata["digest"]:
+        if digest(tree, metadata) != metadata["digest"]:
             raise ValueError("its content does not match its digest")
     except Exception as error:  # Orbax raises anything from KeyError to its own errors on damaged files.
         raise UserError(f"checkpoint {path} is damaged: {_reason(error)}") from error
@@ -269,13 +269,13 @@ def _layout(tree: Any) -> Any:
     return jax.tree.map(lambda array: (array.dtype, array.shape), tree)
 
 
-def _digest(tree: Any, metadata: Mapping[str, Any]) -> str:
+def digest(tree: Any, metadata: Mapping[str, Any]) -> str:
     """SHA-256 over every array with its name, type and shape, and over the data beside them but the digest itself."""
-    digest = hashlib.sha256()
+    whole = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.data)
+        whole.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        whole.update(array.data)
     described = {name: value for name, value in metadata.items() if name != "digest"}
-    digest.update(json.dumps(described, sort_keys=True).encode())
-    return digest.hexdigest()
+    whole.update(json.dumps(described, sort_keys=True).encode())
+    return whole.hexdigest()

@@ -40,31 +40,31 @@ def activities(run: TrainedRun, squares: np.ndarray) -> list[Activity]:
 
     @functools.partial(jax.jit, compiler_options=run.compiler_options)
     def measure(variables: Any, squares: Array) -> dict[str, dict[str, Array]]:
+        """Of each image by itself."""
         (crops,) = augment.testing_images(run.preprocessing, squares, views=1)
         found = {}
         for name, values in run.model.apply(variables, crops)[1].items():
-            wide = values.astype(jnp.float32)
+            wide = values.astype(jnp.float32).reshape(len(values), -1, values.shape[-1])
             found[name] = {
-                "mean": wide.mean(),
-                "square": jnp.square(wide).mean(),
-                "zeros": (wide == 0).mean(),
-                "lives": (wide != 0).any(axis=tuple(range(wide.ndim - 1))),
+                "mean": wide.mean(axis=(1, 2)),
+                "square": jnp.square(wide).mean(axis=(1, 2)),
+                "zeros": (wide == 0).mean(axis=(1, 2)),
+                "lives": (wide != 0).any(axis=1),
             }
         return found
 
     size = min(len(squares), run.config.eval_batch_size)
-    parts = [
-        jax.device_get(measure(run.variables, squares[first : first + size]))
-        for first in range(0, len(squares) - size + 1, size)  # whole batches, which are compiled once
-    ]
-    shapes = run.layer_shapes
+    parts = []
+    for first in range(0, len(squares), size):
+        batch = squares[first : first + size]
+        padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
+        parts.append(jax.device_get(measure(run.variables, padded)))
+    of_all = jax.tree.map(lambda *values: np.concatenate(values)[: len(squares)], *parts)
     rows = []
-    for name in run.layer_names:
-        of_layer = [part[name] for part in parts]
-        mean, square, zeros = (float(np.mean([part[key] for part in of_layer])) for key in ("mean", "square", "zeros"))
-        lives = np.any([part["lives"] for part in of_layer], axis=0)
-        dead = int((~lives).sum()) if name.startswith("act") else None
-        rows.append(Activity(name, shapes[name], mean, max(square - mean**2, 0.0) ** 0.5, zeros, dead))
+    for name, shape in run.layer_shapes.items():
+        mean, square, zeros = (float(of_all[name][key].mean(dtype=np.float64)) for key in ("mean", "square", "zeros"))
+        dead = int((~of_all[name]["lives"].any(axis=0)).sum()) if name.startswith("act") else None
+        rows.append(Activity(name, shape, mean, max(square - mean**2, 0.0) ** 0.5, zeros, dead))
     return rows
 
 

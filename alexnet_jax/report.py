@@ -138,7 +138,7 @@ def _summary(
     if tests:
         last = tests[-1]
         top1, top5 = terminal.percent(last["top1_error"]), terminal.percent(last["top5_error"])
-        return f"{what}. {last['split']} error: top-1 {top1}, top-5 {top5} ({last['count']:,} images)."
+        return f"{what}. {last['split'].capitalize()} error: top-1 {top1}, top-5 {top5} ({last['count']:,} images)."
     epochs = [record for record in records if record["kind"] == "epoch"]
     if not epochs:
         return f"{what}. Not finished: no epoch has been evaluated yet."
@@ -203,7 +203,7 @@ def _errors(evaluation: Evaluation) -> Iterator[Part]:
         wrong = count - totals[f"top{k}_correct"]
         low, high = confidence_interval(wrong, count)
         yield report_page.paragraph(
-            f"{evaluation.split}, checkpoint {run.examples_seen:,}, {views}: top-{k} error {wrong / count:.2%} "
+            f"{evaluation.split.capitalize()}, checkpoint {run.examples_seen:,}, {views}: top-{k} error {wrong / count:.2%} "
             f"({wrong:,} of {count:,} images wrong; 95 % interval {low:.2%} to {high:.2%})"
         )
     counts = evaluation.confusion()
@@ -230,7 +230,8 @@ def _pictures(name: str, evaluation: Evaluation, dataset: Dataset, ids: np.ndarr
         [(run.outputs[guess], float(share)) for guess, share in zip(*of_image, strict=True)]
         for of_image in zip(evaluation.guesses[ids], evaluation.probabilities[ids], strict=True)
     ]
-    text = f"{evaluation.split} images {which}, with the likeliest classes; green is the label."
+    split = evaluation.split.capitalize()
+    text = f"{split} images {which}, with the likeliest classes; green is the label."
     return Figure(name, report_figures.answers(squares, labels, guesses), text)
 
 
@@ -246,7 +247,8 @@ def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Fi
     labels = [run.class_names[label] for label in evaluation.labels[ids]]
     among = f"{len(searched):,} of {total:,}" if len(searched) < total else f"{total:,}"
     text = (
-        f"{evaluation.split} images (left) and, among {among} training images, those with the nearest features in "
+        f"{evaluation.split.capitalize()} images (left) and, among {among} training images, those with the nearest "
+        "features in "
         f"{layer}, the layer that the classifier sees (Figure 4, right)."
     )
     return Figure("neighbours", report_figures.neighbours(queries, labels, pictures, names), text)

@@ -133,10 +133,10 @@ def answers(
             shares = [share for _, share in few]
             colors = [RIGHT if name == label else WRONG for name, _ in few]
             bars.barh(range(len(few)), shares, color=colors, alpha=0.55, height=0.85)
-            bars.set(xlim=(0, 1), ylim=(4.5, -0.5))
+            bars.set(xlim=(0, 1.2), ylim=(4.5, -0.5))
             for place, (name, share) in enumerate(few):
                 bars.text(0.02, place, _short(name, 17), va="center", fontsize=7.5)
-                bars.text(0.99, place, f"{share:.0%}", va="center", ha="right", fontsize=7.5)
+                bars.text(1.2, place, f"{share:.0%}", va="center", ha="right", fontsize=7.5)
 
     return draw
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import augment, terminal
 from alexnet_jax.augment import Preprocessing
-from alexnet_jax.checkpoint import Restored, checkpoint_names, restore, restore_latest
+from alexnet_jax.checkpoint import Restored, checkpoint_names, digest, restore, restore_latest
 from alexnet_jax.config import check
 from alexnet_jax.convolution import compiled_soon
 from alexnet_jax.errors import UserError
@@ -184,7 +185,8 @@ class TrainedRun:
             "examples_seen": self.examples_seen,
             "data": self.content,
         }
-        write_safetensors(path, tree, header)
+        about = json.loads(json.dumps(header))
+        write_safetensors(path, tree, {**about, "digest": digest(tree, about)})
 
 
 def _suited_to(images: jax.Array) -> contextlib.AbstractContextManager[None]:
@@ -207,6 +209,8 @@ def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
         tree, about = restored.tree, {**restored.metadata, "examples_seen": restored.examples_seen}
     elif path.exists():
         tree, about = read_safetensors(path)
+        if "digest" not in about or digest(tree, about) != about["digest"]:
+            raise UserError(f"{path} is damaged: its content does not match its digest")
     else:
         raise UserError(f"{path}: no such run")
     check(about["config"])

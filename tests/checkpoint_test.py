@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -70,13 +70,13 @@ def test_what_is_saved_may_be_overwritten_at_once(tmp_path: Path) -> None:
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    may_go_on, original = threading.Event(), checkpoint._digest
+    may_go_on, original = threading.Event(), checkpoint.digest
 
-    def slow_digest(saved: object) -> str:
+    def slow_digest(tree: object, metadata: Mapping[str, object]) -> str:
         assert may_go_on.wait(60)
-        return original(saved)
+        return original(tree, metadata)
 
-    monkeypatch.setattr(checkpoint, "_digest", slow_digest)
+    monkeypatch.setattr(checkpoint, "digest", slow_digest)
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
         checkpoints.save(1, tree(1), {}, best=None)
         assert checkpoints.busy and not checkpoint_names(tmp_path / "c")

@@ -123,6 +123,11 @@ def test_an_exported_file_is_the_same_network(run: TrainedRun, tmp_path: Path) -
     for name in ("cut", "text"):
         with pytest.raises(UserError, match=f"{name}.safetensors is no whole"):
             load_run(tmp_path / f"{name}.safetensors")
+    renamed = bytes(content).replace(rb"\"3\"", rb"\"8\"", 1)
+    assert renamed != content
+    (tmp_path / "renamed.safetensors").write_bytes(renamed)
+    with pytest.raises(UserError, match=r"renamed.safetensors is damaged: its content does not match its digest"):
+        load_run(tmp_path / "renamed.safetensors")
     from safetensors.numpy import save_file
 
     save_file({"a": np.zeros(3)}, tmp_path / "bare.safetensors")

@@ -62,7 +62,7 @@ def test_the_page_of_a_finished_run(finished: Path) -> None:
     assert page.count("<img") == page.count("prefers-color-scheme: dark") - 1 == len(FIGURES)
     text = text_of(page)
     (test,) = (record for record in read_metrics(finished) if record["kind"] == "test")
-    assert f"test error: top-1 {test['top1_error']:.2%}" in text
+    assert f"Test error: top-1 {test['top1_error']:.2%}" in text
     wrong = round(test["top1_error"] * test["count"])
     assert f"top-1 error {test['top1_error']:.2%} ({wrong:,} of {test['count']:,} images wrong; 95 % interval" in text
     assert "python main.py --config=configs/alexnet.py:digits,lenet" in text
@@ -83,7 +83,7 @@ def test_a_run_without_its_end(run_folder: Path) -> None:
     lines = metrics.read_text().splitlines(keepends=True)
     metrics.write_text("".join(line for line in lines if '"kind": "test"' not in line) + '{"kind": "ep')
     text = text_of(page_of(run_folder))
-    assert "Not finished: epoch" in text and "validation, checkpoint" in text and "test, checkpoint" not in text
+    assert "Not finished: epoch" in text and "Validation, checkpoint" in text and "Test, checkpoint" not in text
 
 
 def test_a_run_without_a_checkpoint(run_folder: Path) -> None:
