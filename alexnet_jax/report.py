@@ -203,8 +203,8 @@ def _errors(evaluation: Evaluation) -> Iterator[Part]:
         wrong = count - totals[f"top{k}_correct"]
         low, high = confidence_interval(wrong, count)
         yield report_page.paragraph(
-            f"{evaluation.split.capitalize()}, checkpoint {run.examples_seen:,}, {views}: top-{k} error {wrong / count:.2%} "
-            f"({wrong:,} of {count:,} images wrong; 95 % interval {low:.2%} to {high:.2%})"
+            f"{evaluation.split.capitalize()}, checkpoint {run.examples_seen:,}, {views}: top-{k} error "
+            f"{wrong / count:.2%} ({wrong:,} of {count:,} images wrong; 95 % interval {low:.2%} to {high:.2%})"
         )
     counts = evaluation.confusion()
     mistakes = counts - np.diag(np.diag(counts))

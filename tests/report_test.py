@@ -3,6 +3,7 @@
 import html
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,3 +163,34 @@ def test_the_confusion_matrix_adds_up(finished: Path) -> None:
     counts = evaluation.confusion()
     for number, (_, images, wrong, _) in enumerate(evaluation.by_class()):
         assert counts[number].sum() == images and images - counts[number, number] == wrong
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a browser")
+def test_a_browser_shows_it_in_light_and_dark_and_on_a_phone(finished: Path, tmp_path: Path) -> None:
+    page = page_of(finished)
+    (tmp_path / "report.html").write_text(page)
+    brightness = {}
+    for name, scheme, width in (("light", 1, 1000), ("dark", 0, 1000), ("phone", 1, 500)):
+        picture = tmp_path / f"{name}.png"
+        subprocess.run(
+            [
+                str(BROWSER),
+                *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+                f"--user-data-dir={tmp_path / 'profile'}",
+                f"--blink-settings=preferredColorScheme={scheme}",
+                f"--window-size={width},6000",
+                f"--screenshot={picture}",
+                f"file://{tmp_path / 'report.html'}",
+            ],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+        pixels = np.asarray(Image.open(picture).convert("L")).astype(float)
+        assert pixels.shape[1] == width
+        brightness[name] = pixels[:, :8].mean(), pixels[:2000].std()
+    assert brightness["light"][0] == brightness["phone"][0] == 255 and brightness["dark"][0] < 40
+    assert all(contrast > 20 for _, contrast in brightness.values())
