@@ -151,7 +151,8 @@ def _save_onnx(run: TrainedRun, path: Path) -> None:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{error.name or error} is missing: python -m pip install -r requirements-export.txt") from error
+        name = error.name or error
+        raise UserError(f"{name} is missing: python -m pip install -r requirements-export.txt") from error
     write_bytes(path, onnx_model(run, _about(run)))
 
 
