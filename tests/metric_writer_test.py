@@ -17,7 +17,14 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.metric_writer import MetricWriter, _git_revision, describe_environment, read_metrics, write_json
+from alexnet_jax.metric_writer import (
+    MetricWriter,
+    _git_revision,
+    describe_environment,
+    read_metrics,
+    write_bytes,
+    write_json,
+)
 from tests.conftest import full_disk
 
 
@@ -151,17 +158,10 @@ def test_write_json_leaves_the_content_and_nothing_else(tmp_path: Path) -> None:
         assert list(path.parent.iterdir()) == [path]
 
 
-def test_write_json_never_leaves_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_json_never_leaves_half_a_file(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     write_json(path, {"seed": 1})
-
-    def disk_full(temporary: Path, text: str) -> None:
-        with temporary.open("w") as file:
-            file.write(text[:3])
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", disk_full)
-    with pytest.raises(UserError, match=r"config\.json: No space left"):
+    with full_disk(room=3), pytest.raises(UserError, match=r"cannot write .*config\.json: File too large"):
         write_json(path, {"seed": 2})
     with pytest.raises(TypeError):
         write_json(path, {"seed": object()})
@@ -219,3 +219,15 @@ def test_there_is_no_revision_outside_a_checkout_or_without_git(
     assert _git_revision(git_folder) is None, "a checkout without a commit"
     monkeypatch.setenv("PATH", "")
     assert _git_revision(Path(__file__).parent) is None
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    outside.write_text("kept")
+    folder.mkdir()
+    for name in ("report.html", "report.html.tmp"):
+        (folder / name).symlink_to(outside)
+    write_bytes(folder / "report.html", b"new")
+    assert outside.read_text() == "kept"
+    assert not (folder / "report.html").is_symlink() and (folder / "report.html").read_bytes() == b"new"
+    assert [path.name for path in folder.iterdir()] == ["report.html"]
