@@ -34,8 +34,8 @@ def main(argv: list[str]) -> None:
         options.run, options.split, options.checkpoint, options.views, options.data_dir, options.prepared_dir
     )
     home = options.run if options.run.is_dir() else options.run.parent
-    write_tables(evaluation, options.output or home / "evaluation")
     _show(evaluation)
+    write_tables(evaluation, options.output or home / "evaluation")
 
 
 def _show(evaluation: Evaluation) -> None:
