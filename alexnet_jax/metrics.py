@@ -71,6 +71,6 @@ def summarize(totals: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
 def confidence_interval(wrong: int, count: int) -> tuple[float, float]:
     """Wilson's interval of an error, in [0, 1]: 95 % of them cover the error of all images of the kind (1927)."""
     z, share = 1.959964, wrong / count
-    centre = share + z**2 / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return max(0.0, (centre - half) / (1 + z**2 / count)), min(1.0, (centre + half) / (1 + z**2 / count))
+    centre, half = share + z**2 / (2 * count), z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    low, high = ((centre + side * half) / (1 + z**2 / count) for side in (-1, 1))
+    return max(min(low, share), 0.0), min(max(high, share), 1.0)  # rounding may put an end beyond the error itself

@@ -243,7 +243,7 @@ def test_the_command_line(tmp_path: Path, prepared_dir: str) -> None:
     assert "test error: top-1" in completed.stdout
     assert not completed.stderr
     command = [sys.executable, "-m", "alexnet_jax", "evaluate", str(tmp_path)]
-    assert "test: top-1 error" in subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True).stdout
+    assert "top-1 error" in subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True).stdout
 
 
 def test_memory_exhausted_on_the_way_is_one_line(
