@@ -65,6 +65,11 @@ class Preprocessing:
         if self.mean_form == "image_crop" and self.cropping == "resized":
             raise UserError("config.data.mean_form='image_crop' needs whole pixels: config.data.cropping='random'")
 
+    @property
+    def measured(self) -> dict[str, np.ndarray]:
+        """What may come from the training images; a checkpoint holds it."""
+        return {"mean": self.mean, "pca_std": self.pca_std, "pca_vectors": self.pca_vectors}
+
     def centre(self, image: Any) -> Any:
         """The central window, [..., crop, crop, 3]."""
         border = (image.shape[-2] - self.crop) // 2

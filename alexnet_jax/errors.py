@@ -7,6 +7,11 @@ class UserError(Exception):
     exit_code = 2
 
 
+def reason(error: Exception) -> str:
+    """Why something could not be read, in a few words, whatever a decoder raised."""
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
 class MissingSourceError(UserError):
     """The original images are not where they are said to be; a prepared copy may be all that is left."""
 

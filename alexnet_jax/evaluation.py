@@ -74,6 +74,16 @@ class Evaluation:
         np.add.at(counts, (self.labels[known], answers[known]), 1)
         return counts
 
+    def errors(self) -> Iterator[tuple[int, int, float, float]]:
+        """(k, images wrong at top k, ends of the 95 % interval of that error) for the k that say something."""
+        for k in (1, 5) if len(self.run.class_names) > 5 else (1,):
+            wrong = int((~self.is_right(k)).sum())
+            yield k, wrong, *metrics.confidence_interval(wrong, len(self.labels))
+
+    def worst_classes(self) -> list[tuple[str, int, int, int]]:
+        """The rows of `by_class` that have images, the largest top-1 error first."""
+        return sorted((row for row in self.by_class() if row[1]), key=lambda row: row[2] / row[1], reverse=True)
+
     def by_class(self) -> Iterator[tuple[str, int, int, int]]:
         """(name, images, wrong at top 1, wrong at top 5) of each class."""
         counts = [
@@ -153,7 +163,8 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = 
             for name, values in answers.items():
                 flat = values.reshape(-1, *values.shape[2:])  # pmap gives an axis of devices
                 parts[name].append(flat[batch["mask"]])
-            progress.advance(int(batch["mask"].sum()), int(batch["mask"].sum()))
+            count = int(batch["mask"].sum())
+            progress.advance(count, count)
     whole = {name: np.concatenate(values) for name, values in parts.items()}
     return Evaluation(
         run=run,

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from alexnet_jax.models import AlexNet
-from alexnet_jax.shards import Records
+from alexnet_jax.shards import Records, read_squares
 
 THUMBNAIL = 8
 """Side in pixels of the images among which a relation to the labels is looked for."""
@@ -155,8 +155,7 @@ def look_for_relation(records: Records) -> Relation | None:
 
 def _thumbnails(records: Records, ids: np.ndarray) -> np.ndarray:
     """[ids, THUMBNAIL^2 x 3] means of the pixels of boxes."""
-    pixels = np.empty((len(ids), records.image_size, records.image_size, 3), np.uint8)
-    records.read(ids, pixels)
+    pixels = read_squares(records, ids)
     box = max(records.image_size // THUMBNAIL, 1)
     side = records.image_size // box
     boxes = pixels[:, : side * box, : side * box].reshape(len(ids), side, box, side, box, 3)

@@ -31,9 +31,6 @@ from alexnet_jax.shards import Records
 from alexnet_jax.steps import make_eval_step
 from alexnet_jax.stop_signals import raise_on_sigterm
 
-MEASURED = ("mean", "pca_std", "pca_vectors")
-"""The parts of a Preprocessing that may come from the training images; a checkpoint holds them."""
-
 Evaluate = Callable[[Any, Any, str], Iterator[dict[str, Any]]]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from alexnet_jax import augment
-from alexnet_jax.shards import Records
+from alexnet_jax.shards import Records, read_squares
 from alexnet_jax.trained import TrainedRun
 
 
@@ -54,11 +54,11 @@ def activities(run: TrainedRun, squares: np.ndarray) -> list[Activity]:
         return found
 
     size = min(len(squares), run.config.eval_batch_size)
-    parts = []
+    variables, parts = jax.device_put(run.variables), []
     for first in range(0, len(squares), size):
         batch = squares[first : first + size]
         padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
-        parts.append(jax.device_get(measure(run.variables, padded)))
+        parts.append(jax.device_get(measure(variables, padded)))
     of_all = jax.tree.map(lambda *values: np.concatenate(values)[: len(squares)], *parts)
     rows = []
     for name, shape in run.layer_shapes.items():
@@ -66,13 +66,6 @@ def activities(run: TrainedRun, squares: np.ndarray) -> list[Activity]:
         dead = int((~of_all[name]["lives"].any(axis=0)).sum()) if name.startswith("act") else None
         rows.append(Activity(name, shape, mean, max(square - mean**2, 0.0) ** 0.5, zeros, dead))
     return rows
-
-
-def read_squares(records: Records, ids: np.ndarray) -> np.ndarray:
-    """These images of a split, uint8, [ids, size, size, 3]."""
-    pixels = np.empty((len(ids), records.image_size, records.image_size, 3), np.uint8)
-    records.read(ids, pixels)
-    return pixels
 
 
 def nearest(

@@ -10,11 +10,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.models import AlexNet
+from alexnet_jax.models import AlexNet, trace_shapes
 from alexnet_jax.weights import compare
 
 LAYOUTS = ("torchvision", "caffe")
@@ -97,14 +96,8 @@ def last_bias(layout: str, model: AlexNet) -> str:
 def _slots(layout: str, model: AlexNet, crop: int) -> Iterator[_Slot]:
     """Each layer with weights, in order."""
     names = list(_names(layout, model))
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def init(images: jax.Array) -> Any:
-        (_, activations), variables = model.init_with_output(jax.random.key(0), images)
-        shapes.update({name: activation.shape[1:] for name, activation in activations.items()})
-        return variables["params"]
-
-    params = jax.eval_shape(init, jax.ShapeDtypeStruct((1, crop, crop, 3), "float32"))
+    variables, shapes = trace_shapes(model, crop)
+    params = variables["params"]
     order = ["image", *shapes]
     shapes["image"] = (crop, crop, 3)
     for index, (layer, (weight, bias)) in enumerate(zip(model.layers, names, strict=True), start=1):

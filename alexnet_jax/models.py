@@ -296,11 +296,8 @@ class LayerSummary:
     macs: int
 
 
-def summarize(model: AlexNet, crop: int) -> list[LayerSummary]:
-    """Every operation that has parameters or changes the shape, for one crop x crop image; computes no activation.
-
-    A convolution counts a multiply-accumulate for each kernel weight at each output pixel, padding included.
-    """
+def trace_shapes(model: AlexNet, crop: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """The variables, as shapes, and the shape of every activation of one crop x crop image; computes neither."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def init(images: Array) -> Any:
@@ -308,7 +305,15 @@ def summarize(model: AlexNet, crop: int) -> list[LayerSummary]:
         shapes.update({name: activation.shape[1:] for name, activation in activations.items()})
         return variables
 
-    variables = jax.eval_shape(init, jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32))
+    return jax.eval_shape(init, jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)), shapes
+
+
+def summarize(model: AlexNet, crop: int) -> list[LayerSummary]:
+    """Every operation that has parameters or changes the shape, for one crop x crop image; computes no activation.
+
+    A convolution counts a multiply-accumulate for each kernel weight at each output pixel, padding included.
+    """
+    variables, shapes = trace_shapes(model, crop)
     rows: list[LayerSummary] = []
     previous: tuple[int, ...] = (crop, crop, 3)
     for name, shape in shapes.items():

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from alexnet_jax import inventory as inventory_lib
 from alexnet_jax import shards, terminal
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UserError, reason
 from alexnet_jax.images import TRAITS, encode_jpeg, to_square
 from alexnet_jax.inventory import Inventory
 from alexnet_jax.machine import available_cores
@@ -248,8 +248,7 @@ class _Job:
             data = content.read_bytes() if isinstance(content, Path) else content
             square = to_square(data, self.storing.image_size, self.storing.max_megapixels * 1e6)
         except Exception as error:  # decoders raise anything on broken data
-            reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-            inventory.quarantine.append((original.split, original.file, reason))
+            inventory.quarantine.append((original.split, original.file, reason(error)))
             return None
         digest = hashlib.sha256(np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else data).digest()
         split = self._split_of(original.split, digest)

@@ -16,10 +16,10 @@ from alexnet_jax.datasets import Dataset
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import Evaluation, evaluate, open_run_dataset
 from alexnet_jax.fidelity import REFERENCES, explain
-from alexnet_jax.introspection import activities, nearest, read_squares
+from alexnet_jax.introspection import activities, nearest
 from alexnet_jax.metric_writer import read_metrics, read_timing
-from alexnet_jax.metrics import confidence_interval
 from alexnet_jax.report_figures import Draw
+from alexnet_jax.shards import read_squares
 from alexnet_jax.trained import TrainedRun, load_run
 
 SHOWN, WORST, QUERIES, NEIGHBOURS = 8, 8, 5, 6
@@ -196,12 +196,9 @@ def _answers(evaluation: Evaluation, dataset: Dataset) -> dict[str, Sequence[Par
 
 
 def _errors(evaluation: Evaluation) -> Iterator[Part]:
-    totals, run = evaluation.totals, evaluation.run
+    count, run = len(evaluation.labels), evaluation.run
     views = f"{evaluation.views} view{'s' if evaluation.views > 1 else ''}"
-    for k in (1, 5) if len(run.class_names) > 5 else (1,):
-        count = totals["count"]
-        wrong = count - totals[f"top{k}_correct"]
-        low, high = confidence_interval(wrong, count)
+    for k, wrong, low, high in evaluation.errors():
         yield report_page.paragraph(
             f"{evaluation.split.capitalize()}, checkpoint {run.examples_seen:,}, {views}: top-{k} error "
             f"{wrong / count:.2%} ({wrong:,} of {count:,} images wrong; 95 % interval {low:.2%} to {high:.2%})"
@@ -214,9 +211,9 @@ def _errors(evaluation: Evaluation) -> Iterator[Part]:
     few = "" if len(shown) == len(run.class_names) else f" of the {len(shown)} classes that are confused most"
     text = f"How often images of a class (row) were taken for another (column){few}."
     yield Figure("confusion", report_figures.confusion(counts[np.ix_(shown, shown)], names), text)
-    rows = sorted((row for row in evaluation.by_class() if row[1]), key=lambda row: row[2] / row[1], reverse=True)
     cells = [
-        [name, f"{images:,}", f"{top1:,}", f"{top1 / images:.1%}", f"{top5:,}"] for name, images, top1, top5 in rows
+        [name, f"{images:,}", f"{top1:,}", f"{top1 / images:.1%}", f"{top5:,}"]
+        for name, images, top1, top5 in evaluation.worst_classes()
     ]
     header = ["class, the worst first", "images", "wrong", "top-1 error", "label not among the first five"]
     yield report_page.table(header, cells[:MOST_CLASSES], numbers=(1, 2, 3, 4))
@@ -227,8 +224,8 @@ def _pictures(name: str, evaluation: Evaluation, dataset: Dataset, ids: np.ndarr
     squares = read_squares(dataset.splits[evaluation.split], ids)
     labels = [run.class_names[label] for label in evaluation.labels[ids]]
     guesses = [
-        [(run.outputs[guess], float(share)) for guess, share in zip(*of_image, strict=True)]
-        for of_image in zip(evaluation.guesses[ids], evaluation.probabilities[ids], strict=True)
+        [(run.name_of(guess), share) for guess, share in zip(*of_image, strict=True)]
+        for of_image in zip(evaluation.guesses[ids].tolist(), evaluation.probabilities[ids].tolist(), strict=True)
     ]
     split = evaluation.split.capitalize()
     text = f"{split} images {which}, with the likeliest classes; green is the label."

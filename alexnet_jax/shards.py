@@ -39,6 +39,13 @@ class Records(Protocol):
         """Writes images to `out`, uint8, [indices, size, size, 3]. Any number of threads may read at once."""
 
 
+def read_squares(records: Records, ids: np.ndarray) -> np.ndarray:
+    """These images of a split, uint8, [ids, size, size, 3]."""
+    pixels = np.empty((len(ids), records.image_size, records.image_size, 3), np.uint8)
+    records.read(ids, pixels)
+    return pixels
+
+
 class JpegRecords:
     """Images in ArrayRecord files of tf.train.Examples."""
 

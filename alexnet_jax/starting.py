@@ -20,6 +20,7 @@ from alexnet_jax.augment import Preprocessing
 from alexnet_jax.datasets import Dataset
 from alexnet_jax.evidence import LayerEvidence, Relation, distances, look_at_layers, look_for_relation
 from alexnet_jax.models import AlexNet
+from alexnet_jax.shards import read_squares
 from alexnet_jax.train_state import init_variables
 
 WINDOW = 100
@@ -161,8 +162,7 @@ def diagnose(
     """Why a run with these variables, whole and on the host, has not started."""
     records = dataset.splits["train"]
     ids = np.random.default_rng(0).permutation(len(records.labels))[:BATCH]
-    pixels = np.empty((len(ids), records.image_size, records.image_size, 3), np.uint8)
-    records.read(ids, pixels)
+    pixels = read_squares(records, ids)
     images, labels = augment.testing_images(preprocessing, jnp.asarray(pixels), 1)[0], records.labels[ids]
     initial = init_variables(model, config.data.crop, config.seed)
     counts = np.bincount(records.labels)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import audit, hosts, metrics, run_folder, terminal
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
-from alexnet_jax.experiment import MEASURED, Evaluate, Experiment, open_experiment
+from alexnet_jax.experiment import Evaluate, Experiment, open_experiment
 from alexnet_jax.input_pipeline import sent_ahead
 from alexnet_jax.metric_writer import MetricWriter, describe_environment, write_json
 from alexnet_jax.models import summarize
@@ -318,7 +318,7 @@ class Run:
             "batch_stats": self.state.batch_stats,
             **saved_state(self.state.opt_state),
             "plateau": self.plateau_state,
-            "preprocessing": {name: getattr(self.experiment.preprocessing, name) for name in MEASURED},
+            "preprocessing": self.experiment.preprocessing.measured,
         }
 
     def _save(self, may_wait: bool = False) -> None:

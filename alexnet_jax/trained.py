@@ -19,11 +19,11 @@ from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Restored, checkpoint_names, digest, restore, restore_latest
 from alexnet_jax.config import check
 from alexnet_jax.convolution import compiled_soon
-from alexnet_jax.errors import UserError
-from alexnet_jax.experiment import MEASURED, make_preprocessing
+from alexnet_jax.errors import UserError, reason
+from alexnet_jax.experiment import make_preprocessing
 from alexnet_jax.images import to_square
 from alexnet_jax.inventory import Statistics
-from alexnet_jax.models import AlexNet, get_model
+from alexnet_jax.models import AlexNet, get_model, trace_shapes
 from alexnet_jax.parallel import CPU_OPTIONS
 from alexnet_jax.steps import make_predict_step
 from alexnet_jax.weights import compare, read_safetensors, write_safetensors
@@ -78,6 +78,15 @@ class TrainedRun:
         unused = range(len(self.class_names), self.model.num_classes)
         return (*self.class_names, *(f"unused {number}" for number in unused))
 
+    @property
+    def folder(self) -> Path:
+        """The run's folder, or that of the file."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def name_of(self, guess: int) -> str:
+        """What a class is called; nothing for -1, which is no answer."""
+        return self.outputs[guess] if guess >= 0 else ""
+
     def square(self, image: Image) -> np.ndarray:
         """The image as training had it: shorter side to `config.data.image_size`, central square, RGB, upright.
 
@@ -91,8 +100,7 @@ class TrainedRun:
             return to_square(content, data.image_size, data.max_megapixels * 1e6).pixels
         except Exception as error:  # decoders raise anything on broken data
             name = str(image) if isinstance(image, str | Path) else "the image"
-            reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-            raise UserError(f"{name} cannot be read: {reason}") from error
+            raise UserError(f"{name} cannot be read: {reason(error)}") from error
 
     def predict(self, images: Images, views: int | None = None) -> np.ndarray:
         """The probability of each class.
@@ -124,15 +132,7 @@ class TrainedRun:
     @functools.cached_property
     def layer_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every intermediate result of one image, in order."""
-        shapes: dict[str, tuple[int, ...]] = {}
-
-        def apply(variables: Any, images: jax.Array) -> None:
-            activations = self.model.apply(variables, images)[1]
-            shapes.update({name: activation.shape[1:] for name, activation in activations.items()})
-
-        side = self.preprocessing.crop
-        jax.eval_shape(apply, self.variables, jax.ShapeDtypeStruct((1, side, side, 3), np.float32))
-        return shapes
+        return trace_shapes(self.model, self.preprocessing.crop)[1]
 
     @property
     def compiler_options(self) -> dict[str, str | bool]:
@@ -177,8 +177,7 @@ class TrainedRun:
 
     def save(self, path: Path) -> None:
         """Writes all of it to a .safetensors file, which `load_run` reads. Raises UserError if it cannot."""
-        measured = {name: getattr(self.preprocessing, name) for name in MEASURED}
-        tree = {"params": self.params, "batch_stats": self.batch_stats, "preprocessing": measured}
+        tree = {**self.variables, "preprocessing": self.preprocessing.measured}
         header = {
             "config": self.config.to_dict(),
             "class_names": self.class_names,
@@ -276,17 +275,15 @@ def _listed(value: Any) -> Any:
 
 def _restore(directory: Path, name: str) -> Restored:
     """The checkpoint that is meant."""
+    if name not in ("latest", "best"):
+        names = checkpoint_names(directory)
+        if not name.isdigit() or int(name) not in names:
+            raise UserError(f"--checkpoint={name}: {directory} has {', '.join(map(str, names)) or 'none'}")
+        return restore(directory, int(name))
     latest, warnings = restore_latest(directory)
     if latest is None:
         raise UserError(f"{directory} holds no checkpoint")
     for warning in warnings:
         terminal.warn(f"{warning}; the one before is used")
     best = latest.metadata["best"]
-    if name == "latest" or (name == "best" and best in (None, latest.examples_seen)):
-        return latest
-    if name == "best":
-        return restore(directory, best)
-    names = checkpoint_names(directory)
-    if not name.isdigit() or int(name) not in names:
-        raise UserError(f"--checkpoint={name}: {directory} has {', '.join(map(str, names))}")
-    return restore(directory, int(name))
+    return latest if name == "latest" or best in (None, latest.examples_seen) else restore(directory, best)

@@ -67,7 +67,7 @@ def test_a_file_its_bytes_and_its_pixels_are_one(run: TrainedRun, tmp_path: Path
 
 def test_predict_is_what_training_evaluates(run: TrainedRun) -> None:
     from alexnet_jax.evaluation import evaluate, open_run_dataset
-    from alexnet_jax.introspection import read_squares
+    from alexnet_jax.shards import read_squares
 
     dataset = open_run_dataset(run)
     evaluation = evaluate(run, dataset, "test")

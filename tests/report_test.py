@@ -15,9 +15,10 @@ from PIL import Image
 from alexnet_jax import load_run, report_page
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluation import evaluate, open_run_dataset
-from alexnet_jax.introspection import activities, nearest, read_squares
+from alexnet_jax.introspection import activities, nearest
 from alexnet_jax.metric_writer import read_metrics
 from alexnet_jax.programs import report
+from alexnet_jax.shards import read_squares
 from alexnet_jax.train import train_and_evaluate
 
 FIGURES = ["curves", "kernels", "confusion", "answers", "mistakes", "neighbours"]

@@ -14,7 +14,7 @@ from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
 from alexnet_jax.config import config_from_flags, refuse_words
 from alexnet_jax.errors import UserError
-from alexnet_jax.experiment import MEASURED, check_names, make_preprocessing
+from alexnet_jax.experiment import check_names, make_preprocessing
 from alexnet_jax.inventory import Statistics
 from alexnet_jax.layouts import LAYOUTS, from_layout, last_bias, to_layout
 from alexnet_jax.metric_writer import describe_environment, write_json
@@ -77,7 +77,7 @@ def _make_run(
         "batch_stats": {},
         **saved_state(make_optimizer(rule, params).init(params)),
         "plateau": state,
-        "preprocessing": {name: getattr(preprocessing, name) for name in MEASURED},
+        "preprocessing": preprocessing.measured,
     }
     environment = describe_environment(list(command))
     metadata = {

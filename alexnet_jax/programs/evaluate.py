@@ -11,7 +11,6 @@ from alexnet_jax import terminal
 from alexnet_jax.augment import VIEWS
 from alexnet_jax.evaluation import Evaluation, evaluate_run
 from alexnet_jax.metric_writer import write_text
-from alexnet_jax.metrics import confidence_interval
 
 MOST_ROWS = 10
 """Classes that are shown; the file has all."""
@@ -33,24 +32,21 @@ def main(argv: list[str]) -> None:
     evaluation = evaluate_run(
         options.run, options.split, options.checkpoint, options.views, options.data_dir, options.prepared_dir
     )
-    home = options.run if options.run.is_dir() else options.run.parent
     _show(evaluation)
-    write_tables(evaluation, options.output or home / "evaluation")
+    write_tables(evaluation, options.output or evaluation.run.folder / "evaluation")
 
 
 def _show(evaluation: Evaluation) -> None:
-    totals, run = evaluation.totals, evaluation.run
+    count, run = len(evaluation.labels), evaluation.run
     where = f"checkpoint {run.examples_seen:,}, {evaluation.views} view{'s' if evaluation.views > 1 else ''}"
-    terminal.show(f"{evaluation.split}: {totals['count']:,} images, {where}", style="bold")
-    for k in (1, 5) if len(run.class_names) > 5 else (1,):
-        wrong = totals["count"] - totals[f"top{k}_correct"]
-        low, high = confidence_interval(wrong, totals["count"])
-        error = terminal.percent(wrong / totals["count"])
+    terminal.show(f"{evaluation.split}: {count:,} images, {where}", style="bold")
+    for k, wrong, low, high in evaluation.errors():
+        error = terminal.percent(wrong / count)
         terminal.show(
-            f"top-{k} error {error:>7}  ({wrong:,} of {totals['count']:,} wrong; 95 % interval {low:.2%} to {high:.2%})"
+            f"top-{k} error {error:>7}  ({wrong:,} of {count:,} wrong; 95 % interval {low:.2%} to {high:.2%})"
         )
     terminal.show(f"loss {evaluation.summary['loss']:.4f}")
-    worst = sorted((row for row in evaluation.by_class() if row[2]), key=lambda row: row[2] / row[1], reverse=True)
+    worst = [row for row in evaluation.worst_classes() if row[2]]
     if worst:
         few = [
             [name, f"{images:,}", f"{wrong:,}", f"{wrong / images:.1%}"] for name, images, wrong, _ in worst[:MOST_ROWS]
@@ -60,7 +56,7 @@ def _show(evaluation: Evaluation) -> None:
 
 def write_tables(evaluation: Evaluation, folder: Path) -> None:
     """Writes predictions-SPLIT.csv, a row an image, and classes-SPLIT.csv; says where."""
-    names, ranks = evaluation.run.outputs, range(evaluation.guesses.shape[1])
+    run, ranks = evaluation.run, range(evaluation.guesses.shape[1])
     guesses = [[f"guess{rank + 1}", f"class{rank + 1}", f"probability{rank + 1}"] for rank in ranks]
     header = ["id", "file", "label", "class", *(column for columns in guesses for column in columns)]
     rows = (
@@ -68,11 +64,11 @@ def write_tables(evaluation: Evaluation, folder: Path) -> None:
             number,
             file,
             label,
-            names[label],
+            run.name_of(label),
             *(
                 cell
                 for guess, probability in zip(guesses, probabilities, strict=True)
-                for cell in (guess, names[guess] if guess >= 0 else "", f"{probability:.6g}")
+                for cell in (guess, run.name_of(guess), f"{probability:.6g}")
             ),
         ]
         for number, (file, label, guesses, probabilities) in enumerate(

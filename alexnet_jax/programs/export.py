@@ -20,8 +20,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a number of examples seen")
     options = parser.parse_args(argv)
     kind, run = FORMATS[options.format], load_run(options.run, options.checkpoint)
-    home = options.run if options.run.is_dir() else options.run.parent
-    path = options.output or home / f"model{kind.suffix}"
+    path = options.output or run.folder / f"model{kind.suffix}"
     difference = export_run(run, kind, path)
     more = len(run.class_names) > SHOWN
     size, views = run.config.data.image_size, run.config.test_views
