@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,9 @@ from alexnet_jax.errors import UserError
 _ITEM = "run"
 _STAGING = "tmp"
 """The folder that a checkpoint is written in; it gets its own name when it is whole."""
+
+_ONE_SAVE = threading.Lock()
+"""Orbax numbers saves by a variable of the process (0.12.8): of two at once, one may wait for the other's signals."""
 
 MAX_BLOCKED_SHARE = 0.1
 """Of the time that training may lose to saves that can be left out."""
@@ -141,7 +145,7 @@ class Checkpoints:
             staging.mkdir(parents=True)
             # As JSON gives it back.
             described = json.loads(json.dumps({**metadata, "best": self._best_on_disk(examples_seen, best)}))
-            with _orbax() as orbax:
+            with _ONE_SAVE, _orbax() as orbax:
                 orbax.save(
                     staged,
                     args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(tree)}),

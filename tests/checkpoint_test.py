@@ -1,16 +1,19 @@
 """Checkpoints: what is kept, what damage does."""
 
+import contextlib
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from alexnet_jax import checkpoint
@@ -84,6 +87,23 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
         may_go_on.set()
         checkpoints.wait()
         assert checkpoint_names(tmp_path / "c") == [1]
+
+
+def test_runs_that_train_together_save_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two saves of Orbax at once can wait for each other until a timeout ends them.
+    going_on, original = threading.Lock(), ocp.Checkpointer.save
+
+    def save(*args: object, **rest: object) -> None:
+        assert not going_on.locked(), "two at once"
+        with going_on:
+            time.sleep(0.1)
+            original(*args, **rest)
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", save)
+    with contextlib.ExitStack() as together:
+        for name in "abc":
+            together.enter_context(Checkpoints(tmp_path / name, keep=1)).save(1, tree(1), {}, best=None)
+    assert all(checkpoint_names(tmp_path / name) == [1] for name in "abc")
 
 
 # A full disk

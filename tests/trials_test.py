@@ -123,7 +123,8 @@ def test_after_a_signal_all_that_is_going_on_is_saved_and_goes_on_later(
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(SystemExit) as caught:
-        list(run_trials(trials, at_once=2, on_epoch=interrupt))
+        for outcome in run_trials(trials, at_once=2, on_epoch=interrupt):
+            pytest.fail(str(outcome.failure))  # it was not saved
     assert caught.value.code == 143 and "the same command goes on" in capsys.readouterr().out
     assert not (tmp_path / "2").exists()
     before = [len(read_metrics(trial.workdir)) for trial in trials[:2]]
