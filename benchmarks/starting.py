@@ -2,38 +2,34 @@
 
     python -m benchmarks.starting --data-dir=cifar10
 
-cifar10 holds train/CLASS/*.jpg and test/CLASS/*.jpg. A run ends as soon as it has started (alexnet_jax/starting.py) or
-after --steps. results/starting.json is written after each run; what is there already is not run again.
+cifar10 holds train/CLASS/*.jpg and test/CLASS/*.jpg. A run is the preset's own but for its batch; it ends once it has
+started (alexnet_jax/starting.py) or after --steps. results/starting.json is written after each run; what is there
+already is not run again.
 """
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax.datasets import Dataset
-from alexnet_jax.experiment import make_preprocessing, make_train_source, open_dataset
-from alexnet_jax.models import get_model
-from alexnet_jax.optimizer import make_learning_rates, make_optimizer
-from alexnet_jax.parallel import make_devices, use_compilation_cache
+from alexnet_jax import terminal, train
+from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
+from alexnet_jax.experiment import open_experiment
 from alexnet_jax.results import write_results
-from alexnet_jax.starting import StartWatch
-from alexnet_jax.steps import make_train_step
-from alexnet_jax.train_state import create_train_state, init_variables
+from alexnet_jax.stop_signals import StopSignals
 from configs import alexnet
 
 FULL_SIZE = ("source", "paper", "caffe", "caffenet", "single_tower", "owt", "bn", "modern")
 PRESETS = tuple(preset for preset in FULL_SIZE if preset in alexnet.PRESETS)
+NOT_STARTED = TrainingStuckError, TrainingDivergedError
 IMAGES_A_CLASS = {"train": 200, "test": 5}
 
 Run = dict[str, Any]
@@ -69,32 +65,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def start(config: ConfigDict, steps: int) -> Run:
-    """Trains until the run has started, for so many steps at most."""
-    use_compilation_cache(config.compilation_cache_dir)
-    dataset: Dataset = open_dataset(config.data)
-    records = dataset.splits["train"]
-    model = get_model(config.model, dataset.num_classes)
-    devices = make_devices(config.parallel, model)
-    variables = init_variables(model, config.data.crop, config.seed)
-    optimizer = make_optimizer(config.optimizer, variables["params"])
-    learning_rates = make_learning_rates(config.optimizer, variables["params"], config.epochs)
-    rates = learning_rates(0.0, config.optimizer.learning_rate)
-    preprocessing = make_preprocessing(config.data, dataset.statistics)
-    source = make_train_source(config.data, records, devices)
-    step = devices.compile_train_step(
-        make_train_step(model, optimizer, preprocessing, devices.axes), resident=source.resident
-    )
-    fresh = create_train_state(variables, optimizer, config.seed)
-    state = devices.place(dataclasses.replace(fresh, learning_rates=jax.tree.map(np.float32, rates)))
-    watch = StartWatch(records.labels, after=steps)
+    """Trains as main.py does until the run has started, for so many steps at most."""
+    config.update({"stuck_after_steps": steps, "max_steps": steps + 2, "eval_every_epochs": config.epochs})
     began = time.monotonic()
-    size = config.batch_size
-    with contextlib.closing(source.batches(0, batch_size=size, seed=config.seed, rows=devices.rows(size))) as batches:
-        for number in range(1, steps + 1):
-            state, sums = step(state, devices.shard(next(batches)))
-            loss = sums["loss_sum"].item() / sums["count"].item()
-            if watch.is_stuck(number, loss) or watch.started_at:
-                break
+    with terminal.muted(), tempfile.TemporaryDirectory() as workdir:
+        run = train.Run(config, Path(workdir), open_experiment(config), [])
+        with contextlib.closing(run.execute(StopSignals())) as requests, contextlib.suppress(*NOT_STARTED):
+            request = next(requests)
+            while run.start_watch.started_at is None:
+                request = requests.send(run.train_step(*request))
+    watch = run.start_watch
     return {"started_at": watch.started_at, "mean_loss": watch.mean, "seconds": round(time.monotonic() - began)}
 
 
