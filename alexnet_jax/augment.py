@@ -127,7 +127,9 @@ def partners(values: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
 
 
 def testing_images(preprocessing: Preprocessing, images: Pixels, views: int) -> Float[Array, "views batch crop crop 3"]:
-    """The views of each image that its prediction is averaged over: see `VIEWS`."""
+    """The views of each image that a prediction is averaged over. Raises UserError for a number not in `VIEWS`."""
+    if views not in VIEWS:
+        raise UserError(f"views={views}: a prediction is averaged over {', '.join(map(str, VIEWS))} views")
     p = preprocessing
     if p.mean_form == "image_crop":
         images = images - p.mean[None]

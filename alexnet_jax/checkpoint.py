@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import shutil
 import sys
 import threading
@@ -27,6 +28,9 @@ _STAGING = "tmp"
 
 _ONE_SAVE = threading.Lock()
 """Orbax numbers saves by a variable of the process (0.12.8): of two at once, one may wait for the other's signals."""
+
+MOST_EXPANSION, _SMALL = 20, 2**26
+"""How many times as large as its files a checkpoint may become, and bytes that none is too small for."""
 
 MAX_BLOCKED_SHARE = 0.1
 """Of the time that training may lose to saves that can be left out."""
@@ -213,8 +217,10 @@ def restore_latest(directory: Path) -> tuple[Restored | None, list[str]]:
 def restore(directory: Path, examples_seen: int) -> Restored:
     """The named checkpoint. Raises UserError if it cannot be read or its content is not what was saved."""
     path = directory.absolute() / str(examples_seen)
+    _silence_late_writers()
     try:
         metadata = _read_metadata(path)
+        _check_size(path)
         with _orbax() as orbax:
             tree = orbax.restore(path, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeRestore()}))[_ITEM]
         if digest(tree, metadata) != metadata["digest"]:
@@ -222,6 +228,16 @@ def restore(directory: Path, examples_seen: int) -> Restored:
     except Exception as error:  # Orbax raises anything from KeyError to its own errors on damaged files.
         raise UserError(f"checkpoint {path} is damaged: {_reason(error)}") from error
     return Restored(examples_seen, tree, metadata)
+
+
+def _check_size(path: Path) -> None:
+    """Raises ValueError if the arrays would take far more memory than their files, which are not compressed."""
+    with _orbax() as orbax:
+        arrays = jax.tree.leaves(orbax.metadata(path).item_metadata[_ITEM].tree)
+    needed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
+    present = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if needed > max(MOST_EXPANSION * present, _SMALL):
+        raise ValueError(f"its arrays would take {needed:,} bytes, its files have {present:,}")
 
 
 def _orbax() -> ocp.Checkpointer:
@@ -258,7 +274,7 @@ def _reason(error: Exception) -> str:
 
 @functools.cache
 def _silence_late_writers() -> None:
-    """Keeps TensorStore from printing a traceback for each array that it still writes when Orbax gave up on a save."""
+    """Keeps TensorStore from printing a traceback for each array it is still busy with when Orbax has given up."""
     show = sys.unraisablehook
 
     def show_others(unraisable: Any) -> None:

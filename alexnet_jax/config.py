@@ -2,8 +2,10 @@
 
 import difflib
 import functools
+import io
 import itertools
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +25,14 @@ def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]
 
     @functools.wraps(main)
     def wrapped(argv: list[str]) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be Unicode, nor terminals show all of it
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             main(argv)
+            sys.stdout.flush()
+        except BrokenPipeError:  # nobody reads on, as after `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
         except UserError as error:
             _exit(str(error), error.exit_code)
         except Terminated:
@@ -250,6 +258,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "must be same, constant or halfway",
     ),
     ("data.jpeg_quality", lambda value: 1 <= value <= 100, "must be from 1 to 100"),
+    ("data.image_size", lambda value: 1 <= value <= 4096, "must be from 1 to 4096"),
     (
         "model.without_layers",
         lambda value: _is_row(value, *[str] * len(value)),

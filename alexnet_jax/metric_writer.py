@@ -5,6 +5,7 @@ as an uninterrupted one.
 """
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -137,13 +138,23 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     A symbolic link in its place is replaced, not followed.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.parent / f"{path.name}.tmp"
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:
-            file.write(content)
-        temporary.replace(path)
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def open_lock(path: Path) -> TextIO:
+    """A file to be locked, made if need be and left as it is. Raises UserError if it cannot be, or is a link."""
+    with _naming(path):
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
 
 
 def describe_environment(command: list[str]) -> dict[str, Any]:
@@ -188,6 +199,8 @@ def _truncate(path: Path, examples_seen: int) -> None:
     if path.exists():
         records = [record for record in _complete(path.read_text()) if record["examples_seen"] <= examples_seen]
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    else:
+        path.unlink(missing_ok=True)  # a link to nothing
 
 
 def _complete(text: str) -> list[dict[str, Any]]:
@@ -200,4 +213,5 @@ def _naming(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; is the disk full?") from error
+        hint = "; is the disk full?" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        raise UserError(f"cannot write {path}: {error.strerror or error}{hint}") from error

@@ -29,6 +29,7 @@ from alexnet_jax.errors import UserError, reason
 from alexnet_jax.images import TRAITS, encode_jpeg, to_square
 from alexnet_jax.inventory import Inventory
 from alexnet_jax.machine import available_cores
+from alexnet_jax.metric_writer import open_lock
 from alexnet_jax.sources import SPLITS, Original, Source
 
 STORAGES = ("auto", "jpeg", "raw")
@@ -359,7 +360,7 @@ class _Job:
 @contextlib.contextmanager
 def _exclusively(directory: Path) -> Iterator[None]:
     """Lets one process at a time prepare a folder; the kernel gives the lock back when a process dies."""
-    with directory.with_name(directory.name + ".lock").open("w") as lock:
+    with open_lock(directory.with_name(directory.name + ".lock")) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

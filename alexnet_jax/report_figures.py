@@ -1,6 +1,7 @@
 """The figures of a report. Each function says how to fill a matplotlib figure; `render` makes a PNG file of it."""
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,8 @@ def render(draw: Draw, theme: str = "light") -> bytes:
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), text),
         "axes.edgecolor": text,
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a script that the font does not have is drawn as boxes
         figure, file = Figure(layout="constrained"), io.BytesIO()
         draw(figure)
         figure.savefig(file, format="png", dpi=110)
@@ -192,6 +194,6 @@ def _show(panel: Any, image: np.ndarray, title: str, color: str | None = None, b
 
 
 def _short(name: str, length: int) -> str:
-    """A name in a few characters, without what matplotlib would take for a formula."""
-    name = name.replace("$", "\\$")
+    """A name in a few characters that matplotlib can draw, without what it would take for a formula."""
+    name = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in name).replace("$", "\\$")
     return name if len(name) <= length else name[: length - 1] + "…"

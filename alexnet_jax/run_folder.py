@@ -14,7 +14,7 @@ from alexnet_jax import terminal
 from alexnet_jax.checkpoint import restore_latest
 from alexnet_jax.datasets import Dataset
 from alexnet_jax.errors import UserError
-from alexnet_jax.metric_writer import read_metrics
+from alexnet_jax.metric_writer import open_lock, read_metrics
 
 
 @dataclasses.dataclass
@@ -43,7 +43,7 @@ class Progress:
 def claim(workdir: Path) -> TextIO | None:
     """A file that keeps other processes of this machine from claiming the folder until it is closed; None: one has."""
     workdir.mkdir(parents=True, exist_ok=True)
-    file = (workdir / ".claim").open("w")
+    file = open_lock(workdir / ".claim")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -168,7 +168,7 @@ def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
         raise _NoStateDictError("its numbers are big-endian")
     storages: dict[str, _Storage] = {}
     root, keys = _follow(file, storages), _follow(file)
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+    if not isinstance(keys, list) or sorted(_of(str, key) for key in keys) != sorted(storages):
         raise _NoStateDictError("its list of storages does not fit its tensors")
     places: dict[str, int] = {}
     for key in keys:
@@ -297,11 +297,11 @@ class _Machine:
         del self.stack[mark:]
         return values
 
-    def _storage(self, what: str, kind: _Global, key: str, _location: str, length: int, view: None = None) -> _Storage:
+    def _storage(self, what: str, kind: _Global, key: Any, _location: str, length: int, view: None = None) -> _Storage:
         """What a persistent id stands for."""
         if what != "storage" or _of(_Global, kind).name not in _DTYPES or view is not None:
             raise ValueError
-        storage = _Storage(kind.name, str(key), _natural(length))
+        storage = _Storage(kind.name, _of(str, key), _natural(length))
         if self.storages.setdefault(storage.key, storage) != storage:
             raise ValueError
         return storage

@@ -207,15 +207,27 @@ def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
         restored = _restore(path / "checkpoints", checkpoint)
         tree, about = restored.tree, {**restored.metadata, "examples_seen": restored.examples_seen}
     elif path.exists():
+        if checkpoint != "latest":
+            raise UserError(f"--checkpoint={checkpoint}: {path} is a file, which holds one")
         tree, about = read_safetensors(path)
         if "digest" not in about or digest(tree, about) != about["digest"]:
             raise UserError(f"{path} is damaged: its content does not match its digest")
     else:
         raise UserError(f"{path}: no such run")
+    try:
+        return _assemble(path, tree, about)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # whatever is missing, or of another kind
+        raise UserError(f"{path} is no run of this code: {type(error).__name__}, {reason(error)}") from error
+
+
+def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> TrainedRun:
+    """Raises UserError if the parts do not fit each other, or anything for parts that are missing."""
     check(about["config"])
     config, class_names = ConfigDict(about["config"]), tuple(about["class_names"])
     preprocessing = make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
-    return TrainedRun(
+    run = TrainedRun(
         path=path,
         config=config,
         class_names=class_names,
@@ -226,6 +238,12 @@ def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
         examples_seen=about["examples_seen"],
         content=about["data"],
     )
+    given, expected = (
+        _by_name(variables) for variables in (run.variables, trace_shapes(run.model, config.data.crop)[0])
+    )
+    if differences := compare(given, expected):
+        raise UserError(f"its arrays are not those of its network: {'; '.join(differences)}")
+    return run
 
 
 DECISIVE = ("crop", "mean_form", "std")
@@ -251,13 +269,12 @@ def start_from(config: ConfigDict, class_names: Sequence[str], variables: Mappin
     theirs, ours = run.config.data, config.data
     differences = [
         f"config.data.{name}: {_listed(theirs[name])} there, {_listed(ours[name])} here"
-        for name in ("image_size", *DECISIVE)
+        for name in ("image_size", *DECISIVE, *(["mean"] if theirs.mean and ours.mean else []))
         if _listed(theirs[name]) != _listed(ours[name])
     ]
-    old, fresh = (
-        traverse_util.flatten_dict({"params": tree["params"], "batch_stats": tree.get("batch_stats", {})}, sep="/")
-        for tree in (run.variables, variables)
-    )
+    if run.model.activation != (activation := get_model(config.model, 1).activation):
+        differences.append(f"config.model.activation: {run.model.activation} there, {activation} here")
+    old, fresh = (_by_name(tree) for tree in (run.variables, variables))
     if run.class_names != tuple(class_names):
         last = f"params/{run.layer_names[-1]}/"
         old = {name: array for name, array in old.items() if not name.startswith(last)}
@@ -266,6 +283,12 @@ def start_from(config: ConfigDict, class_names: Sequence[str], variables: Mappin
     if differences:
         raise UserError(f"config.init_from={config.init_from} does not suit: {'; '.join(differences)}")
     return traverse_util.unflatten_dict(old, sep="/")
+
+
+def _by_name(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network consists of, named like "params/conv1/kernel"."""
+    whole = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    return traverse_util.flatten_dict(whole, sep="/")
 
 
 def _listed(value: Any) -> Any:
@@ -277,7 +300,7 @@ def _restore(directory: Path, name: str) -> Restored:
     """The checkpoint that is meant."""
     if name not in ("latest", "best"):
         names = checkpoint_names(directory)
-        if not name.isdigit() or int(name) not in names:
+        if not name.isdecimal() or int(name) not in names:
             raise UserError(f"--checkpoint={name}: {directory} has {', '.join(map(str, names)) or 'none'}")
         return restore(directory, int(name))
     latest, warnings = restore_latest(directory)

@@ -106,6 +106,28 @@ def test_runs_that_train_together_save_one_after_the_other(tmp_path: Path, monke
     assert all(checkpoint_names(tmp_path / name) == [1] for name in "abc")
 
 
+def test_a_truncated_file_is_told_in_a_line(folder: Path) -> None:
+    largest = max(folder.glob("30/**/d/*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    program = (
+        "from pathlib import Path; from alexnet_jax.checkpoint import restore_latest;"
+        f"restored, (warning,) = restore_latest(Path({str(folder)!r})); print(restored.examples_seen, warning)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert "Traceback" not in done.stderr and done.stdout.startswith("20 checkpoint ")
+
+
+def test_arrays_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = ocp.PyTreeCheckpointHandler
+    monkeypatch.setattr(
+        ocp, "PyTreeCheckpointHandler", lambda **options: handler(**{**options, "use_compression": True})
+    )
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, {"values": np.zeros(2**25, np.float32)}, {}, best=None)
+    with pytest.raises(UserError, match=r"1 is damaged: its arrays would take 134,217,728 bytes, its files have"):
+        restore(tmp_path, 1)
+
+
 # A full disk
 
 BIG = {"values": np.random.default_rng(0).random(100_000)}

@@ -230,3 +230,21 @@ def test_weights_of_another_program_become_a_start(
     for name in ("conv1/kernel", "conv1/bias", "conv2/kernel", "conv2/bias"):
         np.testing.assert_array_equal(tuned[name], before[name])
     assert 0 < np.abs(tuned["fc3/kernel"] - before["fc3/kernel"]).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"model.activation": "tanh"}, "config.model.activation: relu there, tanh here"),
+        ({"data.mean": (9.0, 9.0, 9.0)}, r"config.data.mean: \[1.0, 2.0, 3.0\] there, \[9.0, 9.0, 9.0\] here"),
+    ],
+)
+def test_other_inputs_or_activations_are_told(
+    changes: dict[str, Any], text: str, trained: TrainedRun, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    theirs = trained.config.copy_and_resolve_references()
+    theirs.data.mean = (1.0, 2.0, 3.0)
+    dataclasses.replace(trained, config=theirs).save(tmp_path / "a.safetensors")
+    config = make_config(init_from=str(tmp_path / "a.safetensors"), **changes)
+    with pytest.raises(UserError, match=text):
+        train_and_evaluate(config, tmp_path / "run")

@@ -21,6 +21,7 @@ from alexnet_jax.metric_writer import (
     MetricWriter,
     _git_revision,
     describe_environment,
+    open_lock,
     read_metrics,
     write_bytes,
     write_json,
@@ -231,3 +232,30 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Pa
     assert outside.read_text() == "kept"
     assert not (folder / "report.html").is_symlink() and (folder / "report.html").read_bytes() == b"new"
     assert [path.name for path in folder.iterdir()] == ["report.html"]
+
+
+def test_a_link_to_nothing_is_replaced(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        (tmp_path / name).symlink_to(tmp_path / "outside")
+    write_epochs(tmp_path, 1)
+    assert not (tmp_path / "outside").exists() and len(read_metrics(tmp_path)) == 3
+
+
+def test_a_lock_is_left_as_it_is_and_no_link_is_followed(tmp_path: Path) -> None:
+    lock, link = tmp_path / "lock", tmp_path / "link"
+    open_lock(lock).close()
+    lock.write_text("kept")
+    open_lock(lock).close()
+    link.symlink_to(lock)
+    with pytest.raises(UserError, match=r"cannot write .*link"):
+        open_lock(link)
+    assert lock.read_text() == "kept"
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", Path("/")):
+        with pytest.raises(UserError, match="cannot write") as raised:
+            write_bytes(path, b"content")
+        assert "disk full" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -4,21 +4,25 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
 from alexnet_jax import load_run
+from alexnet_jax.checkpoint import digest
 from alexnet_jax.errors import UnreadableImagesError, UserError
 from alexnet_jax.programs import predict
 from alexnet_jax.train import train_and_evaluate
 from alexnet_jax.trained import TrainedRun
+from alexnet_jax.weights import write_safetensors
 from tests.conftest import REPOSITORY
 
 
@@ -233,3 +237,68 @@ def test_classes_that_the_data_lack_have_a_name(make_config: Callable[..., Confi
     run = load_run(tmp_path)
     assert len(run.outputs) == 12 and run.outputs[-1] == "unused 11"
     assert run.predict(np.zeros((1, 256, 256, 3), np.uint8)).shape == (1, 12)
+
+
+def test_views_that_there_are_not_are_refused(run: TrainedRun) -> None:
+    for views in (0, 3, -1):
+        with pytest.raises(UserError, match=f"views={views}: .* over 1, 2, 10 views"):
+            run.predict(np.zeros((72, 72, 3), np.uint8), views)
+
+
+def test_warnings_are_no_answers(run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    (newest,) = (tmp_path / "run" / "checkpoints").iterdir()
+    shutil.copytree(newest, newest.with_name(f"{newest.name}0"))
+    (newest.with_name(f"{newest.name}0") / "_CHECKPOINT_METADATA").unlink()
+    predict.main([str(tmp_path / "run"), str(photo(tmp_path / "a.png", 1)), "--csv"])
+    printed = capsys.readouterr()
+    assert printed.out.startswith("file,rank,") and "is damaged" in printed.err
+
+
+def test_each_file_has_its_answer_and_hidden_ones_are_none(
+    run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = photo(tmp_path / "a.png", 1)
+    (tmp_path / "._a.png").write_bytes(b"what a Mac leaves beside each file")
+    found = answers([str(run.path), str(tmp_path), str(file)], capsys)
+    assert [answer["file"] for answer in found] == [str(file)] * 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        ({"class_names": tuple("abc")}, r"its arrays are not those of its network: params/fc5/bias is \(10,\), not"),
+        ({"params": {"conv1": {"kernel": np.zeros(3, np.float32)}}}, "params/conv2/kernel is missing"),
+        ({"config": ConfigDict({"seed": 1})}, "config.batch_size is missing"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused(
+    damage: dict[str, object], text: str, run: TrainedRun, tmp_path: Path
+) -> None:
+    dataclasses.replace(run, **damage).save(tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=text):
+        load_run(tmp_path / "a.safetensors")
+
+
+def test_a_header_without_its_parts_is_refused(tmp_path: Path) -> None:
+    tree = {"a": np.zeros(3, np.float32)}
+    write_safetensors(tmp_path / "a.safetensors", tree, {"digest": digest(tree, {})})
+    with pytest.raises(UserError, match=r"a\.safetensors is no run of this code: KeyError, 'config'"):
+        load_run(tmp_path / "a.safetensors")
+
+
+def test_a_network_of_nan_has_no_answers(run: TrainedRun, tmp_path: Path) -> None:
+    params = jax.tree.map(lambda array: np.full_like(array, np.nan), run.params)
+    dataclasses.replace(run, params=params).save(tmp_path / "nan.safetensors")
+    words = [str(tmp_path / "nan.safetensors"), str(photo(tmp_path / "a.png", 1))]
+    with pytest.raises(UserError, match="answers NaN"):
+        predict.main(words)
+    with pytest.raises(UserError, match=r"--checkpoint=best: .* is a file"):
+        predict.main([*words, "--checkpoint=best"])
+
+
+def test_nobody_reads_on(run: TrainedRun, tmp_path: Path) -> None:
+    photo(tmp_path / "a.png", 1)
+    command = f"{sys.executable} -m alexnet_jax predict {run.path} {tmp_path} --csv | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stderr) == (141, "")

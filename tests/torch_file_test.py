@@ -329,3 +329,29 @@ def test_a_wrong_path(tmp_path: Path) -> None:
     (tmp_path / "b.pth").write_bytes(zlib.compress(b"what"))
     with pytest.raises(UserError, match=r"b\.pth"):
         read_arrays(tmp_path / "b.pth")
+
+
+def test_a_name_that_would_grow_without_end_is_refused(tmp_path: Path) -> None:
+    grown = b")" + b"q\x00h\x00\x86" * 16  # each time a pair of two of the one before
+    archive(tmp_path / "a.pth", program(tensor().replace(text("0"), grown, 1)))
+    whole, keys = in_legacy(tmp_path / "b.pth", program(tensor())).read_bytes(), b"\x80\x02]" + text("0") + b"a."
+    (tmp_path / "b.pth").write_bytes(whole.replace(keys, b"\x80\x02]" + grown + b"a."))
+    for name in "ab":
+        with pytest.raises(UserError, match="a str was expected, not a tuple"):
+            read_arrays(tmp_path / f"{name}.pth")
+
+
+def test_whatever_a_reader_raises_is_one_line(tmp_path: Path) -> None:
+    head = b'{"x":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(4))
+    for name, header in {"b": "{'descr': '<f4', 'fortran_order': False, 'shape': (True,), }", "c": "-" * 9000}.items():
+        with zipfile.ZipFile(tmp_path / f"{name}.npz", "w") as file:
+            file.writestr("x.npy", npy(header, bytes(4)))
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as file:
+        file.writestr("x.npy", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }", bytes(4)))
+    encrypted = bytearray((tmp_path / "d.npz").read_bytes())
+    encrypted[encrypted.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "d.npz").write_bytes(encrypted)
+    for name in ("a.safetensors", "b.npz", "c.npz", "d.npz"):
+        with pytest.raises(UserError, match=rf"{name} is no whole"):
+            read_arrays(tmp_path / name)

@@ -57,7 +57,7 @@ def _make_run(
     source: Path, config: ConfigDict, layout: str, workdir: Path, names: Path | None, command: Sequence[str]
 ) -> None:
     """Raises UserError for weights, settings or names that do not suit each other, before anything is written."""
-    if checkpoint_names(workdir / "checkpoints"):
+    if (workdir / "config.json").exists() or checkpoint_names(workdir / "checkpoints"):
         raise UserError(f"{workdir} holds a run already; give another --workdir")
     preprocessing = _preprocessing(config, layout)
     check_names(config)
@@ -121,7 +121,7 @@ def _class_names(path: Path | None, outputs: int) -> list[str]:
     if path is None:
         return [str(number) for number in range(outputs)]
     try:
-        names = [line.strip() for line in path.read_text().splitlines()]
+        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"--class-names={path} cannot be read: {error}") from error
     if len(names) != outputs or not all(names):

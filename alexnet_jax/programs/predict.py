@@ -1,6 +1,7 @@
 """`python -m alexnet_jax predict RUN photo.jpg|folder|-`: what a network takes images for. No data set is needed."""
 
 import argparse
+import contextlib
 import csv
 import json
 import sys
@@ -35,7 +36,8 @@ def main(argv: list[str]) -> None:
     if options.top < 1:
         raise UserError(f"--top={options.top}: at least 1")
     files = list(_find(options.images))
-    run = load_run(options.run, options.checkpoint)
+    with contextlib.redirect_stdout(sys.stderr):  # where warnings belong when answers are data
+        run = load_run(options.run, options.checkpoint)
     show = _show_json if options.json else _show_csv if options.csv else _show_tables
     unreadable: list[str] = []
     show(_answers(run, files, options.top, options.views, unreadable))
@@ -48,7 +50,9 @@ def _find(names: Sequence[str]) -> Iterator[str]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            found = sorted(
+                str(file) for file in path.rglob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file()
+            )
             if not found:
                 raise UserError(f"{name} holds no image ({' '.join(SUFFIXES)})")
             yield from found
@@ -64,16 +68,20 @@ def _answers(
     """A batch at a time; names those that cannot be read on standard error and adds them to `unreadable`."""
     most = run.config.eval_batch_size
     for first in range(0, len(files), most):
-        squares: dict[str, np.ndarray] = {}
+        squares: list[np.ndarray] = []
+        readable: list[str] = []
         for file in files[first : first + most]:
             try:
-                squares[file] = run.square(sys.stdin.buffer.read() if file == "-" else file)
+                squares.append(run.square(sys.stdin.buffer.read() if file == "-" else file))
+                readable.append(file)
             except UserError as error:
                 print(f"skipped: {error}", file=sys.stderr)
                 unreadable.append(file)
         if squares:
-            probabilities = run.predict(np.stack(list(squares.values())), views)
-            for file, of_image in zip(squares, probabilities, strict=True):
+            probabilities = run.predict(np.stack(squares), views)
+            if not np.isfinite(probabilities).all():
+                raise UserError(f"{run.path}: the network answers NaN; its weights are no good")
+            for file, of_image in zip(readable, probabilities, strict=True):
                 yield {"file": file, "guesses": guesses(run, of_image, top)}
 
 
