@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import terminal, train
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
 from alexnet_jax.experiment import open_experiment
+from alexnet_jax.machine import processor_name
 from alexnet_jax.results import write_results
 from alexnet_jax.stop_signals import StopSignals
 from configs import alexnet
@@ -33,7 +34,7 @@ NOT_STARTED = TrainingStuckError, TrainingDivergedError
 IMAGES_A_CLASS = {"train": 200, "test": 5}
 
 Run = dict[str, Any]
-"""preset, seed, steps allowed, batch, started_at (step or None), mean_loss at the end, seconds."""
+"""preset, seed, steps allowed, batch, started_at (step or None), mean_loss at the end, seconds, processor."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,7 +76,12 @@ def start(config: ConfigDict, steps: int) -> Run:
             while run.start_watch.started_at is None:
                 request = requests.send(run.train_step(*request))
     watch = run.start_watch
-    return {"started_at": watch.started_at, "mean_loss": watch.mean, "seconds": round(time.monotonic() - began)}
+    return {
+        "started_at": watch.started_at,
+        "mean_loss": watch.mean,
+        "seconds": round(time.monotonic() - began),
+        "processor": processor_name(),
+    }
 
 
 def summarize(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
