@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UserError, reason
 
 _FLUSH_SECONDS = 120.0
 """The longest time that TensorBoard's numbers wait for the next one before they can be seen."""
@@ -110,17 +110,22 @@ class _Board:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The complete records of metrics.jsonl."""
+    """The complete records of metrics.jsonl. Raises UserError if it is damaged."""
     return _read(workdir / "metrics.jsonl")
 
 
 def read_timing(workdir: Path) -> list[dict[str, Any]]:
-    """The complete records of timing.jsonl."""
+    """The complete records of timing.jsonl. Raises UserError if it is damaged."""
     return _read(workdir / "timing.jsonl")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return _complete(path.read_text()) if path.exists() else []
+    """Its records; not a last line that a kill cut short."""
+    try:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {reason(error)}") from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -197,14 +202,10 @@ def _append(file: TextIO, record: Mapping[str, Any]) -> None:
 def _truncate(path: Path, examples_seen: int) -> None:
     """Drops records after a position, and a line that a kill cut short."""
     if path.exists():
-        records = [record for record in _complete(path.read_text()) if record["examples_seen"] <= examples_seen]
+        records = [record for record in _read(path) if record["examples_seen"] <= examples_seen]
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
     else:
         path.unlink(missing_ok=True)  # a link to nothing
-
-
-def _complete(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 @contextlib.contextmanager

@@ -112,6 +112,15 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, name: str) 
                 writer._board.write("step", step, {"loss": 1.0})
 
 
+def test_a_damaged_record_is_told(tmp_path: Path) -> None:
+    write_epochs(tmp_path, 1)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\n")
+    for act in (lambda: read_metrics(tmp_path), lambda: MetricWriter(tmp_path, 10)):
+        with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
+            act()
+
+
 # TensorBoard
 
 
