@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from alexnet_jax import terminal
 from alexnet_jax.errors import UserError
+from alexnet_jax.torch_file import most_unpacked
 
 _ITEM = "run"
 _STAGING = "tmp"
@@ -28,9 +29,6 @@ _STAGING = "tmp"
 
 _ONE_SAVE = threading.Lock()
 """Orbax numbers saves by a variable of the process (0.12.8): of two at once, one may wait for the other's signals."""
-
-MOST_EXPANSION, _SMALL = 20, 2**26
-"""How many times as large as its files a checkpoint may become, and bytes that none is too small for."""
 
 MAX_BLOCKED_SHARE = 0.1
 """Of the time that training may lose to saves that can be left out."""
@@ -60,7 +58,6 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._busy_until = 0.0
         self._copy: Any = None
-        _silence_late_writers()
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in [*self.directory.glob(f"*{_STAGING}*"), *self.directory.glob("*.new")]:  # of a run that was killed
             shutil.rmtree(path)
@@ -217,11 +214,11 @@ def restore_latest(directory: Path) -> tuple[Restored | None, list[str]]:
 def restore(directory: Path, examples_seen: int) -> Restored:
     """The named checkpoint. Raises UserError if it cannot be read or its content is not what was saved."""
     path = directory.absolute() / str(examples_seen)
-    _silence_late_writers()
     try:
-        metadata = _read_metadata(path)
-        _check_size(path)
         with _orbax() as orbax:
+            found = orbax.metadata(path)
+            metadata = _described(found)
+            _check_size(path, found.item_metadata[_ITEM].tree)
             tree = orbax.restore(path, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeRestore()}))[_ITEM]
         if digest(tree, metadata) != metadata["digest"]:
             raise ValueError("its content does not match its digest")
@@ -230,13 +227,11 @@ def restore(directory: Path, examples_seen: int) -> Restored:
     return Restored(examples_seen, tree, metadata)
 
 
-def _check_size(path: Path) -> None:
-    """Raises ValueError if the arrays would take far more memory than their files, which are not compressed."""
-    with _orbax() as orbax:
-        arrays = jax.tree.leaves(orbax.metadata(path).item_metadata[_ITEM].tree)
-    needed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
+def _check_size(path: Path, shapes: Any) -> None:
+    """Raises ValueError if arrays of these shapes would take far more memory than their files, not compressed."""
+    needed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in jax.tree.leaves(shapes))
     present = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    if needed > max(MOST_EXPANSION * present, _SMALL):
+    if needed > most_unpacked(present):
         raise ValueError(f"its arrays would take {needed:,} bytes, its files have {present:,}")
 
 
@@ -246,6 +241,7 @@ def _orbax() -> ocp.Checkpointer:
     The newer interface (orbax.checkpoint.v1) waits for the others in any case (0.12.8). Arrays are not compressed,
     which would take most of the time and save a twelfth of the space.
     """
+    _silence_late_writers()
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
@@ -260,7 +256,12 @@ def _orbax() -> ocp.Checkpointer:
 def _read_metadata(path: Path) -> dict[str, Any]:
     """The plain data saved beside a checkpoint. Raises ValueError or an error of Orbax if they are damaged."""
     with _orbax() as orbax:
-        metadata = orbax.metadata(path).custom_metadata
+        return _described(orbax.metadata(path))
+
+
+def _described(found: Any) -> dict[str, Any]:
+    """The plain data among what Orbax knows of a checkpoint. Raises ValueError if they are not ours."""
+    metadata = found.custom_metadata
     if not isinstance(metadata, dict) or "digest" not in metadata:
         raise ValueError("its metadata are missing")
     return metadata

@@ -24,6 +24,9 @@ Batch = dict[str, Array]
 State = TypeVar("State")
 Step = Callable[[State, Batch], tuple[State, dict[str, Array]]]
 TrainStep = Step[TrainState]
+Gradients = Callable[[TrainState, Batch], tuple[Any, Any]]
+"""Of the mean loss of a batch with respect to parameters; beside them, its sums and the averages of normalisation."""
+
 _MIXUP = 2
 """The stream of an example's key that mixes it; crops and dropout have 0 and 1, by `jax.random.split`."""
 
@@ -65,18 +68,8 @@ def make_train_step(
         )
 
     def gradients_and_sums(state: TrainState, batch: Batch) -> tuple[Any, tuple[dict[str, Array], Any]]:
-        augment_keys, dropout_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(
-            example_keys(state.key, batch["epoch"], batch["id"])
-        )
-        images = augment.training_images(preprocessing, batch["image"], augment_keys, batch["epoch"])
+        images, others, shares, dropout_keys = _presented(preprocessing, state, batch)
         labels = batch["label"]
-        others, shares = labels, jnp.ones(labels.shape)
-        if preprocessing.mixup:
-            mixup_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MIXUP))(
-                example_keys(state.key, batch["epoch"], batch["id"])
-            )
-            others, shares = augment.partners(labels), augment.mixup_shares(mixup_keys, preprocessing.mixup)
-            images = augment.mix_pairs(images, shares)
 
         def loss(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
             (logits, _), updated = model.apply(
@@ -95,19 +88,9 @@ def make_train_step(
 
         return jax.grad(loss, has_aux=True)(state.params)
 
-    def accumulated(state: TrainState, batch: Batch) -> tuple[Any, tuple[dict[str, Array], Any]]:
-        parts = jax.tree.map(lambda values: values.reshape(micro_batches, -1, *values.shape[1:]), batch)
-
-        def add(total: Any, part: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients_and_sums(state, part)), None
-
-        shapes = jax.eval_shape(gradients_and_sums, state, jax.tree.map(lambda values: values[0], parts))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        (gradients, rest), _ = jax.lax.scan(add, zeros, parts)
-        return jax.tree.map(lambda gradient: gradient / micro_batches, gradients), rest
+    of_batch = gradients_and_sums if micro_batches == 1 else _in_parts(gradients_and_sums, micro_batches)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        of_batch = gradients_and_sums if micro_batches == 1 else accumulated
         gradients, (sums, batch_stats) = of_batch(state, batch)
         gradients, sums = mean_gradients(gradients, axes, model.is_split), add_up(sums, axes)
         updates, opt_state = optimizer.update(
@@ -117,6 +100,36 @@ def make_train_step(
         return dataclasses.replace(state, params=params, batch_stats=batch_stats, opt_state=opt_state), sums
 
     return train_step
+
+
+def _presented(preprocessing: Preprocessing, state: TrainState, batch: Batch) -> tuple[Array, Array, Array, Array]:
+    """A batch as training sees it: images, labels of those mixed in, shares of their own labels, keys for dropout."""
+    keys = example_keys(state.key, batch["epoch"], batch["id"])
+    augment_keys, dropout_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
+    images = augment.training_images(preprocessing, batch["image"], augment_keys, batch["epoch"])
+    labels = batch["label"]
+    if not preprocessing.mixup:
+        return images, labels, jnp.ones(labels.shape), dropout_keys
+    mixup_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MIXUP))(keys)
+    shares = augment.mixup_shares(mixup_keys, preprocessing.mixup)
+    return augment.mix_pairs(images, shares), augment.partners(labels), shares, dropout_keys
+
+
+def _in_parts(gradients_and_sums: Gradients, count: int) -> Gradients:
+    """The same of a batch, from equal parts of it one after the other: mean gradients, and sums of the rest."""
+
+    def of_batch(state: TrainState, batch: Batch) -> tuple[Any, Any]:
+        parts = jax.tree.map(lambda values: values.reshape(count, -1, *values.shape[1:]), batch)
+
+        def add(total: Any, part: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradients_and_sums(state, part)), None
+
+        shapes = jax.eval_shape(gradients_and_sums, state, jax.tree.map(lambda values: values[0], parts))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        (gradients, rest), _ = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda gradient: gradient / count, gradients), rest
+
+    return of_batch
 
 
 def make_predict_step(

@@ -19,12 +19,6 @@ import numpy as np
 
 from alexnet_jax.errors import UserError
 
-MOST_EXPANSION = 20
-"""How many times as large as its file the members of an archive may be."""
-
-_SMALL = 2**26
-"""Bytes that no file is too small for."""
-
 MOST_INSTRUCTIONS = 100_000
 """In a pickle; AlexNet has 500."""
 
@@ -128,12 +122,17 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        unpacked, most = sum(member.file_size for member in members), max(MOST_EXPANSION * path.stat().st_size, _SMALL)
-        if unpacked > most:
+        unpacked = sum(member.file_size for member in members)
+        if unpacked > most_unpacked(path.stat().st_size):
             raise ValueError(f"its members would unpack to {unpacked:,} bytes")
         if len({member.filename for member in members}) < len(members):
             raise ValueError("two of its members have one name")
         yield archive
+
+
+def most_unpacked(packed: int) -> int:
+    """Bytes that weights of so many bytes in files may take in memory: 20 times as many, 64 MiB in any case."""
+    return max(20 * packed, 2**26)
 
 
 def _read_archive(archive: zipfile.ZipFile, file_bytes: int) -> dict[str, np.ndarray]:

@@ -129,10 +129,14 @@ class TrainedRun:
         """Of every intermediate result, in order."""
         return tuple(self.layer_shapes)
 
-    @functools.cached_property
+    @property
     def layer_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every intermediate result of one image, in order."""
-        return trace_shapes(self.model, self.preprocessing.crop)[1]
+        return self._shapes[1]
+
+    @functools.cached_property
+    def _shapes(self) -> tuple[Any, dict[str, tuple[int, ...]]]:
+        return trace_shapes(self.model, self.preprocessing.crop)
 
     @property
     def compiler_options(self) -> dict[str, str | bool]:
@@ -238,16 +242,13 @@ def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> Traine
         examples_seen=about["examples_seen"],
         content=about["data"],
     )
-    given, expected = (
-        _by_name(variables) for variables in (run.variables, trace_shapes(run.model, config.data.crop)[0])
-    )
-    if differences := compare(given, expected):
+    if differences := compare(_by_name(run.variables), _by_name(run._shapes[0])):
         raise UserError(f"its arrays are not those of its network: {'; '.join(differences)}")
     return run
 
 
-DECISIVE = ("crop", "mean_form", "std")
-"""What images must have in common, beside the size of their squares, for kernels to be of use to others."""
+DECISIVE = ("image_size", "crop", "mean_form", "std", "mean")
+"""What images must have in common for kernels to be of use to others; means, where both configs give them."""
 
 
 def start_from(config: ConfigDict, class_names: Sequence[str], variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,8 +270,8 @@ def start_from(config: ConfigDict, class_names: Sequence[str], variables: Mappin
     theirs, ours = run.config.data, config.data
     differences = [
         f"config.data.{name}: {_listed(theirs[name])} there, {_listed(ours[name])} here"
-        for name in ("image_size", *DECISIVE, *(["mean"] if theirs.mean and ours.mean else []))
-        if _listed(theirs[name]) != _listed(ours[name])
+        for name in DECISIVE
+        if None not in (theirs[name], ours[name]) and _listed(theirs[name]) != _listed(ours[name])
     ]
     if run.model.activation != (activation := get_model(config.model, 1).activation):
         differences.append(f"config.model.activation: {run.model.activation} there, {activation} here")

@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def start(config: ConfigDict, steps: int) -> Run:
     """Trains as main.py does until the run has started, for so many steps at most."""
+    # A loss is looked at a step late; the end of the run, with its evaluation, must not come before.
     config.update({"stuck_after_steps": steps, "max_steps": steps + 2, "eval_every_epochs": config.epochs})
     began = time.monotonic()
     with terminal.muted(), tempfile.TemporaryDirectory() as workdir:
