@@ -11,7 +11,7 @@ What is imported here is loaded at its first use, so that a part of the package 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alexnet_jax.trained import TrainedRun, load_run
+    from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 
 __all__ = ["TrainedRun", "load_run"]
 
@@ -19,6 +19,6 @@ __all__ = ["TrainedRun", "load_run"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from alexnet_jax import trained
+    from alexnet_jax.inference import loaded_run
 
-    return getattr(trained, name)
+    return getattr(loaded_run, name)

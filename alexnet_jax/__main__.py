@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
             print(f"  {name:<16} {purpose}", file=sys.stderr)
         sys.exit(0 if argv[1:] in (["-h"], ["--help"]) else 2)
     logging.set_verbosity(logging.FATAL)  # libraries log what is raised or shown anyway
-    importlib.import_module(f"alexnet_jax.programs.{argv[1]}").main(argv[2:])
+    importlib.import_module(f"alexnet_jax.cli.{argv[1]}").main(argv[2:])
 
 
 if __name__ == "__main__":

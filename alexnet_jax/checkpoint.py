@@ -19,9 +19,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from alexnet_jax import terminal
 from alexnet_jax.errors import UserError
-from alexnet_jax.torch_file import most_unpacked
+from alexnet_jax.inference.torch_reader import most_unpacked
+from alexnet_jax.system import console
 
 _ITEM = "run"
 _STAGING = "tmp"
@@ -73,7 +73,7 @@ class Checkpoints:
         except UserError as failure:
             if error is None:
                 raise
-            terminal.warn(str(failure))  # beside the error that ended the run
+            console.warn(str(failure))  # beside the error that ended the run
         finally:
             self._thread.shutdown()
 
@@ -135,7 +135,7 @@ class Checkpoints:
         except UserError as error:
             if on_failure == "stop":
                 raise
-            terminal.warn(f"{error}. Training goes on and the next save is tried")
+            console.warn(f"{error}. Training goes on and the next save is tried")
 
     def _write(self, examples_seen: int, tree: Any, metadata: dict[str, Any], best: int | None) -> None:
         """Writes a checkpoint whole, then removes those that are no longer to be kept. Raises UserError."""

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.stop_signals import Terminated
+from alexnet_jax.system.signals import Terminated
 
 
 def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:

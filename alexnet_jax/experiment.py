@@ -8,11 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import hosts, metrics, terminal
+from alexnet_jax import metrics
 from alexnet_jax.augment import Preprocessing
-from alexnet_jax.datasets import Dataset, get_dataset
-from alexnet_jax.errors import UserError
-from alexnet_jax.input_pipeline import (
+from alexnet_jax.data.dataset import Dataset, get_dataset
+from alexnet_jax.data.loader import (
     Batch,
     check_residence,
     choose_residence,
@@ -21,15 +20,18 @@ from alexnet_jax.input_pipeline import (
     train_batches,
     training_order,
 )
-from alexnet_jax.inventory import Statistics
-from alexnet_jax.machine import memory_bytes
-from alexnet_jax.models import AlexNet, LayerSummary, get_model
+from alexnet_jax.data.preparation import Storing
+from alexnet_jax.data.statistics import Statistics
+from alexnet_jax.data.storage import Records
+from alexnet_jax.errors import UserError
+from alexnet_jax.models.alexnet import AlexNet, LayerSummary, get_model
 from alexnet_jax.optimizer import make_schedule
-from alexnet_jax.parallel import Devices, make_devices, use_compilation_cache
-from alexnet_jax.preparation import Storing
-from alexnet_jax.shards import Records
+from alexnet_jax.parallel import hosts
+from alexnet_jax.parallel.devices import Devices, make_devices, use_compilation_cache
 from alexnet_jax.steps import make_eval_step
-from alexnet_jax.stop_signals import raise_on_sigterm
+from alexnet_jax.system import console
+from alexnet_jax.system.machine import memory_bytes
+from alexnet_jax.system.signals import raise_on_sigterm
 
 Evaluate = Callable[[Any, Any, str], Iterator[dict[str, Any]]]
 
@@ -189,7 +191,7 @@ def open_experiment(config: ConfigDict) -> Experiment:
     """
     config_lib.check(config.to_dict())
     if not hosts.is_main():
-        terminal.silence()
+        console.silence()
     use_compilation_cache(config.compilation_cache_dir)
     check_names(config)  # before the data are prepared, which may take long
     with hosts.together():

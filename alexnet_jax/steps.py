@@ -16,8 +16,8 @@ from jaxtyping import Array, Int, Key
 from alexnet_jax import augment, metrics
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.errors import UserError
-from alexnet_jax.models import AlexNet
-from alexnet_jax.towers import ONE_DEVICE, Axes, add_up, mean_gradients
+from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.parallel.collectives import ONE_DEVICE, Axes, add_up, mean_gradients
 from alexnet_jax.train_state import TrainState
 
 Batch = dict[str, Array]

@@ -13,13 +13,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import audit, hosts, metrics, run_folder, terminal
+from alexnet_jax import metrics
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
+from alexnet_jax.data.loader import sent_ahead
+from alexnet_jax.diagnosis.diagnosis import StartWatch, diagnose
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
 from alexnet_jax.experiment import Evaluate, Experiment, open_experiment
-from alexnet_jax.input_pipeline import sent_ahead
-from alexnet_jax.metric_writer import MetricWriter, describe_environment, write_json
-from alexnet_jax.models import summarize
+from alexnet_jax.inference.loaded_run import start_from
+from alexnet_jax.models.alexnet import summarize
 from alexnet_jax.optimizer import (
     SMOOTH_SCHEDULES,
     Plateau,
@@ -32,15 +33,17 @@ from alexnet_jax.optimizer import (
     saved_state,
     scale_learning_rate,
 )
-from alexnet_jax.parallel import exhaustion_in_a_line
-from alexnet_jax.profiling import StepTrace
-from alexnet_jax.run_folder import Progress
+from alexnet_jax.parallel import hosts
+from alexnet_jax.parallel.devices import exhaustion_in_a_line
+from alexnet_jax.run import audit, run_folder
+from alexnet_jax.run.metrics_log import MetricWriter, describe_environment, write_json
+from alexnet_jax.run.profiling import StepTrace
+from alexnet_jax.run.run_folder import Progress
 from alexnet_jax.run_plan import RunPlan
-from alexnet_jax.starting import StartWatch, diagnose
 from alexnet_jax.steps import Batch, TrainStep, make_train_step
-from alexnet_jax.stop_signals import StopSignals
+from alexnet_jax.system import console
+from alexnet_jax.system.signals import StopSignals
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
-from alexnet_jax.trained import start_from
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequence[str] = ()) -> dict[str, Any]:
@@ -138,7 +141,7 @@ class Run:
         self._show_header()
         finished = [record for record in found["tests"] if record["examples_seen"] == seen]
         if self._is_over() and finished:
-            terminal.show_end(finished[-1], "is finished already", self.workdir, self.next_commands)
+            console.show_end(finished[-1], "is finished already", self.workdir, self.next_commands)
             return finished[-1]
         if hosts.is_main():
             self._write_description()
@@ -148,7 +151,7 @@ class Run:
             hosts.Watchdog(timeout, "To continue, start all again") as self.watchdog,
             hosts.on_main(lambda: MetricWriter(self.workdir, seen)) as self.writer,
             hosts.on_main(lambda: Checkpoints(self.checkpoints_dir, keep, on_failure)) as self.checkpoints,
-            terminal.step_progress(self.plan.total_steps, seen // self.plan.batch_size) as self.bar,
+            console.step_progress(self.plan.total_steps, seen // self.plan.batch_size) as self.bar,
         ):
             if not found["is_started"]:
                 start = {"seed": self.config.seed, "train_examples": self.plan.num_examples}
@@ -156,7 +159,7 @@ class Run:
             self.checkpoints.set_aside_after(seen)
             yield from self._train()
             result = self._test()
-        terminal.show_end(result, "is finished", self.workdir, self.next_commands)
+        console.show_end(result, "is finished", self.workdir, self.next_commands)
         return result
 
     def _train(self) -> Generator[Request, Answer, None]:
@@ -251,7 +254,7 @@ class Run:
         rate = self.schedule(epoch, self.plateau.scale(self.plateau_state))
         if rate < self.rate and self.config.optimizer.schedule not in SMOOTH_SCHEDULES:
             reason = reason or f"{self.config.optimizer.schedule} schedule, epoch {epoch:.2f}"
-            terminal.show(f"  learning rate {self.rate:.3g} -> {rate:.3g}: {reason}", style="bold")
+            console.show(f"  learning rate {self.rate:.3g} -> {rate:.3g}: {reason}", style="bold")
             values = {"learning_rate_before": self.rate, "learning_rate": rate, "reason": reason}
             self.writer.write("division", position, values)
         self.rate = rate
@@ -283,7 +286,7 @@ class Run:
         }
         self.writer.write("epoch", position, record)
         self.writer.write_timing(position, {"evaluate_seconds": time.monotonic() - began})
-        terminal.show_epoch(record, self.plateau.patience, self.images_per_second, self.input_share)
+        console.show_epoch(record, self.plateau.patience, self.images_per_second, self.input_share)
         if progress.best_top1_error is None or validation["top1_error"] < progress.best_top1_error:
             progress.best_top1_error, progress.best_examples_seen = validation["top1_error"], position
         progress.totals, progress.ids_sha256, progress.evaluated_at = {}, "", position
@@ -348,14 +351,14 @@ class Run:
         self._save()
         self.checkpoints.wait()
         seen = self.progress.examples_seen
-        terminal.show(f"{received.name}: saved at epoch {self._epoch(seen)}. To continue: {self.command_line}")
+        console.show(f"{received.name}: saved at epoch {self._epoch(seen)}. To continue: {self.command_line}")
         raise SystemExit(128 + received)
 
     def _resume(self, tree: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Takes a checkpoint's place."""
         before = metadata["config"]["batch_size"]
         if before != self.plan.batch_size:
-            terminal.warn(f"config.batch_size: {before} -> {self.plan.batch_size} from here on")
+            console.warn(f"config.batch_size: {before} -> {self.plan.batch_size} from here on")
         self.progress = Progress(**metadata["progress"])
         self.plateau_state = tree["plateau"]
         self.state = self.devices.place(
@@ -388,7 +391,7 @@ class Run:
         variables = self.devices.on_host({"params": self.state.params, "batch_stats": self.state.batch_stats})
         parts = self.config, self.model, self.dataset, self.experiment.preprocessing
         diagnosis = diagnose(*parts, variables, self.start_watch, self.rate)
-        terminal.show(diagnosis.table())
+        console.show(diagnosis.table())
         raise TrainingStuckError(f"{self.start_watch.text(step)}; {self._last_good()}; {diagnosis.text()}")
 
     def _last_good(self) -> str:
@@ -406,7 +409,7 @@ class Run:
 
     def _show_header(self) -> None:
         seen = self.progress.examples_seen
-        terminal.show_facts(
+        console.show_facts(
             {
                 "run": f"{self.workdir}, continued from epoch {self._epoch(seen)}" if seen else str(self.workdir),
                 "command": self.command_line,
@@ -415,6 +418,6 @@ class Run:
                 "length": f"{self.plan.epochs:g} epochs, {self.plan.total_steps:,} steps",
             }
         )
-        terminal.show_layers(self.layers)
+        console.show_layers(self.layers)
         if self.dataset.num_classes <= 5:
-            terminal.show("With 5 or fewer classes every top-5 guess is right: top-5 error is left out.")
+            console.show("With 5 or fewer classes every top-5 guess is right: top-5 error is left out.")

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from ml_collections import ConfigDict
 
-from alexnet_jax.models import get_model
-from alexnet_jax.speed import RandomTraining
+from alexnet_jax.experiments.step_timing import RandomTraining
+from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.train_state import init_variables
 from benchmarks.torch_alexnet import TorchAlexNet
 

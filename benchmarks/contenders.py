@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from ml_collections import ConfigDict
 
-from alexnet_jax.machine import peak_memory_bytes
+from alexnet_jax.system.machine import peak_memory_bytes
 
 # Nothing at the top may import JAX or torch: a process that starts others lends them its own peak memory (Linux counts
 # from the fork on), and neither contender should hold the other's library.

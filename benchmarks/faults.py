@@ -20,10 +20,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import experiment
-from alexnet_jax.datasets import Dataset
+from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.errors import TrainingStuckError, UserError
-from alexnet_jax.presets import PRESETS
-from alexnet_jax.results import write_results
+from alexnet_jax.experiments.results import write_results
+from alexnet_jax.models.presets import PRESETS
 from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
 

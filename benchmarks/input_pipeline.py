@@ -25,13 +25,13 @@ import jax
 import numpy as np
 import psutil
 
-from alexnet_jax.datasets import Dataset
+from alexnet_jax.cli.benchmark_input import make_crops
+from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.data.loader import load_into_memory, train_batches
+from alexnet_jax.data.storage import Records
 from alexnet_jax.experiment import open_dataset
-from alexnet_jax.input_pipeline import load_into_memory, train_batches
-from alexnet_jax.machine import available_cores
-from alexnet_jax.parallel import DataParallel
-from alexnet_jax.programs.benchmark_input import make_crops
-from alexnet_jax.shards import Records
+from alexnet_jax.parallel.devices import DataParallel
+from alexnet_jax.system.machine import available_cores
 from benchmarks.photographs import read_photographs, write_squares
 from configs import alexnet
 

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 from alexnet_jax.checkpoint import checkpoint_names, restore
-from alexnet_jax.metric_writer import read_metrics
+from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.run_plan import RunPlan
 from configs import alexnet
 

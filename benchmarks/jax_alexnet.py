@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax.models import get_model
-from alexnet_jax.parallel import CPU_OPTIONS
-from alexnet_jax.speed import RandomTraining
+from alexnet_jax.experiments.step_timing import RandomTraining
+from alexnet_jax.models.alexnet import get_model
+from alexnet_jax.parallel.devices import CPU_OPTIONS
 from alexnet_jax.train_state import init_variables
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from alexnet_jax.speed import RandomTraining
+from alexnet_jax.experiments.step_timing import RandomTraining
 from configs import alexnet
 
 FLOAT_BYTES = 4

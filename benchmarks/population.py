@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from alexnet_jax.population import Member, make_member_step, make_population_step
-from alexnet_jax.speed import RandomTraining
+from alexnet_jax.experiments.population import Member, make_member_step, make_population_step
+from alexnet_jax.experiments.step_timing import RandomTraining
 from benchmarks.contenders import Steps, spread
 from configs import alexnet
 

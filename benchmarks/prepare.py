@@ -21,10 +21,10 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
+from alexnet_jax.data.image_folder import ImageFolder
+from alexnet_jax.data.preparation import prepare, read_info
 from alexnet_jax.experiment import make_storing
-from alexnet_jax.image_folder import ImageFolder
-from alexnet_jax.machine import available_cores
-from alexnet_jax.preparation import prepare, read_info
+from alexnet_jax.system.machine import available_cores
 from benchmarks.photographs import read_photographs
 from configs import alexnet
 

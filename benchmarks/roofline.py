@@ -15,8 +15,8 @@ import optax
 from ml_collections import ConfigDict
 
 from alexnet_jax.augment import training_images
-from alexnet_jax.models import AlexNet, get_model, summarize
-from alexnet_jax.speed import RandomTraining
+from alexnet_jax.experiments.step_timing import RandomTraining
+from alexnet_jax.models.alexnet import AlexNet, get_model, summarize
 
 Call = tuple[Any, ...]
 """A function and its arguments."""

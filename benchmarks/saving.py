@@ -16,7 +16,7 @@ import jax
 import optax
 
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.speed import RandomTraining
+from alexnet_jax.experiments.step_timing import RandomTraining
 from benchmarks.contenders import spread
 from configs import alexnet
 

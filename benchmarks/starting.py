@@ -3,8 +3,8 @@
     python -m benchmarks.starting --data-dir=cifar10
 
 cifar10 holds train/CLASS/*.jpg and test/CLASS/*.jpg. A run is the preset's own but for its batch; it ends once it has
-started (alexnet_jax/starting.py) or after --steps. results/starting.json is written after each run; what is there
-already is not run again.
+started (alexnet_jax/diagnosis/diagnosis.py) or after --steps. results/starting.json is written after each run; what
+is there already is not run again.
 """
 
 import argparse
@@ -20,12 +20,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import terminal, train
+from alexnet_jax import train
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
 from alexnet_jax.experiment import open_experiment
-from alexnet_jax.machine import processor_name
-from alexnet_jax.results import write_results
-from alexnet_jax.stop_signals import StopSignals
+from alexnet_jax.experiments.results import write_results
+from alexnet_jax.system import console
+from alexnet_jax.system.machine import processor_name
+from alexnet_jax.system.signals import StopSignals
 from configs import alexnet
 
 FULL_SIZE = ("source", "paper", "caffe", "caffenet", "single_tower", "owt", "bn", "modern")
@@ -70,7 +71,7 @@ def start(config: ConfigDict, steps: int) -> Run:
     # A loss is looked at a step late; the end of the run, with its evaluation, must not come before.
     config.update({"stuck_after_steps": steps, "max_steps": steps + 2, "eval_every_epochs": config.epochs})
     began = time.monotonic()
-    with terminal.muted(), tempfile.TemporaryDirectory() as workdir:
+    with console.muted(), tempfile.TemporaryDirectory() as workdir:
         run = train.Run(config, Path(workdir), open_experiment(config), [])
         with contextlib.closing(run.execute(StopSignals())) as requests, contextlib.suppress(*NOT_STARTED):
             request = next(requests)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.programs.ablate import Cell, difference
-from alexnet_jax.programs.figure1 import ratio_text
-from alexnet_jax.results import Spread
+from alexnet_jax.cli.ablate import Cell, difference
+from alexnet_jax.cli.figure1 import ratio_text
+from alexnet_jax.experiments.results import Spread
 
 RESULTS = Path(__file__).parent.parent / "results"
 

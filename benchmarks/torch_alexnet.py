@@ -1,4 +1,4 @@
-"""The network of an `alexnet_jax.models.AlexNet`, written in PyTorch: the peer of `train_step.py` and `gpu.py`."""
+"""The network of an `AlexNet` module, written in PyTorch: the peer of `train_step.py` and `gpu.py`."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import nn
 
-from alexnet_jax.machine import available_cores
+from alexnet_jax.system.machine import available_cores
 
 if TYPE_CHECKING:
-    from alexnet_jax.layers import LRN
-    from alexnet_jax.models import AlexNet
+    from alexnet_jax.models.alexnet import AlexNet
+    from alexnet_jax.ops.layers import LRN
 
 
 class TorchAlexNet(nn.Module):
@@ -33,7 +33,7 @@ class TorchAlexNet(nn.Module):
 
         Raises ValueError for an operation, a kind of layer or an activation that is not written here.
         """
-        from alexnet_jax import layers  # here and not above: see the class
+        from alexnet_jax.ops import layers  # here and not above: see the class
 
         super().__init__()
         self.operations = nn.Sequential()
@@ -110,7 +110,7 @@ def _operation(name: str, model: "AlexNet", pool: str) -> list[nn.Module]:
 
 
 class CrossMapNorm(nn.Module):
-    """`alexnet_jax.layers.cross_map_norm`, by `F.local_response_norm` or by sums of slices."""
+    """`alexnet_jax.ops.layers.cross_map_norm`, by `F.local_response_norm` or by sums of slices."""
 
     by_slices = False
 
@@ -134,7 +134,7 @@ class CrossMapNorm(nn.Module):
 
 
 class WithinMapNorm(nn.Module):
-    """`alexnet_jax.layers.within_map_norm`."""
+    """`alexnet_jax.ops.layers.within_map_norm`."""
 
     def __init__(self, size: int, alpha: float) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class Scale(nn.Module):
 
 def save_network(config: ConfigDict, path: Path) -> None:
     """Writes what `config.model` describes, with the parameters that our own training starts from."""
-    from alexnet_jax.models import get_model
+    from alexnet_jax.models.alexnet import get_model
     from alexnet_jax.train_state import init_variables
 
     model = get_model(config.model, config.model.num_classes)

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 from ml_collections import ConfigDict
 
-from alexnet_jax.machine import available_cores, processor_name
+from alexnet_jax.system.machine import available_cores, processor_name
 from benchmarks.contenders import Child, our_steps, save_network, spread, torch_steps
 from configs import alexnet
 

@@ -10,22 +10,6 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-LEVELS = [
-    {"errors", "convolution", "towers", "stop_signals"},
-    {"layers", "ablations", "augment", "metrics", "optimizer", "run_plan", "images", "config", "machine", "torch_file"},
-    {"presets", "sources", "shards", "inventory", "train_state"},
-    {"models"},
-    {"steps", "in_words", "metric_writer", "terminal", "image_folder", "imagenet", "hosts", "evidence", "search_space"},
-    {"checkpoint", "fidelity", "preparation", "profiling", "results", "study", "workers", "weights"}
-    | {"figures", "report_figures", "report_page"},
-    {"datasets", "input_pipeline", "parallel", "population", "layouts"},
-    {"experiment", "run_folder", "audit", "starting"},
-    {"trained"},
-    {"train", "speed", "evaluation", "introspection", "onnx_graph"},
-    {"trials", "report", "export"},
-    {"programs"},
-    {"__main__"},
-]
 HEAVY = {"tensorflow", "torch", "optuna", "matplotlib", "sklearn", "onnx", "onnxruntime"}
 PACKAGE = REPOSITORY / "alexnet_jax"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
@@ -41,27 +25,6 @@ def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def level(module: str) -> int:
-    return next(number for number, names in enumerate(LEVELS) if module in names)
-
-
-def name_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def test_every_module_has_a_level() -> None:
-    assert {name_of(path) for path in MODULES} == set.union(*LEVELS)
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_lower_levels_alone(path: Path) -> None:
-    for imported in imports(path):
-        parts = imported.split(".")
-        assert parts[0] not in {"configs", "main", "tests"}
-        if parts[0] == "alexnet_jax":
-            assert level(parts[1]) < level(name_of(path)), f"{path.name} imports {imported}"
-
-
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
     assert not {imported.split(".")[0] for imported in imports(path, top_level_only=True)} & HEAVY
@@ -70,14 +33,6 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.py")), ids=lambda path: path.name)
 def test_configs_import_ml_collections_alone(path: Path) -> None:
     assert {imported.split(".")[0] for imported in imports(path)} <= {"ml_collections", "typing", "configs"}
-
-
-def test_only_parallel_knows_pmap_and_meshes() -> None:
-    for path in MODULES:
-        if path.name != "parallel.py":
-            assert not {"pmap", "Mesh", "NamedSharding", "shard_map"} & {
-                node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
-            }
 
 
 def test_no_default_hides_in_code() -> None:

@@ -14,7 +14,7 @@ from alexnet_jax.augment import Preprocessing
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_preprocessing
 from configs import alexnet
-from tests.training_setup import plausible_statistics, setup
+from tests.helpers.training_setup import plausible_statistics, setup
 
 SIZE, CROP = 9, 6
 IMAGE = np.arange(SIZE * SIZE * 3, dtype=np.uint8).reshape(SIZE, SIZE, 3)

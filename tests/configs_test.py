@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.presets import PRESETS
+from alexnet_jax.models.presets import PRESETS
 from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
 

@@ -13,14 +13,14 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from alexnet_jax.checkpoint import checkpoint_names
+from alexnet_jax.cli import convert
 from alexnet_jax.errors import UserError
-from alexnet_jax.layouts import to_layout
-from alexnet_jax.models import get_model
-from alexnet_jax.programs import convert
+from alexnet_jax.inference.layouts import to_layout
+from alexnet_jax.inference.loaded_run import TrainedRun, load_run, start_from
+from alexnet_jax.inference.weight_files import write_arrays
+from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.train import train_and_evaluate
 from alexnet_jax.train_state import init_variables
-from alexnet_jax.trained import TrainedRun, load_run, start_from
-from alexnet_jax.weights import write_arrays
 from configs import alexnet
 from tests.conftest import REPOSITORY
 

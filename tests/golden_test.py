@@ -7,7 +7,7 @@ import pytest
 
 from alexnet_jax.steps import make_train_step
 from alexnet_jax.train_state import create_train_state, init_variables
-from tests.training_setup import setup
+from tests.helpers.training_setup import setup
 
 # Loss of the batch before the step, and the length of each kernel's first velocity, which is rate * (gradient + decay).
 GOLDEN = {

@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, imagenet
+from alexnet_jax import augment
+from alexnet_jax.data import imagenet
 from alexnet_jax.experiment import open_experiment
-from alexnet_jax.metric_writer import read_metrics
-from alexnet_jax.presets import PRESETS
-from alexnet_jax.stop_signals import StopSignals
+from alexnet_jax.models.presets import PRESETS
+from alexnet_jax.run.metrics_log import read_metrics
+from alexnet_jax.system.signals import StopSignals
 from alexnet_jax.train import Run
 from configs import alexnet
-from tests.imagenet_test import (
+from tests.data.imagenet_test import (
     SYNSETS,
     TRAIN,
     VALIDATION,

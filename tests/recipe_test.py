@@ -14,19 +14,19 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import augment, metrics
 from alexnet_jax.checkpoint import restore
+from alexnet_jax.cli import evaluate
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import open_experiment
-from alexnet_jax.metric_writer import read_metrics
+from alexnet_jax.experiments.population import Member, make_member_step, make_population_step
 from alexnet_jax.optimizer import averaged_params, make_optimizer
-from alexnet_jax.parallel import DataParallel, Devices, MeshParallel
-from alexnet_jax.population import Member, make_member_step, make_population_step
-from alexnet_jax.programs import evaluate
+from alexnet_jax.parallel.collectives import Axes
+from alexnet_jax.parallel.devices import DataParallel, Devices, MeshParallel
+from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.steps import example_keys, make_train_step
-from alexnet_jax.towers import Axes
 from alexnet_jax.train import train_and_evaluate
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
-from tests.mesh_run import batches, copied
-from tests.training_setup import setup
+from tests.helpers.mesh_run import batches, copied
+from tests.helpers.training_setup import setup
 
 MakeConfig = Callable[..., ConfigDict]
 

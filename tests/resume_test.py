@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 
 
 def run(workdir: Path, prepared_dir: str, point: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.killed_run", str(workdir), prepared_dir, point]
+    command = [sys.executable, "-m", "tests.helpers.killed_run", str(workdir), prepared_dir, point]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax.models import AlexNet, get_model
-from alexnet_jax.presets import fc
+from alexnet_jax.models.alexnet import AlexNet, get_model
+from alexnet_jax.models.presets import fc
 from configs import alexnet
 
 torch = pytest.importorskip("torch")

@@ -17,15 +17,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names, restore
-from alexnet_jax.datasets import Dataset
+from alexnet_jax.cli import evaluate
+from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.data.statistics import Statistics
+from alexnet_jax.data.storage import InMemoryRecords
 from alexnet_jax.errors import TrainingDivergedError, UserError
-from alexnet_jax.inventory import Statistics
-from alexnet_jax.metric_writer import read_metrics
-from alexnet_jax.programs import evaluate
-from alexnet_jax.shards import InMemoryRecords
+from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
 from tests.conftest import REPOSITORY, full_disk
-from tests.pictures import make_folder, noise, save
+from tests.helpers.pictures import make_folder, noise, save
 
 MakeConfig = Callable[..., ConfigDict]
 

@@ -1,0 +1,133 @@
+"""`python -m alexnet_jax convert`: weights of torchvision or Caffe become a run, and a run becomes such weights."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from alexnet_jax.augment import Preprocessing
+from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
+from alexnet_jax.config import config_from_flags, refuse_words
+from alexnet_jax.data.statistics import Statistics
+from alexnet_jax.errors import UserError
+from alexnet_jax.experiment import check_names, make_preprocessing
+from alexnet_jax.inference.layouts import LAYOUTS, from_layout, last_bias, to_layout
+from alexnet_jax.inference.loaded_run import load_run
+from alexnet_jax.inference.weight_files import read_arrays, write_arrays
+from alexnet_jax.models.alexnet import get_model
+from alexnet_jax.optimizer import Plateau, make_optimizer, make_schedule, saved_state, scale_learning_rate
+from alexnet_jax.run.metrics_log import describe_environment, write_json
+from alexnet_jax.run.run_folder import Progress
+from alexnet_jax.system import console
+
+
+def main(argv: list[str]) -> None:
+    """Makes a run of a file of weights, or with --output a file of a run."""
+    parser = argparse.ArgumentParser(prog="python -m alexnet_jax convert", description=__doc__, allow_abbrev=False)
+    parser.add_argument("source", type=Path, help=".pth, .safetensors or .npz file of weights; with --output, a run")
+    parser.add_argument("--layout", choices=LAYOUTS, required=True, help="whose names and order of axes")
+    parser.add_argument("--output", type=Path, help=".safetensors or .npz file to write the weights of a run to")
+    parser.add_argument("--checkpoint", default="latest", help="of the run: latest (default), best, or examples seen")
+    parser.add_argument("--workdir", type=Path, help="folder of the run that is made of the weights; with --config")
+    parser.add_argument("--class-names", type=Path, help="text file, a class a line; by default 0, 1, 2 and so on")
+    options, words = parser.parse_known_args(argv)
+    if (options.output is None) == (options.workdir is None):
+        raise UserError("give --workdir=DIR to make a run of weights, or --output=FILE to write the weights of a run")
+    if options.output:
+        refuse_words(["convert", *words])
+        _write_weights(options.source, options.checkpoint, options.layout, options.output)
+    else:
+        config = config_from_flags("convert", words)
+        command = ["-m", "alexnet_jax", "convert", *argv]
+        _make_run(options.source, config, options.layout, options.workdir, options.class_names, command)
+
+
+def _write_weights(source: Path, checkpoint: str, layout: str, output: Path) -> None:
+    run = load_run(source, checkpoint)
+    arrays = to_layout(layout, run.model, run.preprocessing.crop, run.params)
+    write_arrays(output, arrays)
+    console.show(f"{_described(arrays)} as {layout} has them lie in {output}")
+
+
+def _make_run(
+    source: Path, config: ConfigDict, layout: str, workdir: Path, names: Path | None, command: Sequence[str]
+) -> None:
+    """Raises UserError for weights, settings or names that do not suit each other, before anything is written."""
+    if (workdir / "config.json").exists() or checkpoint_names(workdir / "checkpoints"):
+        raise UserError(f"{workdir} holds a run already; give another --workdir")
+    preprocessing = _preprocessing(config, layout)
+    check_names(config)
+    arrays = read_arrays(source)
+    outputs = _outputs(config, layout, arrays)
+    class_names = _class_names(names, outputs)
+    model = get_model(config.model, outputs)
+    try:
+        params = from_layout(layout, model, config.data.crop, arrays)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    rule = scale_learning_rate(config.optimizer, config.batch_size)
+    plateau = Plateau(rule, config.epochs)
+    state = plateau.init()
+    tree = {
+        "params": params,
+        "batch_stats": {},
+        **saved_state(make_optimizer(rule, params).init(params)),
+        "plateau": state,
+        "preprocessing": preprocessing.measured,
+    }
+    environment = describe_environment(list(command))
+    metadata = {
+        "progress": dataclasses.asdict(Progress()),
+        "learning_rate": make_schedule(rule, config.epochs)(0.0, plateau.scale(state)),
+        "config": config.to_dict(),
+        "class_names": class_names,
+        "data": "",
+        "versions": environment,
+    }
+    write_json(workdir / "config.json", config.to_dict())
+    write_json(workdir / "versions.json", environment)
+    with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
+        checkpoints.save(0, tree, metadata, best=None)
+    console.show(f"{_described(arrays)} of {source} are the run in {workdir}, for {outputs:,} classes")
+    console.show(f"Try:  python -m alexnet_jax predict {workdir} photo.jpg")
+
+
+def _preprocessing(config: ConfigDict, layout: str) -> Preprocessing:
+    """What the config says by itself: there are no training images to measure."""
+    if config.data.mean_form != "channel" or config.data.mean is None:
+        # The mean of Caffe's ilsvrc_2012_mean.npy; torchvision's is that of the preset owt.
+        usual = {"caffe": "(123.0,117.0,104.0)", "torchvision": "(123.675,116.28,103.53)"}[layout]
+        raise UserError(
+            "without training images the mean must be given: "
+            f"--config.data.mean_form=channel '--config.data.mean={usual}' are the grey levels of R, G, B that "
+            f"{layout} subtracts"
+        )
+    return make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
+
+
+def _outputs(config: ConfigDict, layout: str, arrays: dict[str, np.ndarray]) -> int:
+    """Units of the last layer: as the config says, or as many as the file has biases for."""
+    if config.model.num_classes is not None:
+        return config.model.num_classes
+    bias = arrays.get(last_bias(layout, get_model(config.model, 1)), np.zeros(1000))
+    return max(bias.size, 1)
+
+
+def _class_names(path: Path | None, outputs: int) -> list[str]:
+    if path is None:
+        return [str(number) for number in range(outputs)]
+    try:
+        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"--class-names={path} cannot be read: {error}") from error
+    if len(names) != outputs or not all(names):
+        raise UserError(f"--class-names={path} has {len(names)} lines; a name for each of {outputs} classes is needed")
+    return names
+
+
+def _described(arrays: dict[str, Any]) -> str:
+    return f"{len(arrays)} arrays, {sum(array.size for array in arrays.values()):,} parameters,"

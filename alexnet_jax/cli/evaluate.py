@@ -1,0 +1,92 @@
+"""`python -m alexnet_jax evaluate RUN`: the exact error of a run, and its answer to every image."""
+
+import argparse
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from alexnet_jax.augment import VIEWS
+from alexnet_jax.inference.evaluation import Evaluation, evaluate_run
+from alexnet_jax.run.metrics_log import write_text
+from alexnet_jax.system import console
+
+MOST_ROWS = 10
+"""Classes that are shown; the file has all."""
+
+
+def main(argv: list[str]) -> None:
+    """Prints top-1 and top-5 error and the classes with the most mistakes, and writes two tables."""
+    parser = argparse.ArgumentParser(prog="python -m alexnet_jax evaluate", description=__doc__)
+    parser.add_argument("run", type=Path, help="the folder of a run, or a file that export made of it")
+    parser.add_argument("--split", default="test", help="train, validation or test (default)")
+    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a number of examples seen")
+    parser.add_argument(
+        "--views", type=int, choices=VIEWS, help="views a prediction is averaged over; as the run's tests"
+    )
+    parser.add_argument("--data-dir", help="where the images are by now, in place of config.data.dir")
+    parser.add_argument("--prepared-dir", help="folder of prepared data sets, in place of config.data.prepared_dir")
+    parser.add_argument("--output", type=Path, help="folder of the tables; evaluation/ in that of the run")
+    options = parser.parse_args(argv)
+    evaluation = evaluate_run(
+        options.run, options.split, options.checkpoint, options.views, options.data_dir, options.prepared_dir
+    )
+    _show(evaluation)
+    write_tables(evaluation, options.output or evaluation.run.folder / "evaluation")
+
+
+def _show(evaluation: Evaluation) -> None:
+    count, run = len(evaluation.labels), evaluation.run
+    where = f"checkpoint {run.examples_seen:,}, {evaluation.views} view{'s' if evaluation.views > 1 else ''}"
+    console.show(f"{evaluation.split}: {count:,} images, {where}", style="bold")
+    for k, wrong, low, high in evaluation.errors():
+        error = console.percent(wrong / count)
+        console.show(f"top-{k} error {error:>7}  ({wrong:,} of {count:,} wrong; 95 % interval {low:.2%} to {high:.2%})")
+    console.show(f"loss {evaluation.summary['loss']:.4f}")
+    worst = [row for row in evaluation.worst_classes() if row[2]]
+    if worst:
+        few = [
+            [name, f"{images:,}", f"{wrong:,}", f"{wrong / images:.1%}"] for name, images, wrong, _ in worst[:MOST_ROWS]
+        ]
+        console.show_table(["worst classes", "images", "wrong", "top-1 error"], few)
+
+
+def write_tables(evaluation: Evaluation, folder: Path) -> None:
+    """Writes predictions-SPLIT.csv, a row an image, and classes-SPLIT.csv; says where."""
+    run, ranks = evaluation.run, range(evaluation.guesses.shape[1])
+    guesses = [[f"guess{rank + 1}", f"class{rank + 1}", f"probability{rank + 1}"] for rank in ranks]
+    header = ["id", "file", "label", "class", *(column for columns in guesses for column in columns)]
+    rows = (
+        [
+            number,
+            file,
+            label,
+            run.name_of(label),
+            *(
+                cell
+                for guess, probability in zip(guesses, probabilities, strict=True)
+                for cell in (guess, run.name_of(guess), f"{probability:.6g}")
+            ),
+        ]
+        for number, (file, label, guesses, probabilities) in enumerate(
+            zip(
+                evaluation.files,
+                evaluation.labels.tolist(),
+                evaluation.guesses.tolist(),
+                evaluation.probabilities.tolist(),
+                strict=True,
+            )
+        )
+    )
+    predictions = folder / f"predictions-{evaluation.split}.csv"
+    write_text(predictions, _csv(header, rows))
+    classes = folder / f"classes-{evaluation.split}.csv"
+    write_text(classes, _csv(["class", "images", "wrong_top1", "wrong_top5"], evaluation.by_class()))
+    console.show(f"each image's answer lies in {predictions}, each class's errors in {classes}")
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()

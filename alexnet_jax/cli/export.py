@@ -1,0 +1,35 @@
+"""`python -m alexnet_jax export RUN --format=FORMAT`: the network of a run as one file for other programs."""
+
+import argparse
+from pathlib import Path
+
+from alexnet_jax.inference.export import FORMATS, export_run
+from alexnet_jax.inference.loaded_run import load_run
+from alexnet_jax.system import console
+
+SHOWN = 5
+"""Class names that are shown; the file has all."""
+
+
+def main(argv: list[str]) -> None:
+    """Writes the file, once it is seen to answer as the network does, and says what is in it."""
+    parser = argparse.ArgumentParser(prog="python -m alexnet_jax export", description=__doc__)
+    parser.add_argument("run", type=Path, help="the folder of a run, or a .safetensors file that export made of it")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="what is to read it; see docs/serving.md")
+    parser.add_argument("--output", type=Path, help="the file; model with the format's suffix, in the run's folder")
+    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a number of examples seen")
+    options = parser.parse_args(argv)
+    kind, run = FORMATS[options.format], load_run(options.run, options.checkpoint)
+    path = options.output or run.folder / f"model{kind.suffix}"
+    difference = export_run(run, kind, path)
+    more = len(run.class_names) > SHOWN
+    size, views = run.config.data.image_size, run.config.test_views
+    facts = {
+        "file": f"{path}, {path.stat().st_size / 1e6:,.1f} MB",
+        "network": f"{run.config.model.preset}, checkpoint {run.examples_seen:,}",
+        "input": f"uint8, [batch, {size}, {size}, 3], RGB; the batch of any size",
+        "output": f"probabilities, float32, [batch, {len(run.outputs)}], the mean of {views} view{'s' * (views > 1)}",
+        "classes": f"{len(run.class_names)}: {', '.join(run.class_names[:SHOWN])}{', ...' * more}",
+        "check": f"differs from the network by {difference:.2g} at most (limit {kind.limit:g})",
+    }
+    console.show_facts(facts)

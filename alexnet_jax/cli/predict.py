@@ -1,0 +1,113 @@
+"""`python -m alexnet_jax predict RUN photo.jpg|folder|-`: what a network takes images for. No data set is needed."""
+
+import argparse
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexnet_jax.augment import VIEWS
+from alexnet_jax.data.image_folder import SUFFIXES
+from alexnet_jax.errors import UnreadableImagesError, UserError
+from alexnet_jax.inference.loaded_run import TrainedRun, load_run
+from alexnet_jax.system import console
+
+Answer = dict[str, Any]
+"""file, and guesses: class, label and probability of each, the likeliest first."""
+
+
+def main(argv: list[str]) -> None:
+    """Prints the likeliest classes of each image. Raises UnreadableImagesError after all others if some are broken."""
+    parser = argparse.ArgumentParser(prog="python -m alexnet_jax predict", description=__doc__)
+    parser.add_argument("run", type=Path, help="the folder of a run, or a file that export made of it")
+    parser.add_argument("images", nargs="+", help="image files, folders of them, or - for one from standard input")
+    parser.add_argument("--top", type=int, default=5, help="classes that are named, 5 by default")
+    parser.add_argument("--views", type=int, choices=VIEWS, help="views that are averaged over; as the run's tests")
+    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a number of examples seen")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="an object a line: file, guesses")
+    form.add_argument("--csv", action="store_true", help="a row a guess: file, rank, class, label, probability")
+    options = parser.parse_args(argv)
+    if options.top < 1:
+        raise UserError(f"--top={options.top}: at least 1")
+    files = list(_find(options.images))
+    with contextlib.redirect_stdout(sys.stderr):  # where warnings belong when answers are data
+        run = load_run(options.run, options.checkpoint)
+    show = _show_json if options.json else _show_csv if options.csv else _show_tables
+    unreadable: list[str] = []
+    show(_answers(run, files, options.top, options.views, unreadable))
+    if unreadable:
+        raise UnreadableImagesError(f"{len(unreadable)} of {len(files)} images could not be read")
+
+
+def _find(names: Sequence[str]) -> Iterator[str]:
+    """The files that are meant, those of a folder in order."""
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(
+                str(file) for file in path.rglob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file()
+            )
+            if not found:
+                raise UserError(f"{name} holds no image ({' '.join(SUFFIXES)})")
+            yield from found
+        elif name == "-" or path.exists():
+            yield name
+        else:
+            raise UserError(f"{name}: no such file or folder")
+
+
+def _answers(
+    run: TrainedRun, files: Sequence[str], top: int, views: int | None, unreadable: list[str]
+) -> Iterator[Answer]:
+    """A batch at a time; names those that cannot be read on standard error and adds them to `unreadable`."""
+    most = run.config.eval_batch_size
+    for first in range(0, len(files), most):
+        squares: list[np.ndarray] = []
+        readable: list[str] = []
+        for file in files[first : first + most]:
+            try:
+                squares.append(run.square(sys.stdin.buffer.read() if file == "-" else file))
+                readable.append(file)
+            except UserError as error:
+                print(f"skipped: {error}", file=sys.stderr)
+                unreadable.append(file)
+        if squares:
+            probabilities = run.predict(np.stack(squares), views)
+            if not np.isfinite(probabilities).all():
+                raise UserError(f"{run.path}: the network answers NaN; its weights are no good")
+            for file, of_image in zip(readable, probabilities, strict=True):
+                yield {"file": file, "guesses": guesses(run, of_image, top)}
+
+
+def guesses(run: TrainedRun, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
+    """The likeliest classes of an image, of equal ones the lower first."""
+    order = np.argsort(-probabilities, kind="stable")[:top].tolist()
+    return [{"class": run.outputs[k], "label": k, "probability": float(probabilities[k])} for k in order]
+
+
+def _show_tables(answers: Iterator[Answer]) -> None:
+    for answer in answers:
+        console.show(answer["file"], style="bold")
+        width = max(len(guess["class"]) for guess in answer["guesses"])
+        for guess in answer["guesses"]:
+            bar = "█" * round(30 * guess["probability"])
+            console.show(f"  {guess['class']:<{width}}  {guess['probability']:>6.1%}  {bar}".rstrip())
+
+
+def _show_json(answers: Iterator[Answer]) -> None:
+    for answer in answers:
+        print(json.dumps(answer), flush=True)
+
+
+def _show_csv(answers: Iterator[Answer]) -> None:
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["file", "rank", "class", "label", "probability"])
+    for answer in answers:
+        for rank, guess in enumerate(answer["guesses"], start=1):
+            table.writerow([answer["file"], rank, guess["class"], guess["label"], f"{guess['probability']:.6g}"])

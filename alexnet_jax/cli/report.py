@@ -1,0 +1,32 @@
+"""`python -m alexnet_jax report RUN`: one page on a run, in a file that needs no network."""
+
+import argparse
+from pathlib import Path
+
+from alexnet_jax.inference import report_figures
+from alexnet_jax.inference.report import make_report
+from alexnet_jax.run.metrics_log import write_bytes, write_text
+from alexnet_jax.system import console
+
+
+def main(argv: list[str]) -> None:
+    """Writes report.html, or the figures alone."""
+    parser = argparse.ArgumentParser(prog="python -m alexnet_jax report", description=__doc__)
+    parser.add_argument("run", type=Path, help="the folder of a run: finished, crashed or still going on")
+    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a number of examples seen")
+    parser.add_argument("--data-dir", help="where the images are by now, in place of config.data.dir")
+    parser.add_argument("--prepared-dir", help="folder of prepared data sets, in place of config.data.prepared_dir")
+    parser.add_argument("--output", type=Path, help="the file, or with --png the folder; in that of the run")
+    parser.add_argument("--png", action="store_true", help="writes the figures alone, each a PNG file")
+    options = parser.parse_args(argv)
+    report = make_report(options.run, options.checkpoint, options.data_dir, options.prepared_dir)
+    if options.png:
+        folder = options.output or options.run / "figures"
+        for figure in report.figures():
+            write_bytes(folder / f"{figure.name}.png", report_figures.render(figure.draw))
+            console.show(f"{folder / figure.name}.png  {figure.text}")
+        return
+    path = options.output or options.run / "report.html"
+    page = report.html()
+    write_text(path, page)
+    console.show(f"The report lies in {path} ({len(page) / 1e6:.1f} MB)")

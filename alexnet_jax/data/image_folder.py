@@ -1,0 +1,168 @@
+"""A folder of photographs as a data set: DIR/train/CLASS/*, DIR/val/CLASS/*, DIR/test/CLASS/*, or DIR/CLASS/*."""
+
+import functools
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from alexnet_jax.data.sources import SPLITS, Original, Part, slices
+from alexnet_jax.errors import MissingSourceError, UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+
+
+class _File(NamedTuple):
+    """A file, by its path below the folder, with what tells that it has changed."""
+
+    path: str
+    split: str
+    class_name: str
+    size: int
+    modified: int
+
+
+class ImageFolder:
+    """Every image below a class's folder belongs to that class, however deep it lies.
+
+    Without val/ and test/ both are taken from the training images, by a hash of each file's content: copies of a file
+    stay together, and more files move no other. With val/ alone there is no test split; with test/ alone validation is
+    taken from the training images.
+
+    Raises UserError if the folder is missing, holds no images or one class only, or if val/ or test/ has a class that
+    train/ lacks.
+    """
+
+    def __init__(self, folder: str):
+        self._root = Path(folder)
+        if not folder:
+            raise UserError("which folder? Give --config.data.dir=DIR with DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg")
+        if not self._root.is_dir():
+            raise MissingSourceError(f"config.data.dir={folder!r} is no folder")
+        self._ignored: Counter[str] = Counter()
+        splits = self._split_folders()
+        self.held_out = tuple(split for split in SPLITS if split not in splits.values())
+        if "validation" not in self.held_out:
+            self.held_out = ()  # val/ serves as test, as ImageNet's does
+        self._files = [file for path, split in splits.items() for file in self._files_of(path, split)]
+        self.class_names = tuple(sorted({file.class_name for file in self._files if file.split == "train"}))
+        self._check(folder)
+
+    @functools.cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """What was ignored, with counts."""
+        return tuple(f"ignored: {count:,} {what}" for what, count in sorted(self._ignored.items()))
+
+    def fingerprint(self) -> str:
+        """Of paths, sizes and times of change."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            digest.update(f"{file}\n".encode(errors="surrogateescape"))
+        return f"{len(self._files)} files {digest.hexdigest()}"
+
+    def parts(self) -> list[Part]:
+        """Some hundred files each."""
+        groups = [[self._files[number] for number in numbers] for numbers in slices(len(self._files))]
+        return [Part(sum(file.size for file in files), len(files), files) for files in groups]
+
+    def read(self, part: Part) -> Iterator[Original]:
+        """The part's files, sorted by split, class and name."""
+        labels = {name: label for label, name in enumerate(self.class_names)}
+        for file in part.where:
+            yield Original(file.split, labels[file.class_name], file.path, self._root / file.path)
+
+    def _split_folders(self) -> dict[Path, str]:
+        entries = [entry for entry in _scan(self._root) if not _is_hidden(entry.name)]
+        found = {Path(e.path): _NAMES[e.name.lower()] for e in entries if e.name.lower() in _NAMES and _is_dir(e)}
+        names = " and ".join(f"{path.name}/" for path in sorted(found))
+        if len(set(found.values())) < len(found):
+            raise UserError(f"{self._root} has {names}: two of them are the same split")
+        if found and "train" not in found.values():
+            raise UserError(f"{self._root} has {names} but no train/")
+        for entry in entries if found else ():
+            if Path(entry.path) not in found:
+                self._ignored[f"{entry.name}, which lies beside train/"] += 1
+        return dict(sorted(found.items(), key=lambda item: SPLITS.index(item[1]))) or {self._root: "train"}
+
+    def _files_of(self, folder: Path, split: str) -> Iterator[_File]:
+        above = frozenset(map(str, (self._root.resolve(), *self._root.resolve().parents, folder.resolve())))
+        for entry in _scan(folder):
+            if _is_hidden(entry.name):
+                self._ignored["hidden files or folders"] += 1
+            elif _is_dir(entry):
+                files = list(self._images_below(Path(entry.path), split, entry.name, above))
+                if not files:
+                    self._ignored[f"folder without images ({entry.path})"] += 1
+                yield from files
+            else:
+                self._ignored["files that lie in no class's folder"] += 1
+
+    def _images_below(self, folder: Path, split: str, class_name: str, above: frozenset[str]) -> Iterator[_File]:
+        real = os.path.realpath(folder)
+        if real in above:
+            self._ignored[f"link to a folder above it ({folder})"] += 1
+            return
+        for entry in _scan(folder):
+            if _is_hidden(entry.name):
+                self._ignored["hidden files or folders"] += 1
+            elif _is_dir(entry):
+                yield from self._images_below(Path(entry.path), split, class_name, above | {real})
+            elif not entry.name.lower().endswith(SUFFIXES):
+                kind = Path(entry.name).suffix.lower() or "no suffix"
+                self._ignored[f"files that are no images by their name ({kind})"] += 1
+            else:
+                status = _status(entry)
+                if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+                    path = os.path.relpath(entry.path, self._root)
+                    yield _File(path, split, class_name, status.st_size, status.st_mtime_ns)
+                else:
+                    self._ignored["pipes, sockets and devices"] += 1
+
+    def _check(self, folder: str) -> None:
+        kinds = " ".join(SUFFIXES)
+        if not self.class_names:
+            raise MissingSourceError(f"config.data.dir={folder!r}: no images ({kinds}) in train/CLASS/ or CLASS/")
+        if len(self.class_names) == 1:
+            raise UserError(
+                f"config.data.dir={folder!r} has one class only, {self.class_names[0]!r}; a classifier needs two "
+                "folders of classes. Is DIR one level too high or too low?"
+            )
+        strange = sorted({file.class_name for file in self._files} - set(self.class_names))
+        if strange:
+            where = next(file for file in self._files if file.class_name == strange[0])
+            raise UserError(
+                f"{self._root / where.path}: class {strange[0]!r} has no training image, so it cannot be learnt; "
+                f"add some to train/ or remove it from {where.split}"
+            )
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _scan(folder: Path) -> list["os.DirEntry[str]"]:
+    """What is in a folder, by name."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _is_dir(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _status(entry: "os.DirEntry[str]") -> os.stat_result:
+    """Of what a link points to; of the link itself if it leads nowhere: reading it will fail and say so."""
+    try:
+        return entry.stat()
+    except OSError:
+        return entry.stat(follow_symlinks=False)

@@ -1,0 +1,127 @@
+"""ImageNet 2012 from its two tar files, read where they lie: a tar of one tar a class, and a flat one."""
+
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from alexnet_jax.data.sources import Original, Part, slices
+from alexnet_jax.errors import MissingSourceError, UserError
+
+TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+TRAIN_IMAGES, VALIDATION_IMAGES = 1_281_167, 50_000
+_CLASSES = 10  # in a part
+_PADDING = 20 * 512 + 1024  # zeros at the end of a tar at most
+
+
+class ImageNet:
+    """The official training and validation images; classes are WordNet's synset numbers, sorted.
+
+    The names of the training tars are the labels; those of the validation images, in the order of their numbers, are
+    the list that TFDS ships. The development kit is not needed.
+
+    Raises UserError if a tar is missing, cut short or something else.
+    """
+
+    held_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def __init__(self, folder: str):
+        self._folder = Path(folder)
+        if not folder:
+            raise UserError(f"where is ImageNet? Give --config.data.dir=DIR with {TRAIN} and {VALIDATION}")
+        for name in (TRAIN, VALIDATION):
+            if not (self._folder / name).is_file():
+                raise MissingSourceError(f"{self._folder / name} is missing: it is to be had from image-net.org")
+        texts = tfds.core.tfds_path("datasets/imagenet2012")
+        self.class_names = tuple((texts / "labels.txt").read_text().split())
+        self._labels = {name: label for label, name in enumerate(self.class_names)}
+        self._validation_labels = [self._labels[name] for name in (texts / "validation_labels.txt").read_text().split()]
+
+    def fingerprint(self) -> str:
+        """Sizes and times of change of the two files."""
+        stats = [(self._folder / name).stat() for name in (TRAIN, VALIDATION)]
+        return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
+
+    def parts(self) -> list[Part]:
+        """Some classes of training images each, then some validation images each; sizes in bytes."""
+        return [*self._train_parts(), *self._validation_parts()]
+
+    def read(self, part: Part) -> Iterator[Original]:
+        """In the order of the tar."""
+        split, members = part.where
+        if split == "train":
+            for member in members:
+                yield from self._read_class(*member)
+        else:
+            yield from self._read_validation(members)
+
+    def _train_parts(self) -> list[Part]:
+        path = self._folder / TRAIN
+        members = _members(path, r"n\d{8}\.tar")
+        labels = [self._labels.get(Path(member.name).stem) for member in members]
+        if sorted(label for label in labels if label is not None) != list(range(len(self.class_names))):
+            missing = len(set(range(len(self.class_names))) - set(labels))
+            raise UserError(
+                f"{path} is not whole: {missing} of ImageNet's {len(self.class_names)} classes are missing"
+                if missing
+                else f"{path} holds a class twice"
+            )
+        inner = [(label, member.offset_data, member.size) for label, member in zip(labels, members, strict=True)]
+        images = TRAIN_IMAGES // len(members)
+        groups = [inner[start : start + _CLASSES] for start in range(0, len(inner), _CLASSES)]
+        return [Part(sum(size for *_, size in group), images * len(group), ("train", group)) for group in groups]
+
+    def _read_class(self, label: int, offset: int, size: int) -> Iterator[Original]:
+        """The images of an inner tar, to its very end."""
+        path, name = self._folder / TRAIN, self.class_names[label]
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    for member in tar:
+                        image = tar.extractfile(member) if member.isfile() else None
+                        if image is None:
+                            raise tarfile.ReadError(f"{member.name} is no file")
+                        yield Original("train", label, f"{name}/{member.name}", image.read())
+                    end = tar.offset
+                file.seek(end)  # a damaged header ends a tar like a whole one, with more behind it than padding
+                rest = file.read(offset + size - end)
+                if end == offset or len(rest) > _PADDING or rest.strip(b"\0"):
+                    raise tarfile.ReadError("an image should be where there is none")
+        except tarfile.TarError as error:
+            raise UserError(f"{path} is damaged in {name}.tar ({error}): copy or download it again") from error
+
+    def _validation_parts(self) -> list[Part]:
+        path = self._folder / VALIDATION
+        members = _members(path, r"ILSVRC2012_val_\d{8}\.JPEG")
+        numbers = sorted(int(Path(member.name).stem[-8:]) for member in members)
+        if numbers != list(range(1, VALIDATION_IMAGES + 1)):
+            raise UserError(f"{path} is not whole: {len(set(numbers)):,} of {VALIDATION_IMAGES:,} images are there")
+        groups = [[members[number] for number in numbers] for numbers in slices(len(members))]
+        return [Part(sum(member.size for member in group), len(group), ("validation", group)) for group in groups]
+
+    def _read_validation(self, members: list[tarfile.TarInfo]) -> Iterator[Original]:
+        with (self._folder / VALIDATION).open("rb") as file:
+            for member in members:
+                number = int(Path(member.name).stem[-8:])
+                file.seek(member.offset_data)
+                data = file.read(member.size)
+                yield Original("validation", self._validation_labels[number - 1], member.name, data)
+
+
+def _members(path: Path, pattern: str) -> list[tarfile.TarInfo]:
+    """The files in a tar, which must all be named like the pattern and lie in it to their end."""
+    try:
+        with tarfile.open(path, mode="r:") as tar:
+            members = [member for member in tar if member.isfile()]
+    except tarfile.TarError as error:
+        raise UserError(f"{path} is not ImageNet's tar file, or not whole: {error}") from error
+    strange = [member.name for member in members if not re.fullmatch(pattern, Path(member.name).name)]
+    if strange or not members:
+        raise UserError(f"{path} is not ImageNet's: it holds {strange[0]!r}" if strange else f"{path} is empty")
+    if members[-1].offset_data + members[-1].size > path.stat().st_size:
+        raise UserError(f"{path} is cut short: {members[-1].name} is not whole. Copy or download it again")
+    return members

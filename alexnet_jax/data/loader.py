@@ -1,0 +1,158 @@
+"""From records to batches: order, reading ahead in threads, padding; or whole splits in memory."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from alexnet_jax.data.storage import InMemoryRecords, Records
+from alexnet_jax.errors import UserError
+from alexnet_jax.system.machine import available_cores
+
+Batch = dict[str, np.ndarray]
+"""image (uint8, [batch, size, size, 3]), label, id, epoch (int32, [batch]) and mask (bool, [batch])."""
+
+RESIDENCES = ("auto", "device", "host", "disk")
+
+ALL_ROWS = slice(None)
+
+_CHUNK = 32  # images that a thread reads in one go
+_AHEAD = 3  # batches in memory beside the one in use
+
+
+def training_order(
+    size: int, batch_size: int, seed: int, start_example: int, rows: slice = ALL_ROWS
+) -> Generator[Batch]:
+    """The endless stream of training batches from a position on, as ids and epochs alone; of each batch these rows.
+
+    Position p of the stream is in epoch p // size at place p % size of a permutation drawn from (seed, epoch), so
+    neither threads nor interruptions nor the batch size change which example stands where. Batches straddle epochs.
+    """
+    epoch, place = divmod(start_example, size)
+    ids, epochs = np.empty(0, np.int32), np.empty(0, np.int32)
+    for number in itertools.count(epoch):
+        order = epoch_order(size, seed, number)[place:]
+        place = 0
+        ids, epochs = np.append(ids, order), np.append(epochs, np.full_like(order, number))
+        whole = len(ids) // batch_size * batch_size
+        for first in range(0, whole, batch_size):
+            chosen = slice(first, first + batch_size)
+            yield {"id": ids[chosen][rows], "epoch": epochs[chosen][rows]}
+        ids, epochs = ids[whole:], epochs[whole:]
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The ids of an epoch in its order, int32."""
+    return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
+
+
+def train_batches(
+    records: Records, *, batch_size: int, seed: int, start_example: int, num_threads: int, rows: slice = ALL_ROWS
+) -> Generator[Batch]:
+    """The training batches from a position on, read ahead of time in threads (0: one a core); of each these rows."""
+    order = training_order(len(records.labels), batch_size, seed, start_example, rows)
+    yield from _read(records, order, num_threads)
+
+
+def eval_batches(records: Records, *, batch_size: int, num_threads: int, rows: slice = ALL_ROWS) -> Generator[Batch]:
+    """Every record once, in order, of each batch these rows; the last is filled up with what the mask leaves out."""
+    size = len(records.labels)
+    places = (np.arange(first, first + batch_size, dtype=np.int32)[rows] for first in range(0, size, batch_size))
+    length = len(range(batch_size)[rows])
+    for batch in _read(records, ({"id": ids[ids < size]} for ids in places), num_threads):
+        count = len(batch["id"])
+        padded = {
+            name: np.pad(values, [(0, length - count)] + [(0, 0)] * (values.ndim - 1)) if count < length else values
+            for name, values in batch.items()
+        }
+        yield {**padded, "mask": np.arange(length) < count}
+
+
+def sent_ahead(host_batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Any]:
+    """Batches on the devices, each sent there before the one ahead of it is asked for."""
+    upcoming = put(next(host_batches))
+    for batch in host_batches:
+        following = put(batch)
+        yield upcoming
+        upcoming = following
+
+
+def load_into_memory(records: Records, num_threads: int) -> InMemoryRecords:
+    """All images of a split, decoded."""
+    size = len(records.labels)
+    images = np.empty((size, records.image_size, records.image_size, 3), np.uint8)
+    pool = ThreadPoolExecutor(num_threads or available_cores())
+    try:
+        for future in _submit(pool, records, np.arange(size), images):
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return InMemoryRecords(images, records.labels)
+
+
+def check_residence(residence: str) -> None:
+    """Raises UserError if the name is unknown."""
+    if residence not in RESIDENCES:
+        raise UserError(f"config.data.residence={residence!r} is unknown; there are: {', '.join(RESIDENCES)}")
+
+
+def choose_residence(residence: str, records: Records, device_bytes: int | None, host_bytes: int) -> str:
+    """Where the training images are to lie: "device", "host" or "disk".
+
+    "auto" takes a quarter of the device's memory at most, if the device has memory of its own, else a quarter of the
+    host's; pixels that are on disk uncompressed stay there, since the system keeps them in memory by itself.
+
+    Args:
+      residence: one of RESIDENCES.
+      records: of the training split.
+      device_bytes: memory of a device; None for a device that shares the host's.
+      host_bytes: memory of the host.
+
+    Raises UserError if the name is unknown or the images are larger than the memory asked for.
+    """
+    check_residence(residence)
+    needed = len(records.labels) * records.image_size**2 * 3
+    memory = {"device": min(device_bytes or host_bytes, host_bytes), "host": host_bytes}  # they pass through the host
+    if residence in memory and needed > memory[residence]:
+        raise UserError(
+            f"config.data.residence={residence!r}: the training images need {needed / 1e9:.1f} GB, the {residence} has "
+            f"{memory[residence] / 1e9:.1f} GB; 'disk' or 'auto' will do"
+        )
+    if residence != "auto":
+        return residence
+    if device_bytes and needed <= min(device_bytes / 4, host_bytes / 2):
+        return "device"
+    return "host" if records.is_compressed and needed <= host_bytes / 4 else "disk"
+
+
+def _read(records: Records, order: Iterable[Batch], num_threads: int) -> Generator[Batch]:
+    """Adds images and labels to batches of ids, a few batches ahead. The threads end when the consumer does."""
+    upcoming: deque[tuple[Batch, list[Future[None]]]] = deque()
+    pool = ThreadPoolExecutor(num_threads or available_cores())
+    try:
+        for batch in order:
+            ids = batch["id"]
+            images = np.empty((len(ids), records.image_size, records.image_size, 3), np.uint8)
+            upcoming.append(
+                ({**batch, "image": images, "label": records.labels[ids]}, _submit(pool, records, ids, images))
+            )
+            if len(upcoming) > _AHEAD:
+                yield _finished(*upcoming.popleft())
+        while upcoming:
+            yield _finished(*upcoming.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: ThreadPoolExecutor, records: Records, ids: np.ndarray, images: np.ndarray) -> list[Future[None]]:
+    chunks = [slice(first, first + _CHUNK) for first in range(0, len(ids), _CHUNK)]
+    return [pool.submit(records.read, ids[chunk], images[chunk]) for chunk in chunks]
+
+
+def _finished(batch: Batch, futures: list[Future[None]]) -> Batch:
+    for future in futures:
+        future.result()
+    return batch

@@ -1,0 +1,1 @@
+"""Many runs: sweeps, ablations, Figure 1."""

@@ -1,0 +1,73 @@
+"""Files of measured results, which say what was measured on which data, with which seeds, versions and hardware."""
+
+import dataclasses
+import datetime
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from alexnet_jax.run.metrics_log import describe_environment, read_metrics, write_json
+from alexnet_jax.system.machine import available_cores, memory_bytes, processor_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (of a sample) of values; the latter None for a single one."""
+
+    mean: float
+    std: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Raises statistics.StatisticsError for no values."""
+        return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def text(self, form: str = ".2f") -> str:
+        """Mean ± standard deviation, each in a format like ".2f" or ".2%"."""
+        return format(self.mean, form) + ("" if self.std is None else f" ± {format(self.std, form)}")
+
+
+def describe_data(config: ConfigDict, workdir: Path) -> str:
+    """The data set of a finished run, with the sizes of its splits."""
+    records = {record["kind"]: record for record in read_metrics(workdir)}
+    sizes = {
+        "training": records["start"]["train_examples"],
+        "validation": records["epoch"]["validation_count"],
+        "test": records["test"]["count"],
+    }
+    name = f"folder {Path(config.data.dir).name}" if config.data.name == "folder" else config.data.name
+    return f"{name}: {', '.join(f'{count:,} {split}' for split, count in sizes.items())} images"
+
+
+def public(words: Sequence[str]) -> list[str]:
+    """Words of a command line without folders of this machine."""
+    return [word for word in words if not word.startswith(("--config.data.dir", "--config.data.prep", "--config.comp"))]
+
+
+def write_results(
+    path: Path, command: Sequence[str], data: str, seeds: Sequence[int], results: Mapping[str, Any]
+) -> None:
+    """Writes a file under results/.
+
+    Args:
+      path: of the JSON file.
+      command: the words after "python" that make it.
+      data: the data set, with the sizes of its splits.
+      seeds: of the runs.
+      results: what was measured.
+    """
+    device = jax.devices()[0]
+    hardware = {
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+        "processor": processor_name(),
+        "cores": available_cores(),
+        "memory_gb": round(memory_bytes() / 1e9, 1),
+    }
+    environment = describe_environment(list(command))
+    about = {"measured": datetime.datetime.now(datetime.UTC).date().isoformat(), "data": data, "seeds": list(seeds)}
+    write_json(path, {**about, "hardware": hardware, **environment, "results": dict(results)})

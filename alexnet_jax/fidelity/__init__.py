@@ -1,0 +1,1 @@
+"""What the paper, its source, Caffe and a config decide."""

@@ -1,0 +1,97 @@
+"""What goes on inside a trained network: statistics of its activations, neighbours in a hidden layer."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from alexnet_jax import augment
+from alexnet_jax.data.storage import Records, read_squares
+from alexnet_jax.inference.loaded_run import TrainedRun
+
+
+@dataclasses.dataclass(frozen=True)
+class Activity:
+    """An intermediate result over some images.
+
+    Attributes:
+      name: as in `TrainedRun.layer_names`.
+      shape: of one image's.
+      mean, std: over images, places and features.
+      zeros: share of values that are 0.
+      dead: features that are 0 at all places of all images; None where no activation function came before.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    mean: float
+    std: float
+    zeros: float
+    dead: int | None
+
+
+def activities(run: TrainedRun, squares: np.ndarray) -> list[Activity]:
+    """Statistics of every intermediate result for squares of pixels, uint8, [images, size, size, 3]."""
+
+    @functools.partial(jax.jit, compiler_options=run.compiler_options)
+    def measure(variables: Any, squares: Array) -> dict[str, dict[str, Array]]:
+        """Of each image by itself."""
+        (crops,) = augment.testing_images(run.preprocessing, squares, views=1)
+        found = {}
+        for name, values in run.model.apply(variables, crops)[1].items():
+            wide = values.astype(jnp.float32).reshape(len(values), -1, values.shape[-1])
+            found[name] = {
+                "mean": wide.mean(axis=(1, 2)),
+                "square": jnp.square(wide).mean(axis=(1, 2)),
+                "zeros": (wide == 0).mean(axis=(1, 2)),
+                "lives": (wide != 0).any(axis=1),
+            }
+        return found
+
+    size = min(len(squares), run.config.eval_batch_size)
+    variables, parts = jax.device_put(run.variables), []
+    for first in range(0, len(squares), size):
+        batch = squares[first : first + size]
+        padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
+        parts.append(jax.device_get(measure(variables, padded)))
+    of_all = jax.tree.map(lambda *values: np.concatenate(values)[: len(squares)], *parts)
+    rows = []
+    for name, shape in run.layer_shapes.items():
+        mean, square, zeros = (float(of_all[name][key].mean(dtype=np.float64)) for key in ("mean", "square", "zeros"))
+        dead = int((~of_all[name]["lives"].any(axis=0)).sum()) if name.startswith("act") else None
+        rows.append(Activity(name, shape, mean, max(square - mean**2, 0.0) ** 0.5, zeros, dead))
+    return rows
+
+
+def nearest(
+    run: TrainedRun, layer: str, queries: np.ndarray, records: Records, ids: np.ndarray, count: int
+) -> np.ndarray:
+    """The `count` of these training images whose features are the nearest to those of each query (paper section 6.1).
+
+    Distances are Euclidean. Returns int, [queries, count], elements of `ids`, the nearest first.
+    """
+    wanted = _flat(run.features(queries, layer))
+    distances = np.concatenate(
+        [_distances(wanted, _flat(run.features(squares, layer))) for squares in _batches(run, records, ids)], axis=1
+    )
+    return ids[np.argsort(distances, axis=1, kind="stable")[:, :count]]
+
+
+def _batches(run: TrainedRun, records: Records, ids: np.ndarray) -> Iterator[np.ndarray]:
+    size = run.config.eval_batch_size
+    for first in range(0, len(ids), size):
+        yield read_squares(records, ids[first : first + size])
+
+
+def _flat(features: np.ndarray) -> np.ndarray:
+    return features.reshape(len(features), -1)
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squares of the distances between rows."""
+    return (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)[None]

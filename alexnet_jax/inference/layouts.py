@@ -1,0 +1,152 @@
+"""How other programs name and lay out the weights of an AlexNet.
+
+Ours: kernels [rows, columns, channels, features], fully connected ones [inputs, units], where the first flattens its
+maps [rows, columns, channels]; channels R, G, B. Those of PyTorch and Caffe: [features, channels, rows, columns],
+[units, inputs] with maps flattened [channels, rows, columns]; Caffe's first channels are B, G, R. Towers are groups in
+both, the first half of the channels first, as here.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.inference.weight_files import compare
+from alexnet_jax.models.alexnet import AlexNet, trace_shapes
+
+LAYOUTS = ("torchvision", "caffe")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slot:
+    """One layer in both layouts.
+
+    Attributes:
+      layer: our name.
+      weight, bias: their names.
+      window: rows, columns and channels that a feature sees.
+      features: how many there are.
+      is_flat: fully connected.
+      is_bgr: the channels are B, G, R over there.
+    """
+
+    layer: str
+    weight: str
+    bias: str
+    window: tuple[int, int, int]
+    features: int
+    is_flat: bool
+    is_bgr: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of their weights."""
+        rows, columns, channels = self.window
+        return (self.features, channels * rows * columns) if self.is_flat else (self.features, channels, rows, columns)
+
+    def outwards(self, kernel: Any) -> np.ndarray:
+        """Their weights of our kernel."""
+        weight = np.asarray(kernel).reshape(*self.window, self.features).transpose(3, 2, 0, 1)
+        return np.ascontiguousarray(weight[:, ::-1] if self.is_bgr else weight).reshape(self.shape)
+
+    def inwards(self, weight: np.ndarray) -> np.ndarray:
+        """Our kernel of their weights."""
+        rows, columns, channels = self.window
+        weight = weight.reshape(self.features, channels, rows, columns)
+        kernel = (weight[:, ::-1] if self.is_bgr else weight).transpose(2, 3, 1, 0)
+        return np.ascontiguousarray(kernel).reshape((-1, self.features) if self.is_flat else kernel.shape)
+
+
+def to_layout(layout: str, model: AlexNet, crop: int, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Our parameters under the names and in the layout of another program; see `LAYOUTS`.
+
+    Raises UserError if the network has parts that the layout has none for.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for slot in _slots(layout, model, crop):
+        arrays[slot.weight] = slot.outwards(params[slot.layer]["kernel"])
+        arrays[slot.bias] = np.asarray(params[slot.layer]["bias"])
+    return arrays
+
+
+def from_layout(layout: str, model: AlexNet, crop: int, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The parameters of the network from those of another program; see `LAYOUTS`.
+
+    Raises UserError that lists all names and shapes that differ, if any do, or if the network has parts that the layout
+    has none for.
+    """
+    slots = list(_slots(layout, model, crop))
+    expected = {slot.weight: np.broadcast_to(np.float32(0), slot.shape) for slot in slots}
+    expected |= {slot.bias: np.broadcast_to(np.float32(0), (slot.features,)) for slot in slots}
+    differences = compare(arrays, expected)
+    if differences:
+        raise UserError(f"the weights do not suit the network: {'; '.join(differences)}")
+    return {
+        slot.layer: {"kernel": slot.inwards(arrays[slot.weight]), "bias": np.array(arrays[slot.bias])} for slot in slots
+    }
+
+
+def last_bias(layout: str, model: AlexNet) -> str:
+    """The layout's name of the classifier's bias, whose length is the number of classes."""
+    return list(_names(layout, model))[-1][1]
+
+
+def _slots(layout: str, model: AlexNet, crop: int) -> Iterator[_Slot]:
+    """Each layer with weights, in order."""
+    names = list(_names(layout, model))
+    variables, shapes = trace_shapes(model, crop)
+    params = variables["params"]
+    order = ["image", *shapes]
+    shapes["image"] = (crop, crop, 3)
+    for index, (layer, (weight, bias)) in enumerate(zip(model.layers, names, strict=True), start=1):
+        name = f"{layer.kind}{index}"
+        kernel, before = params[name]["kernel"].shape, shapes[order[order.index(name) - 1]]
+        is_flat = layer.kind == "fc"
+        rows, columns, channels = (1, 1, *before)[-3:] if is_flat else kernel[:3]
+        yield _Slot(
+            name, weight, bias, (rows, columns, channels), kernel[-1], is_flat, is_bgr=layout == "caffe" and index == 1
+        )
+
+
+def _names(layout: str, model: AlexNet) -> Iterator[tuple[str, str]]:
+    """Their names of each layer's weights and bias. Raises UserError for what the layout does not have."""
+    _check(layout, model)
+    if layout == "caffe":  # as pycaffe numbers a layer's blobs
+        for index, layer in enumerate(model.layers, start=1):
+            yield f"{layer.kind}{index}.0", f"{layer.kind}{index}.1"
+        return
+    # torchvision/models/alexnet.py: two Sequentials; the dropout before fc6 is the first module of the second.
+    part, position, dropout_before = "features", 0, False
+    for layer in model.layers:
+        if layer.kind == "fc" and part == "features":
+            part, position = "classifier", int(dropout_before)
+        yield f"{part}.{position}.weight", f"{part}.{position}.bias"
+        dropout_before = "dropout" in layer.then
+        position += 1 + sum(name in ("act", "pool") or part == "classifier" for name in layer.then)
+
+
+def _check(layout: str, model: AlexNet) -> None:
+    """Raises UserError for parts of the network that would be lost, or that would mean another network there."""
+    if layout not in LAYOUTS:
+        raise UserError(f"--layout={layout} is unknown; there are: {', '.join(LAYOUTS)}")
+    parts = {
+        "local layers": any(layer.kind == "local" for layer in model.layers),
+        "batch normalisation": any("bn" in layer.then for layer in model.layers),
+        "within-map normalisation": model.lrn is not None and any("map_norm" in layer.then for layer in model.layers),
+        "activation prelu": model.activation == "prelu",
+    }
+    if layout == "torchvision":
+        parts |= {
+            "response normalisation": model.lrn is not None and any("lrn" in layer.then for layer in model.layers),
+            "two towers": model.towers > 1 and any(layer.own_tower for layer in model.layers),
+            "windows that hang over the edge": model.conv_ceil or model.pool_ceil,
+            f"activation {model.activation}": model.activation != "relu",
+            "average pooling": any("pool" in layer.then and layer.pool != "max" for layer in model.layers),
+            f"pooling windows of {model.pool_size}": model.pool_size != 3,
+        }
+    odd = [name for name, is_there in parts.items() if is_there]
+    if odd:
+        presets = {"torchvision": "owt", "caffe": "caffe or caffenet"}[layout]
+        raise UserError(f"--layout={layout} has no {', no '.join(odd)}; it is that of the preset {presets}")

@@ -1,0 +1,220 @@
+"""A trained network as an ONNX graph: pixels in, probabilities out.
+
+ONNX has channels before rows and columns, this code after them; so pixels are turned around once, and so are kernels.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from alexnet_jax.augment import Preprocessing
+from alexnet_jax.errors import UserError
+from alexnet_jax.inference.loaded_run import TrainedRun
+from alexnet_jax.models.presets import Layer
+from alexnet_jax.ops import layers
+from alexnet_jax.ops.layers import LRN
+
+OPSET, IR_VERSION = 17, 8
+"""Of the format; old enough for every onnxruntime since 1.12, of 2022."""
+
+_BN_EPSILON = 1e-5
+"""What flax.linen.BatchNorm adds to a variance."""
+
+
+def onnx_model(run: TrainedRun, about: Mapping[str, Any]) -> bytes:
+    """The serialised model: "images", uint8, [batch, size, size, 3], to "probabilities", float32, [batch, classes].
+
+    It holds the cropping and normalisation of tests, computes in float32 and averages over `config.test_views`.
+
+    Args:
+      run: the network.
+      about: what goes with it, as JSON under these names in the model's metadata.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    size, views = run.config.data.image_size, run.config.test_views
+    graph = _Graph()
+    logits = _network(graph, run, _crops(graph, run.preprocessing, size, views))
+    probabilities = graph.add("Softmax", logits, axis=1)
+    if views > 1:
+        of_views = graph.add("Reshape", probabilities, np.array([views, -1, run.model.num_classes]))
+        probabilities = graph.add("ReduceMean", of_views, axes=[0], keepdims=0)
+    graph.add("Identity", probabilities, output="probabilities")
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "alexnet",
+            [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3])],
+            [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", run.model.num_classes])],
+            graph.constants,
+        ),
+        producer_name="alexnet_jax",
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    helper.set_model_props(model, {name: json.dumps(value) for name, value in about.items()})
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+class _Graph:
+    """Nodes in the order in which they were added, and the arrays that they use."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def add(self, operation: str, *inputs: str | np.ndarray, output: str = "", **attributes: Any) -> str:
+        """Adds a node and returns the name of its output; an array among its inputs becomes a constant."""
+        from onnx import helper
+
+        output = output or f"{operation}_{len(self.nodes)}"
+        names = [
+            value if isinstance(value, str) else self._constant(value, f"{output}_{number}")
+            for number, value in enumerate(inputs)
+        ]
+        self.nodes.append(helper.make_node(operation, names, [output], name=output, **attributes))
+        return output
+
+    def _constant(self, array: np.ndarray, name: str) -> str:
+        from onnx import numpy_helper
+
+        kind = np.int64 if np.issubdtype(array.dtype, np.integer) else np.float32
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array, kind), name))
+        return name
+
+
+def _crops(graph: _Graph, p: Preprocessing, size: int, views: int) -> str:
+    """`augment.testing_images`, all views of the batch one after another, [views * batch, 3, crop, crop]."""
+    pixels, last, middle = graph.add("Cast", "images", to=1), size - p.crop, (size - p.crop) // 2  # 1 is float32
+    if p.mean_form == "image_crop":
+        pixels = graph.add("Sub", pixels, p.mean)
+    corners = [(0, 0), (0, last), (last, 0), (last, last)] if views == 10 else []
+    windows = []
+    for row, column in [(middle, middle), *corners]:
+        bounds = np.array([row, column]), np.array([row + p.crop, column + p.crop])
+        windows.append(graph.add("Slice", pixels, *bounds, np.array([1, 2])))
+    if views > 1:
+        ends = np.array([-1]), np.array([np.iinfo(np.int64).min])
+        windows += [graph.add("Slice", window, *ends, np.array([2]), np.array([-1])) for window in windows]
+    crops = graph.add("Concat", *windows, axis=0)
+    if p.mean_form != "image_crop":
+        crops = graph.add("Sub", crops, p.mean if p.mean_form == "channel" else p.centre(p.mean))
+    return graph.add("Transpose", graph.add("Div", crops, np.asarray(p.std)), perm=[0, 3, 1, 2])
+
+
+def _network(graph: _Graph, run: TrainedRun, x: str) -> str:
+    """`AlexNet.__call__` in testing; returns the logits."""
+    model, crop = run.model, run.preprocessing.crop
+    shape: tuple[int, ...] = (crop, crop, 3)
+    for index, layer in enumerate(model.layers, start=1):
+        name = f"{layer.kind}{index}"
+        x = _weights(graph, run, layer, name, x, shape)
+        shape = run.layer_shapes[name]
+        for operation in layer.then:
+            name = f"{operation}{index}"
+            match operation:
+                case "act":
+                    x = _activation(graph, run, name, x)
+                case "lrn" if model.lrn is not None:
+                    x = _cross_map_norm(graph, model.lrn, model.towers, shape[-1], x)
+                case "map_norm" if model.lrn is not None:
+                    x = _within_map_norm(graph, *model.map_norm, x)
+                case "pool":
+                    pads = _pads(shape, model.pool_size, 2, 0, model.pool_ceil)
+                    kind = {"max": "MaxPool", "avg": "AveragePool"}[layer.pool]
+                    x = graph.add(kind, x, kernel_shape=[model.pool_size] * 2, strides=[2, 2], pads=pads)
+                case "bn":
+                    p, statistics = run.params[name], run.batch_stats[name]
+                    arrays = (p["scale"], p["bias"], statistics["mean"], statistics["var"])
+                    x = graph.add("BatchNormalization", x, *map(np.asarray, arrays), epsilon=_BN_EPSILON)
+                case "dropout" if model.dropout_convention == "2012":
+                    x = graph.add("Mul", x, np.array(1.0 - model.dropout_rate))
+                case _:
+                    continue
+            shape = run.layer_shapes[name]
+    return x
+
+
+def _weights(graph: _Graph, run: TrainedRun, layer: Layer, name: str, x: str, shape: tuple[int, ...]) -> str:
+    """The layer itself; `shape` is that of x, [rows, columns, channels] or [units], of one image."""
+    kernel, bias = (np.asarray(run.params[name][key]) for key in ("kernel", "bias"))
+    if layer.kind == "fc":
+        if len(shape) == 3:
+            kernel = kernel.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+        return graph.add("Gemm", graph.add("Flatten", x), kernel, bias)
+    window: dict[str, Any] = {
+        "kernel_shape": [layer.kernel] * 2,
+        "strides": [layer.stride] * 2,
+        "pads": _pads(shape, layer.kernel, layer.stride, layer.pad, run.model.conv_ceil),
+    }
+    if layer.kind == "local":
+        return _local(graph, kernel, bias, shape[-1], x, window)
+    groups = run.model.towers if layer.own_tower else 1
+    return graph.add("Conv", x, kernel.transpose(3, 2, 0, 1), bias, group=groups, **window)
+
+
+def _local(graph: _Graph, kernel: np.ndarray, bias: np.ndarray, channels: int, x: str, window: dict[str, Any]) -> str:
+    """A convolution with weights of its own at each place: copies of all windows, then a product at each.
+
+    Args:
+      graph: that it is added to.
+      kernel: [rows, columns, channels * window, features].
+      bias: [rows, columns, features].
+      channels: of x.
+      x: what comes in.
+      window: the attributes of ONNX's Conv.
+    """
+    pixels = kernel.shape[2] // channels
+    copies = np.tile(np.eye(pixels), (channels, 1)).reshape(channels * pixels, 1, *window["kernel_shape"])
+    windows = graph.add("Conv", x, copies, group=channels, **window)
+    at_places = graph.add("MatMul", graph.add("Transpose", windows, perm=[2, 3, 0, 1]), kernel)
+    return graph.add("Transpose", graph.add("Add", at_places, bias[:, :, None]), perm=[2, 3, 0, 1])
+
+
+def _activation(graph: _Graph, run: TrainedRun, name: str, x: str) -> str:
+    """One of `layers.ACTIVATIONS`, or PReLU. Raises UserError for one that has no counterpart here."""
+    match run.model.activation:
+        case "relu":
+            return graph.add("Relu", x)
+        case "tanh":
+            return graph.add("Tanh", x)
+        case "scaled_tanh":
+            return graph.add("Mul", graph.add("Tanh", graph.add("Mul", x, np.array(2 / 3))), np.array(1.7159))
+        case "sigmoid":
+            return graph.add("Sigmoid", x)
+        case "leaky_relu":
+            return graph.add("LeakyRelu", x, alpha=0.01)
+        case "prelu":
+            return graph.add("PRelu", x, np.asarray(run.params[name]["negative_slope"]).reshape(1))
+        case other:
+            raise UserError(f"config.model.activation={other!r} cannot be written as ONNX: --format=stablehlo can")
+
+
+def _cross_map_norm(graph: _Graph, lrn: LRN, towers: int, channels: int, x: str) -> str:
+    """`layers.cross_map_norm` of so many channels; ONNX divides alpha by the size."""
+    attributes: dict[str, Any] = {"size": lrn.size, "alpha": lrn.alpha * lrn.size, "beta": 0.75, "bias": lrn.k}
+    if not lrn.per_tower or towers == 1:
+        return graph.add("LRN", x, **attributes)
+    width, parts = channels // towers, []
+    for first in range(0, channels, width):
+        part = graph.add("Slice", x, np.array([first]), np.array([first + width]), np.array([1]))
+        parts.append(graph.add("LRN", part, **attributes))
+    return graph.add("Concat", *parts, axis=1)
+
+
+def _within_map_norm(graph: _Graph, size: int, alpha: float, x: str) -> str:
+    """`layers.within_map_norm`; the sum over a window as its average, zeros outside counted."""
+    window: dict[str, Any] = {"kernel_shape": [size] * 2, "pads": [size // 2] * 4, "count_include_pad": 1}
+    mean = graph.add("AveragePool", graph.add("Mul", x, x), **window)
+    energy = graph.add("Add", graph.add("Mul", mean, np.array(alpha * size**2)), np.array(1.0))
+    return graph.add("Mul", x, graph.add("Pow", energy, np.array(-0.75)))
+
+
+def _pads(shape: tuple[int, ...], kernel: int, stride: int, pad: int, ceil: bool) -> list[int]:
+    """`layers.window_padding` in ONNX's order: above, left, below, right."""
+    rows, columns = (layers.window_padding(extent, kernel, stride, pad, ceil) for extent in shape[:2])
+    return [rows[0], columns[0], rows[1], columns[1]]

@@ -1,0 +1,326 @@
+"""What there is to say about a run, whether it is finished, goes on or has crashed."""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.data.storage import read_squares
+from alexnet_jax.errors import UserError
+from alexnet_jax.fidelity.decisions import REFERENCES, explain
+from alexnet_jax.inference import report_figures, report_page
+from alexnet_jax.inference.activations import activities, nearest
+from alexnet_jax.inference.evaluation import Evaluation, evaluate, open_run_dataset
+from alexnet_jax.inference.loaded_run import TrainedRun, load_run
+from alexnet_jax.inference.report_figures import Draw
+from alexnet_jax.run.metrics_log import read_metrics, read_timing
+from alexnet_jax.system import console
+
+SHOWN, WORST, QUERIES, NEIGHBOURS = 8, 8, 5, 6
+"""Images with their answers; worst mistakes; test images with neighbours; neighbours of each."""
+
+MOST_CLASSES = 30
+"""Of the confusion matrix: those that are confused most. The table of errors has as many rows."""
+
+MOST_SEARCHED, MOST_MEASURED = 10_000, 1_000
+"""Training images among which neighbours are looked for; test images whose activations are measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A figure and the sentence that explains it."""
+
+    name: str
+    draw: Draw
+    text: str
+
+
+Part = str | Figure
+"""A piece of HTML, or a figure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Title, a line of summary, and parts by section."""
+
+    title: str
+    summary: str
+    sections: Mapping[str, Sequence[Part]]
+
+    def figures(self) -> Iterator[Figure]:
+        """All figures, in order."""
+        for parts in self.sections.values():
+            yield from (part for part in parts if isinstance(part, Figure))
+
+    def html(self) -> str:
+        """The page."""
+        return report_page.page(
+            self.title, self.summary, {name: "".join(map(_html, parts)) for name, parts in self.sections.items()}
+        )
+
+
+def _html(part: Part) -> str:
+    if isinstance(part, str):
+        return part
+    light, dark = (report_figures.render(part.draw, theme) for theme in ("light", "dark"))
+    return report_page.figure(light, dark, part.text) + report_page.paragraph(part.text, faint=True)
+
+
+def make_report(
+    workdir: Path, checkpoint: str = "latest", data_dir: str | None = None, prepared_dir: str | None = None
+) -> Report:
+    """Looks at a run from all sides; see `load_run` and `open_run_dataset` for the arguments.
+
+    Where there is no checkpoint yet, or the images are gone, the report says so and holds the rest. Raises UserError if
+    the folder holds no run.
+    """
+    config, versions = (_read_json(workdir / name) for name in ("config.json", "versions.json"))
+    config_lib.check(config)
+    records, timing = read_metrics(workdir), read_timing(workdir)
+    run, dataset, missing = _open(workdir, checkpoint, data_dir, prepared_dir)
+    tests = [record for record in records if record["kind"] == "test"]
+    sections: dict[str, Sequence[Part]] = {"Training": list(_training(records, tests))}
+    if run:
+        sections["First layer"] = [_kernels(run)]
+    if run and dataset:
+        split = "test" if tests and "test" in dataset.splits else "validation"
+        evaluation = evaluate(run, dataset, split)
+        sections |= _answers(evaluation, dataset)
+    if missing:
+        sections["Missing"] = [report_page.paragraph(missing)]
+    plain = ConfigDict(config)
+    sections["Time"] = [_timing(timing)]
+    sections["Config"] = [_config(plain)]
+    if run:
+        sections["Paper, source, Caffe and this run"] = [_fidelity(run)]
+    sections["Versions"] = [_versions(versions)]
+    return Report(f"Run {workdir.resolve().name}", _summary(config, records, tests, dataset), sections)
+
+
+def _open(
+    workdir: Path, checkpoint: str, data_dir: str | None, prepared_dir: str | None
+) -> tuple[TrainedRun | None, Dataset | None, str]:
+    """The network and its data, as far as they are there, and what is missing."""
+    try:
+        run = load_run(workdir, checkpoint)
+    except UserError as error:
+        return None, None, f"No network is shown: {error}."
+    try:
+        return run, open_run_dataset(run, data_dir, prepared_dir), ""
+    except UserError as error:
+        return run, None, f"No images are shown: {error}."
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} holds no run: {path.name} is not there") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _summary(
+    config: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    tests: Sequence[Mapping[str, Any]],
+    dataset: Dataset | None,
+) -> str:
+    what = f"{config['model']['preset']} on {config['data']['name']}"
+    if dataset:
+        what += ", " + ", ".join(f"{len(split.labels):,} {name}" for name, split in dataset.splits.items()) + " images"
+    if tests:
+        last = tests[-1]
+        top1, top5 = console.percent(last["top1_error"]), console.percent(last["top5_error"])
+        return f"{what}. {last['split'].capitalize()} error: top-1 {top1}, top-5 {top5} ({last['count']:,} images)."
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    if not epochs:
+        return f"{what}. Not finished: no epoch has been evaluated yet."
+    last = epochs[-1]
+    error = console.percent(last["validation_top1_error"])
+    return f"{what}. Not finished: epoch {last['epoch']:.2f} of {config['epochs']:g}, validation top-1 error {error}."
+
+
+def _training(records: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
+    by_kind: dict[str, list[dict[str, Any]]] = {"start": [], "epoch": [], "step": [], "division": []}
+    for record in records:
+        by_kind.setdefault(record["kind"], []).append(dict(record))
+    if not by_kind["start"]:
+        yield report_page.paragraph("Nothing is recorded yet.")
+        return
+    size = by_kind["start"][0]["train_examples"]
+    losses = [(record["examples_seen"] / size, record["loss"]) for record in by_kind["step"]]
+    divisions = [(record["examples_seen"] / size, record["learning_rate"]) for record in by_kind["division"]]
+    ends = {name: tests[-1][name] for name in ("top1_error", "top5_error")} if tests else {}
+    text = "Errors and losses after each epoch. Dashed lines: the learning rate becomes what is written above."
+    yield Figure("curves", report_figures.curves(by_kind["epoch"], losses, divisions, ends), text)
+    rows = [
+        [f"{record['examples_seen'] / size:.2f}", f"{record['learning_rate']:.3g}", record["reason"]]
+        for record in by_kind["division"]
+    ]
+    if rows:
+        yield report_page.table(["epoch", "learning rate", "why"], rows, numbers=(0, 1))
+
+
+def _kernels(run: TrainedRun) -> Figure:
+    name = run.layer_names[0]
+    filters = np.asarray(run.params[name]["kernel"], np.float32)
+    rows, columns, _, count = filters.shape
+    text = f"The {count} kernels of {name}, {rows} x {columns} pixels, each scaled by its largest weight (Figure 3)."
+    return Figure("kernels", report_figures.kernels(filters), text)
+
+
+def _answers(evaluation: Evaluation, dataset: Dataset) -> dict[str, Sequence[Part]]:
+    """All that needs images."""
+    rng, count = np.random.default_rng(0), len(evaluation.labels)
+    chosen = np.sort(rng.permutation(count)[:SHOWN])
+    wrong = np.flatnonzero(~evaluation.is_right(1))
+    worst = wrong[np.argsort(-evaluation.losses[wrong], kind="stable")][:WORST]
+    sections: dict[str, Sequence[Part]] = {
+        "Errors": list(_errors(evaluation)),
+        "Answers": [_pictures("answers", evaluation, dataset, chosen, "chosen by chance (Figure 4, left)")],
+    }
+    if len(worst):
+        sections["Worst mistakes"] = [
+            _pictures("mistakes", evaluation, dataset, worst, "whose labels were given the lowest probabilities")
+        ]
+    sections["Neighbours"] = [_neighbours(evaluation, dataset, np.sort(rng.permutation(count)[:QUERIES]))]
+    sections["Activations"] = [_activations(evaluation, dataset)]
+    return sections
+
+
+def _errors(evaluation: Evaluation) -> Iterator[Part]:
+    count, run = len(evaluation.labels), evaluation.run
+    views = f"{evaluation.views} view{'s' if evaluation.views > 1 else ''}"
+    for k, wrong, low, high in evaluation.errors():
+        yield report_page.paragraph(
+            f"{evaluation.split.capitalize()}, checkpoint {run.examples_seen:,}, {views}: top-{k} error "
+            f"{wrong / count:.2%} ({wrong:,} of {count:,} images wrong; 95 % interval {low:.2%} to {high:.2%})"
+        )
+    counts = evaluation.confusion()
+    mistakes = counts - np.diag(np.diag(counts))
+    confused = np.argsort(-(mistakes.sum(0) + mistakes.sum(1)), kind="stable")[:MOST_CLASSES]
+    shown = np.sort(confused)
+    names = [run.class_names[number] for number in shown]
+    few = "" if len(shown) == len(run.class_names) else f" of the {len(shown)} classes that are confused most"
+    text = f"How often images of a class (row) were taken for another (column){few}."
+    yield Figure("confusion", report_figures.confusion(counts[np.ix_(shown, shown)], names), text)
+    cells = [
+        [name, f"{images:,}", f"{top1:,}", f"{top1 / images:.1%}", f"{top5:,}"]
+        for name, images, top1, top5 in evaluation.worst_classes()
+    ]
+    header = ["class, the worst first", "images", "wrong", "top-1 error", "label not among the first five"]
+    yield report_page.table(header, cells[:MOST_CLASSES], numbers=(1, 2, 3, 4))
+
+
+def _pictures(name: str, evaluation: Evaluation, dataset: Dataset, ids: np.ndarray, which: str) -> Figure:
+    run = evaluation.run
+    squares = read_squares(dataset.splits[evaluation.split], ids)
+    labels = [run.class_names[label] for label in evaluation.labels[ids]]
+    guesses = [
+        [(run.name_of(guess), share) for guess, share in zip(*of_image, strict=True)]
+        for of_image in zip(evaluation.guesses[ids].tolist(), evaluation.probabilities[ids].tolist(), strict=True)
+    ]
+    split = evaluation.split.capitalize()
+    text = f"{split} images {which}, with the likeliest classes; green is the label."
+    return Figure(name, report_figures.answers(squares, labels, guesses), text)
+
+
+def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Figure:
+    run, train = evaluation.run, dataset.splits["train"]
+    layer = run.layer_names[-2]  # what the classifier sees
+    queries = read_squares(dataset.splits[evaluation.split], ids)
+    total = len(train.labels)
+    searched = np.sort(np.random.default_rng(0).permutation(total)[:MOST_SEARCHED])
+    near = nearest(run, layer, queries, train, searched, min(NEIGHBOURS, len(searched)))
+    pictures = read_squares(train, near.ravel()).reshape(*near.shape, *queries.shape[1:])
+    names = [[run.class_names[label] for label in train.labels[row]] for row in near]
+    labels = [run.class_names[label] for label in evaluation.labels[ids]]
+    among = f"{len(searched):,} of {total:,}" if len(searched) < total else f"{total:,}"
+    text = (
+        f"{evaluation.split.capitalize()} images (left) and, among {among} training images, those with the nearest "
+        "features in "
+        f"{layer}, the layer that the classifier sees (Figure 4, right)."
+    )
+    return Figure("neighbours", report_figures.neighbours(queries, labels, pictures, names), text)
+
+
+def _activations(evaluation: Evaluation, dataset: Dataset) -> str:
+    records = dataset.splits[evaluation.split]
+    ids = np.arange(min(len(records.labels), MOST_MEASURED))
+    rows = [
+        [
+            row.name,
+            " x ".join(map(str, row.shape)),
+            f"{row.mean:.3g}",
+            f"{row.std:.3g}",
+            f"{row.zeros:.1%}",
+            "" if row.dead is None else f"{row.dead:,} of {row.shape[-1]:,}",
+        ]
+        for row in activities(evaluation.run, read_squares(records, ids))
+    ]
+    header = ["activation", "shape", "mean", "std", "zeros", "dead"]
+    text = report_page.paragraph(
+        f"Over {len(ids):,} {evaluation.split} images. Dead are features that are 0 everywhere in all of them.",
+        faint=True,
+    )
+    return report_page.table(header, rows, numbers=(2, 3, 4, 5)) + text
+
+
+def _timing(timing: Sequence[Mapping[str, Any]]) -> str:
+    """Where the time of training went."""
+
+    def total(key: str, value: Callable[[Mapping[str, Any]], float]) -> float:
+        return sum((value(record) for record in timing if key in record), 0.0)
+
+    seconds = total("seconds", lambda record: record["seconds"])
+    if not seconds:
+        return report_page.paragraph("Nothing is recorded yet.")
+    images = total("seconds", lambda record: record["seconds"] * record["images_per_second"])
+    waiting = total("seconds", lambda record: record["seconds"] * record["input_share"])
+    rows = {
+        "training steps": f"{_duration(seconds)}, {images / seconds:,.0f} images/s; the first is not counted",
+        "of this, waiting for images": f"{waiting / seconds:.1%}",
+        "evaluation": _duration(total("evaluate_seconds", lambda record: record["evaluate_seconds"])),
+        "beginning to save": _duration(total("save_seconds", lambda record: record["save_seconds"])),
+    }
+    return report_page.facts(rows)
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 120
+        else f"{seconds / 60:.1f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _config(config: ConfigDict) -> str:
+    rows = {f"config.{key}": repr(value) for key, value in config_lib.flatten(config)}
+    return report_page.details(f"{len(rows)} keys", report_page.facts(rows))
+
+
+def _fidelity(run: TrainedRun) -> str:
+    """Each decision that not all made alike."""
+    rows = [row for row in explain(run.config, run.model) if row.is_disputed]
+    cells = [
+        [row.decision.name, row.this_run, *(getattr(row.decision, name) for name in REFERENCES), row.decision.cost]
+        for row in rows
+    ]
+    header = ["decision", "this run", "paper", "source", "Caffe", "what it costs"]
+    return report_page.details(f"{len(rows)} decisions that not all made alike", report_page.table(header, cells))
+
+
+def _versions(versions: Mapping[str, Any]) -> str:
+    rows = {"Python": versions["python"], "platform": versions["platform"], "git": versions["git"] or "unknown"}
+    command = shlex.join(["python", *versions["command"]])
+    return report_page.code(command) + report_page.facts({**rows, **versions["packages"]})

@@ -1,0 +1,119 @@
+"""Files of arrays by name. Nothing that is read here can run code."""
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from alexnet_jax.errors import UserError, reason
+from alexnet_jax.inference.torch_reader import open_archive, read_torch
+from alexnet_jax.run.metrics_log import write_bytes
+
+_HEADER = "alexnet_jax"
+"""The entry in the header of a .safetensors file of ours that describes the run."""
+
+
+def write_safetensors(path: Path, tree: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Writes a tree of arrays, named like "params/conv1/kernel", and plain data. Raises UserError if it cannot."""
+    arrays = traverse_util.flatten_dict(tree, sep="/")
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_bytes(path, save(arrays, {_HEADER: json.dumps(about)}))
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tree and the data of `write_safetensors`. Raises UserError for another file, or a damaged one."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            if _HEADER not in header:
+                raise UserError(f"{path} holds arrays alone; convert makes a run of it")
+            about = json.loads(header[_HEADER])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return traverse_util.unflatten_dict(arrays, sep="/"), about
+    except UserError:
+        raise
+    except Exception as error:  # safetensors' own, and whatever a header that is not ours leads to
+        raise UserError(f"{path} is no whole .safetensors file: {reason(error)}") from error
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in a .safetensors, .npz, .pth or .pt file, float32 by name.
+
+    Raises UserError for another file, a damaged one, or one that would take far more memory than its size.
+    """
+    if path.suffix not in _READERS:
+        raise UserError(f"{path}: weights are read from files named {', '.join(_READERS)}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return _READERS[path.suffix](path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays to a .safetensors or .npz file. Raises UserError if it cannot, or for another suffix."""
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    if path.suffix == ".safetensors":
+        write_bytes(path, save(whole, {"format": "pt"}))  # without it some loaders of PyTorch refuse the file
+    elif path.suffix == ".npz":
+        np.savez(content := io.BytesIO(), allow_pickle=False, **whole)
+        write_bytes(path, content.getvalue())
+    else:
+        raise UserError(f"{path}: weights are written to files named .safetensors or .npz")
+
+
+def _read_plain_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors' own, and NumPy's for what it does not know
+        raise UserError(f"{path} is no whole .safetensors file: {reason(error)}") from error
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with open_archive(path) as archive:
+            return {name.removesuffix(".npy"): _read_npy(archive.read(name)) for name in archive.namelist()}
+    except Exception as error:  # those of zipfile, of what unpacks its members, and of NumPy's headers
+        raise UserError(f"{path} is no whole .npz file of numbers: {reason(error)}") from error
+
+
+def _read_npy(content: bytes) -> np.ndarray:
+    """Not by `np.load`, which makes room for whatever the header says. Raises ValueError."""
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    if version not in _NPY_HEADERS:
+        raise ValueError(f"an array of format {version}")
+    shape, by_columns, dtype = _NPY_HEADERS[version](stream)
+    start = stream.tell()
+    if dtype.kind not in "fiub" or math.prod(shape) * dtype.itemsize != len(content) - start:
+        raise ValueError(f"an array of {dtype}, {shape}, in {len(content) - start:,} bytes")
+    numbers = np.frombuffer(content, dtype, offset=start)
+    return np.ascontiguousarray(numbers.reshape(shape, order="F" if by_columns else "C"), np.float32).reshape(shape)
+
+
+_NPY_HEADERS: dict[Any, Any] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_READERS = {".safetensors": _read_plain_safetensors, ".npz": _read_npz, ".pth": read_torch, ".pt": read_torch}
+
+
+def compare(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """What is wrong with arrays by name, one text a difference: missing, unknown, or of another shape."""
+    shapes = {name: tuple(np.shape(array)) for name, array in given.items()}
+    wanted = {name: tuple(np.shape(array)) for name, array in expected.items()}
+    return [
+        *(f"{name} is missing" for name in sorted(wanted.keys() - shapes.keys())),
+        *(f"{name} is unknown" for name in sorted(shapes.keys() - wanted.keys())),
+        *(
+            f"{name} is {shapes[name]}, not {wanted[name]}"
+            for name in sorted(wanted.keys() & shapes.keys())
+            if shapes[name] != wanted[name]
+        ),
+    ]

@@ -1,0 +1,328 @@
+"""AlexNet as one Flax module whose fields describe a variant."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.models.presets import PRESETS, Layer
+from alexnet_jax.ops import convolution, layers
+from alexnet_jax.ops.convolution import Padding
+from alexnet_jax.ops.layers import LRN, LRN_CONVENTIONS
+from alexnet_jax.parallel import collectives
+from alexnet_jax.parallel.collectives import ONE_DEVICE, Axes
+
+
+class AlexNet(nn.Module):
+    """AlexNet and its relatives: layers in a row, then logits.
+
+    Attributes:
+      layers: the layers with weights, the classifier last.
+      num_classes: units of the classifier.
+      towers: 2 as in the paper, or 1.
+      activation: "prelu" or a name in `layers.ACTIVATIONS`.
+      lrn: cross-map normalisation, or None to leave every normalisation layer out.
+      map_norm: (window, alpha) of the within-map normalisation.
+      pool_size: side of the pooling window in pixels; it moves by 2.
+      conv_ceil, pool_ceil: the last window may hang over the edge; see `layers.output_size`.
+      dropout_rate: probability of dropping a unit.
+      dropout_convention: "2012" or "inverted"; see `layers.dropout`.
+      dtype: of activations and products; parameters, normalisation and logits are float32.
+    """
+
+    layers: tuple[Layer, ...]
+    num_classes: int = 1000
+    towers: int = 1
+    activation: str = "relu"
+    lrn: LRN | None = None
+    map_norm: tuple[int, float] = (5, 0.001 / 25)
+    pool_size: int = 3
+    conv_ceil: bool = False
+    pool_ceil: bool = False
+    dropout_rate: float | Float[Array, ""] = 0.5
+    dropout_convention: str = "2012"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "batch height width 3"],
+        dropout_keys: Key[Array, " batch"] | None = None,
+        axes: Axes = ONE_DEVICE,
+    ) -> tuple[Float[Array, "batch classes"], dict[str, Array]]:
+        """Logits and every intermediate activation by name.
+
+        Where `axes.tower` divides the network, parameters and activations are this device's part; see `is_split`.
+
+        Args:
+          images: normalised images.
+          dropout_keys: one key an example; given in training, None in testing.
+          axes: the mapped axes, over which batch normalisation averages in training.
+
+        Returns:
+          logits, and the activations in order: "conv1", "act1", "lrn1", "pool1", ... "fc8".
+        """
+        train = dropout_keys is not None
+        x: Array = images.astype(self.dtype)
+        activations: dict[str, Array] = {}
+        has_part = False  # whether x has this device's part of the channels or units alone
+        for index, layer in enumerate(self.layers, start=1):
+            name = f"{layer.kind}{index}"
+            if axes.tower and self.is_split(name):
+                if has_part and not layer.own_tower:
+                    x = collectives.gather_features(x, axes)
+                elif axes.tower in axes.batch and not has_part:
+                    x = collectives.gather_images(x, axes)
+                    dropout_keys = None if dropout_keys is None else collectives.gather_keys(dropout_keys, axes)
+                has_part = True
+            parts, tower = (axes.towers, axes.tower) if has_part else (1, None)
+            x = activations[name] = self._weights(layer, name, x, parts)
+            for operation in layer.then:
+                name = f"{operation}{index}"
+                match operation:
+                    case "act":
+                        x = self._activate(x, name)
+                    case "lrn" if self.lrn is not None:
+                        x = self._normalize_maps(x, self.lrn, parts, axes)
+                    case "map_norm" if self.lrn is not None:
+                        x = layers.within_map_norm(x, *self.map_norm)
+                    case "pool":
+                        x = layers.pool(x, layer.pool, self.pool_size, 2, self.pool_ceil)
+                    case "bn":
+                        over: Any = (axes.rows if has_part else axes.batch) or None
+                        x = nn.BatchNorm(not train, momentum=0.9, axis_name=over, dtype=self.dtype, name=name)(x)
+                    case "dropout":
+                        keys = None if dropout_keys is None else _fold_in(dropout_keys, index)
+                        x = layers.dropout(x, keys, self.dropout_rate, self.dropout_convention, tower)
+                    case _:
+                        continue
+                activations[name] = x
+        x = x.astype(jnp.float32)
+        if has_part:
+            combine = collectives.return_images if axes.tower in axes.batch else collectives.gather_features
+            x = combine(x, axes)
+        return x, activations
+
+    def is_split(self, name: str) -> bool:
+        """Whether the layer or parameter group of that name, like "fc6" or "bn6", is divided where devices share it.
+
+        A network of two towers is divided everywhere, at its towers; one of a single tower in its fully connected
+        layers. What is divided is the last axis of every array, the features.
+        """
+        number = re.search(r"\d+$", name)
+        if number is None or not 1 <= int(number[0]) <= len(self.layers):
+            return False
+        return self.towers > 1 or self.layers[int(number[0]) - 1].kind == "fc"
+
+    def check_split(self, parts: int) -> None:
+        """Raises UserError if the network cannot be divided into that many parts."""
+        if self.towers > 1 and parts not in (1, self.towers):
+            raise UserError(f"config.parallel.towers={parts}, but the network has {self.towers} towers: 1 or 2 will do")
+        for index, layer in enumerate(self.layers, start=1):
+            features, name = layer.features or self.num_classes, f"{layer.kind}{index}"
+            if self.is_split(name) and features % parts:
+                key = "hidden_width" if layer.features else "num_classes"
+                raise UserError(
+                    f"config.parallel.towers={parts}: the {features} features of {name} do not divide by it; "
+                    f"config.model.{key}={-(-features // parts) * parts} would"
+                )
+
+    def _activate(self, x: Array, name: str) -> Array:
+        if self.activation == "prelu":
+            return nn.PReLU(negative_slope_init=0.25, name=name)(x)  # one slope a layer, from 0.25: He et al. 2015
+        return layers.ACTIVATIONS[self.activation](x)
+
+    def _normalize_maps(self, x: Array, lrn: LRN, parts: int, axes: Axes) -> Array:
+        """`layers.cross_map_norm`; a window that crosses the towers needs the other's nearest channels."""
+        if parts == 1 or lrn.per_tower:
+            return layers.cross_map_norm(x, lrn, self.towers // parts)
+        reach = lrn.size // 2
+        return layers.cross_map_norm(collectives.with_neighbours(x, reach, axes), lrn)[..., reach:-reach]
+
+    def _weights(self, layer: Layer, name: str, x: Array, parts: int) -> Array:
+        """Applies a part of the weights of a layer; a fully connected one flattens what it gets."""
+        features = (layer.features or self.num_classes) // parts
+        groups = self.towers // parts if layer.own_tower else 1
+        if layer.kind == "fc":
+            x = x.reshape(x.shape[0], -1)
+            return nn.Dense(features, dtype=self.dtype, **_initializers(layer, fan_in=x.shape[-1]), name=name)(x)
+        size, stride = layer.kernel, layer.stride
+        rows, columns = (layers.window_padding(n, size, stride, layer.pad, self.conv_ceil) for n in x.shape[1:3])
+        options = {"dtype": self.dtype, **_initializers(layer, fan_in=size * size * x.shape[-1] // groups)}
+        if layer.kind == "local":
+            return nn.ConvLocal(features, (size, size), (stride, stride), (rows, columns), **options, name=name)(x)
+        return Conv(features, size, stride, (rows, columns), groups, **options, name=name)(x)
+
+
+class Conv(nn.Module):
+    """A convolution with square windows and a bias; see `convolution.conv`."""
+
+    features: int
+    size: int
+    stride: int
+    padding: Padding
+    groups: int
+    dtype: Any
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channel"]) -> Float[Array, "batch rows columns features"]:
+        """Features at each place of the window."""
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        maps = convolution.conv(x, kernel.astype(self.dtype), self.stride, self.padding, self.groups)
+        return maps + bias.astype(self.dtype)[None, None, None]
+
+
+def _fold_in(keys: Key[Array, " batch"], number: int) -> Key[Array, " batch"]:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def _initializers(layer: Layer, fan_in: int) -> dict[str, Any]:
+    """The initialisers of a layer's kernel and bias."""
+    if layer.init == "torch":
+        # torch.nn.modules: kaiming_uniform(a=sqrt(5)) is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for the bias too.
+        bound = fan_in**-0.5
+        return {
+            "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+            "bias_init": lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+        }
+    if layer.init == "he":
+        kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+    else:
+        kernel_init = nn.initializers.normal(layer.init)
+    return {"kernel_init": kernel_init, "bias_init": nn.initializers.constant(layer.bias)}
+
+
+def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
+    """The network that `config.model` asks for: a preset with the keys that are not None in place of its own values.
+
+    Raises UserError if a name is unknown or there are fewer outputs than the `num_classes` of the data.
+    """
+    preset = PRESETS[_known("preset", config.preset, PRESETS)]
+    outputs = num_classes if config.num_classes is None else config.num_classes
+    if outputs < num_classes:
+        raise UserError(f"config.model.num_classes={outputs}, but the data have {num_classes} classes")
+    model = AlexNet(**{**preset, "num_classes": outputs})
+    changes: dict[str, Any] = {"dtype": jnp.dtype(config.compute_dtype)}
+    if config.towers is not None:
+        changes["towers"] = _known("towers", config.towers, (1, 2))
+    if config.activation is not None:
+        changes["activation"] = _known("activation", config.activation, (*layers.ACTIVATIONS, "prelu"))
+    if config.lrn is not None:
+        changes["lrn"] = {**LRN_CONVENTIONS, "none": None}[_known("lrn", config.lrn, (*LRN_CONVENTIONS, "none"))]
+    if config.pool_window is not None:
+        changes["pool_size"] = {"overlapping": 3, "plain": 2}[
+            _known("pool_window", config.pool_window, ("overlapping", "plain"))
+        ]
+    if config.dropout_rate is not None:
+        changes["dropout_rate"] = config.dropout_rate
+    if config.dropout_convention is not None:
+        changes["dropout_convention"] = _known("dropout_convention", config.dropout_convention, ("2012", "inverted"))
+    stack = list(model.layers)
+    if config.pool_kind is not None:
+        kind = _known("pool_kind", config.pool_kind, ("max", "avg"))
+        stack = [dataclasses.replace(layer, pool=kind) for layer in stack]
+    if config.hidden_width is not None:
+        stack = [
+            dataclasses.replace(layer, features=config.hidden_width) if layer.kind == "fc" and layer.features else layer
+            for layer in stack
+        ]
+    model = model.clone(layers=_without(stack, config.without_layers), **changes)
+    return model if config.cross_tower else _apart(model)
+
+
+def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:
+    """The layers but these. Those after one move up and are named anew.
+
+    With a layer goes what follows it but its pooling, which then follows the layer before, so that maps stay as large.
+    Raises UserError for a name that is not one of a layer between the first and the last.
+    """
+    known = [f"{layer.kind}{index}" for index, layer in enumerate(stack, start=1)]
+    for name in names:
+        if name not in known[1:-1]:
+            raise UserError(f"config.model.without_layers={name!r} is unknown; there are: {', '.join(known[1:-1])}")
+    kept = [stack[0]]
+    for name, layer in zip(known[1:], stack[1:], strict=True):
+        if name not in names:
+            kept.append(layer)
+        elif "pool" in layer.then:
+            if "pool" in kept[-1].then:
+                raise UserError(
+                    f"config.model.without_layers={name!r}: its pooling would follow another; leave out a later layer"
+                )
+            kept[-1] = dataclasses.replace(kept[-1], then=(*kept[-1].then, "pool"), pool=layer.pool)
+    return tuple(kept)
+
+
+def _apart(model: AlexNet) -> AlexNet:
+    """The network whose towers first meet in a fully connected layer: convolutions and normalisation see their own.
+
+    Raises UserError if it has one tower, or layers that cannot be divided.
+    """
+    first, *others = model.layers
+    if model.towers == 1 or any(layer.kind == "local" for layer in others):
+        raise UserError(
+            "config.model.cross_tower=False needs two towers of convolutions: config.model.towers=2, and a preset "
+            "without local layers"
+        )
+    stack = (first, *(dataclasses.replace(layer, own_tower=layer.kind == "conv") for layer in others))
+    lrn = None if model.lrn is None else dataclasses.replace(model.lrn, per_tower=True)
+    return model.clone(layers=stack, lrn=lrn)
+
+
+def _known(key: str, value: Any, known: Any) -> Any:
+    """The value itself, or a UserError that lists what there is."""
+    if value not in known:
+        raise UserError(f"config.model.{key}={value!r} is unknown; there are: {', '.join(map(str, known))}")
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSummary:
+    """A row of the table of layers: output shape without the batch, parameters, multiply-accumulates of one image."""
+
+    name: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+def trace_shapes(model: AlexNet, crop: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """The variables, as shapes, and the shape of every activation of one crop x crop image; computes neither."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def init(images: Array) -> Any:
+        (_, activations), variables = model.init_with_output(jax.random.key(0), images)
+        shapes.update({name: activation.shape[1:] for name, activation in activations.items()})
+        return variables
+
+    return jax.eval_shape(init, jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)), shapes
+
+
+def summarize(model: AlexNet, crop: int) -> list[LayerSummary]:
+    """Every operation that has parameters or changes the shape, for one crop x crop image; computes no activation.
+
+    A convolution counts a multiply-accumulate for each kernel weight at each output pixel, padding included.
+    """
+    variables, shapes = trace_shapes(model, crop)
+    rows: list[LayerSummary] = []
+    previous: tuple[int, ...] = (crop, crop, 3)
+    for name, shape in shapes.items():
+        parameters = variables["params"].get(name, {})
+        macs = parameters["kernel"].size if "kernel" in parameters else 0
+        if name.startswith("conv"):
+            macs *= shape[0] * shape[1]
+        if parameters or shape != previous or name.startswith(("lrn", "map_norm")):
+            rows.append(LayerSummary(name, shape, sum(leaf.size for leaf in parameters.values()), macs))
+        previous = shape
+    return rows

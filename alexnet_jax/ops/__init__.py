@@ -1,0 +1,1 @@
+"""What the layers compute, as pure functions."""

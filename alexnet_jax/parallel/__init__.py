@@ -1,0 +1,1 @@
+"""How steps run on devices, and how devices and processes talk to each other."""

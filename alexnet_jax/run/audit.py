@@ -1,0 +1,71 @@
+"""Which images a run has used, and whether these are the ones that it should have: each once an epoch, in its order.
+
+A run chains the examples that its devices really had into a hash, from one evaluation to the next, through every
+restart, and whatever the batch, devices and hosts; metrics.jsonl keeps it.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from alexnet_jax.data.loader import epoch_order
+from alexnet_jax.errors import UserError
+
+
+def chain(digest: str, epochs: np.ndarray, ids: np.ndarray) -> str:
+    """The hash after some more examples: h <- SHA-256(h, epoch, id) for each, as little-endian 32-bit numbers.
+
+    Args:
+      digest: the hash so far, in hexadecimal; "" in the beginning.
+      epochs, ids: [examples].
+    """
+    state, data = bytes.fromhex(digest), np.stack([epochs, ids], axis=1).astype("<i4").tobytes()
+    for place in range(0, len(data), 8):
+        state = hashlib.sha256(state + data[place : place + 8]).digest()
+    return state.hex()
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """A part of the stream of examples, from one evaluation to the next.
+
+    Attributes:
+      epoch: where it ends, in epochs.
+      begin, end: positions in the stream.
+      is_right: whether the run used exactly the examples that stand there.
+    """
+
+    epoch: float
+    begin: int
+    end: int
+    is_right: bool
+
+
+def check(records: Sequence[Mapping[str, Any]]) -> Iterator[Stretch]:
+    """Compares the hashes in the records of metrics.jsonl with those of the order that (seed, epoch) gives.
+
+    Raises UserError if the records do not tell what is needed.
+    """
+    start = next((record for record in records if record["kind"] == "start"), None)
+    if start is None:
+        raise UserError("metrics.jsonl does not begin with the record of the run's start, or is missing")
+    size, seed, begin = start["train_examples"], start["seed"], 0
+    for record in records:
+        if record["kind"] == "epoch":
+            end = record["examples_seen"]
+            is_right = chain("", *presentations(size, seed, begin, end)) == record["ids_sha256"]
+            yield Stretch(record["epoch"], begin, end, is_right)
+            begin = end
+
+
+def presentations(size: int, seed: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """Epoch and id of the examples at the positions from `begin` to before `end` of the stream."""
+    numbers = range(begin // size, -(-end // size))
+    orders = [epoch_order(size, seed, number) for number in numbers]
+    if not all(np.array_equal(np.sort(order), np.arange(size)) for order in orders):
+        raise AssertionError("an epoch's order is no permutation")
+    chosen = slice(begin - numbers.start * size, end - numbers.start * size)
+    return np.repeat(numbers, size)[chosen], np.concatenate(orders)[chosen]

@@ -1,0 +1,99 @@
+"""What the folder of a run holds, whether a config may continue it, and by which commands."""
+
+import dataclasses
+import fcntl
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from ml_collections import ConfigDict
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.checkpoint import restore_latest
+from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.errors import UserError
+from alexnet_jax.run.metrics_log import open_lock, read_metrics
+from alexnet_jax.system import console
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands: what a checkpoint holds beside its arrays.
+
+    Attributes:
+      examples_seen: the position in the stream of training examples.
+      evaluated_at: the position of the last evaluation.
+      totals: sums of the training batches since then.
+      ids_sha256: hash of their examples; see `audit.chain`.
+      best_top1_error: the lowest validation error so far, in [0, 1].
+      best_examples_seen: its position.
+      train_top1_error: of the training batches between the last two evaluations, in [0, 1].
+    """
+
+    examples_seen: int = 0
+    evaluated_at: int = 0
+    totals: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ids_sha256: str = ""
+    best_top1_error: float | None = None
+    best_examples_seen: int | None = None
+    train_top1_error: float | None = None
+
+
+def claim(workdir: Path) -> TextIO | None:
+    """A file that keeps other processes of this machine from claiming the folder until it is closed; None: one has."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = open_lock(workdir / ".claim")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict[str, Any]]:
+    """The arrays of the newest checkpoint, None if there is none; its "metadata"; and what is recorded.
+
+    That is: the "tests", and whether it "is_started".
+
+    Raises UserError if it is of another experiment.
+    """
+    restored, warnings = restore_latest(workdir / "checkpoints")
+    for warning in warnings:
+        console.warn(f"{warning}; the one before is used")
+    records = read_metrics(workdir)
+    recorded = {
+        "tests": [record for record in records if record["kind"] == "test"],
+        "is_started": any(record["kind"] == "start" for record in records),
+    }
+    if restored is None:
+        return None, recorded
+    changes = config_lib.differences(restored.metadata["config"], config.to_dict())
+    class_names = restored.metadata["class_names"]
+    if list(class_names) != list(dataset.class_names):
+        changes.append(f"classes: {len(class_names)} -> {len(dataset.class_names)}, or other names")
+    elif restored.metadata.get("data") != dataset.content:
+        changes.append(f"the images of {config.data.name} have changed since")
+    if changes:
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(changes)}); for a new run give another --workdir"
+        )
+    return restored.tree, {**recorded, "metadata": restored.metadata}
+
+
+def command_line(command: Sequence[str], *changes: str) -> str:
+    """A run's own command with flags changed or added."""
+    flags = {change.split("=")[0] for change in changes}
+    kept = [word for word in command if word.split("=")[0] not in flags]
+    return shlex.join(["python", *(kept or ["main.py"]), *changes])
+
+
+def next_commands(command: Sequence[str], config: ConfigDict, workdir: Path) -> dict[str, str]:
+    """What can be done with a run, and how."""
+    longer = {"max_steps": config.max_steps} if config.max_steps else {"epochs": config.epochs}
+    return {
+        "continue": command_line(command, *(f"--config.{key}={2 * value:g}" for key, value in longer.items())),
+        "evaluate": f"python -m alexnet_jax evaluate {shlex.quote(str(workdir))}",
+        "override": command_line(command, "--config.optimizer.learning_rate=0.005", "--workdir=runs/another"),
+    }

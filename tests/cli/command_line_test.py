@@ -1,0 +1,210 @@
+"""The command line: what is mistyped is answered with one line, and never with a traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import main
+from alexnet_jax import config as config_lib
+from alexnet_jax.errors import TrainingDivergedError, UserError
+from alexnet_jax.system.signals import Terminated
+from tests.conftest import REPOSITORY
+
+CONFIG_FILE = REPOSITORY / "configs" / "alexnet.py"
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that parsing these arguments ends with."""
+    with pytest.raises(SystemExit) as exit:
+        config_lib.parse_flags(["main.py", *arguments])
+    assert exit.value.code == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("optimizer.lerning_rate", "optimizer.learning_rate"),
+        ("optimizer.learning-rate", "optimizer.learning_rate"),
+        ("optimizer.learningrate", "optimizer.learning_rate"),
+        ("optimiser.learning_rate", "optimizer.learning_rate"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("optimizer.lr", "optimizer.learning_rate"),
+        ("lr", "optimizer.learning_rate"),
+        ("optimizer.momentun", "optimizer.momentum"),
+        ("momentum", "optimizer.momentum"),
+        ("weight_decay", "optimizer.weight_decay"),
+        ("optimizer.weightdecay", "optimizer.weight_decay"),
+        ("optimizer.scheduler", "optimizer.schedule"),
+        ("optimizer.min_lr", "optimizer.minimum_rate"),
+        ("batchsize", "batch_size"),
+        ("batch_sise", "batch_size"),
+        ("batch", "batch_size"),
+        ("num_epochs", "epochs"),
+        ("epoch", "epochs"),
+        ("max_step", "max_steps"),
+        ("random_seed", "seed"),
+        ("dropout", "model.dropout_rate"),
+        ("model.dropout", "model.dropout_rate"),
+        ("model.width", "model.hidden_width"),
+        ("preset", "model.preset"),
+        ("data.crop_size", "data.crop"),
+        ("data.imagesize", "data.image_size"),
+        ("data.num_workers", "data.num_threads"),
+        ("parallel.devices", "parallel.num_devices"),
+        ("checkpoint.every", "checkpoint.every_steps"),
+    ],
+)
+def test_a_mistyped_key_gets_the_nearest_as_a_hint(wrong: str, right: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = error_of(capsys, f"--config={CONFIG_FILE}", f"--config.{wrong}=1")
+    assert f"unknown key config.{wrong}; did you mean config.{right} (" in error
+
+
+def test_the_hint_shows_the_value_that_the_config_has(capsys: pytest.CaptureFixture[str]) -> None:
+    for choices, batch_size in [("digits", 64), ("caffe,synthetic", 256)]:
+        assert f"config.batch_size ({batch_size})" in error_of(
+            capsys, f"--config={CONFIG_FILE}:{choices}", "--config.bach_size=1"
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--config.miror=1"], ["--config.miror", "1"], ["-config.miror=1"], ["--noconfig.miror"]]
+)
+def test_a_key_may_be_given_in_all_ways_of_a_flag(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    hint = "unknown key config.miror; did you mean config.data.mirror (False)?"
+    assert hint in error_of(capsys, f"--config={CONFIG_FILE}", *arguments)
+    assert hint in error_of(capsys, *arguments, "--config", str(CONFIG_FILE))
+
+
+def test_a_key_like_no_other_gets_no_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, f"--config={CONFIG_FILE}", "--config.xyzzy=1") == "error: unknown key config.xyzzy\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("def get_config(:", "invalid syntax"),
+        ("import no_such_module", "no_such_module"),
+        ("x = 1", "get_config"),
+        ("def get_config():\n    raise KeyError", ""),
+        ("def get_config():\n    return {'seed': 1}", "ConfigDict"),
+    ],
+)
+def test_a_broken_config_file_is_named(
+    content: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Config files all load as this one module, where an earlier file's get_config would live on.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    path = tmp_path / "broken.py"
+    path.write_text(content)
+    error = error_of(capsys, f"--config={path}")
+    assert "broken.py" in error
+    assert word in error
+    assert "no such file" not in error
+
+
+# The program
+
+
+def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "main.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+
+
+GOOD = "--config=configs/alexnet.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--config=configs/alexnet.py"]),
+        ([GOOD, "--config.optimizer.lerning_rate=0.1"], ["config.optimizer.learning_rate"]),
+        ([GOOD, "--config.batch_size=abc"], ["config.batch_size", "'abc'"]),
+        ([GOOD, "--config.batch_size=1.5"], ["config.batch_size", "'1.5'"]),
+        ([GOOD, "--config.data.mirror=maybe"], ["config.data.mirror", "maybe"]),
+        ([GOOD, "--config.optimizer.momentum=1"], ["config.optimizer.momentum"]),
+        ([GOOD + ":digits,alexnet2"], ["'alexnet2'", "single_tower"]),
+        (
+            [GOOD + ":synthetic", "--config.model.preset=alexnet2"],
+            ["config.model.preset", "'alexnet2'", "single_tower"],
+        ),
+        ([GOOD, "--config.data.name=mnist"], ["config.data.name", "'mnist'", "digits", "tfds:NAME"]),
+        ([GOOD + ":tfds:no_such_set"], ["no_such_set", "neither prepared nor known to TFDS"]),
+        (["--config=configs/no_such_file.py"], ["configs/no_such_file.py", "no such file"]),
+        ([GOOD, "--confg.x=1"], ["confg"]),
+        ([GOOD, "--workdri=runs/x"], ["workdri", "workdir"]),
+        ([GOOD, "batch_size=3"], ["'batch_size=3'", "--config.KEY=VALUE"]),
+    ],
+)
+def test_the_program_answers_a_mistake_with_one_line_and_status_2(
+    arguments: list[str], words: list[str], tmp_path: Path
+) -> None:
+    result = run_program(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+    for word in words:
+        assert word in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"), [(KeyboardInterrupt, 130, "interrupted"), (Terminated, 143, "terminated")]
+)
+def test_an_interruption_before_the_run_begins_is_one_line_too(
+    error: type[BaseException], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @config_lib.exit_on_user_error
+    def program(argv: list[str]) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as exit:
+        program([])
+    assert exit.value.code == status
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError, 2), (TrainingDivergedError, 1)])
+def test_user_errors_become_one_line_and_a_status(
+    error: type[UserError], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @config_lib.exit_on_user_error
+    def program(argv: list[str]) -> None:
+        raise error(f"{argv[0]} is no good")
+
+    with pytest.raises(SystemExit) as exit:
+        program(["this"])
+    assert exit.value.code == status
+    assert capsys.readouterr().err == "error: this is no good\n"
+
+
+def test_errors_of_the_program_itself_keep_their_traceback() -> None:
+    @config_lib.exit_on_user_error
+    def program(argv: list[str]) -> None:
+        raise ValueError(argv)
+
+    with pytest.raises(ValueError):
+        program(["this"])
+
+
+@pytest.mark.parametrize(
+    ("config", "workdir"),
+    [
+        ("configs/alexnet.py", "runs/alexnet"),
+        ("configs/alexnet.py:", "runs/alexnet"),
+        ("configs/alexnet.py:digits,smoke", "runs/alexnet-digits-smoke"),
+        ("configs/alexnet.py:tfds:imagenet2012,paper", "runs/alexnet-tfds-imagenet2012-paper"),
+        ("/else where/my net.py:cifar_11pct", "runs/my-net-cifar_11pct"),
+        ("../config.v2.py", "runs/config.v2"),
+    ],
+)
+def test_default_workdir_is_named_by_the_config(config: str, workdir: str) -> None:
+    assert main.default_workdir(config) == workdir

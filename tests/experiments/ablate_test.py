@@ -1,0 +1,227 @@
+"""The tables of ablations: their rows, and a table made of a few images."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.cli import ablate
+from alexnet_jax.cli.ablate import Cell
+from alexnet_jax.errors import UserError
+from alexnet_jax.experiments.ablations import PAPER, TABLES, Ablation
+from alexnet_jax.experiments.trials import Outcome, Trial
+from alexnet_jax.models.alexnet import AlexNet, get_model, summarize
+from alexnet_jax.run.metrics_log import read_metrics
+from configs import alexnet
+from tests.conftest import REPOSITORY
+
+SMALL = ["--config=configs/alexnet.py:folder,small"]
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+
+
+def rows_of(table: str) -> list[Ablation]:
+    return [row for row in TABLES[table] if row.views is None]
+
+
+@pytest.mark.parametrize("words", [SMALL, ["--config=configs/alexnet.py:imagenet2012"]], ids=["small", "full"])
+def test_each_row_changes_what_it_says_and_nothing_else(words: Sequence[str], tmp_path: Path) -> None:
+    rows = rows_of("paper")
+    trials = ablate.make_trials(rows, words, [3, 4], tmp_path)
+    base = trials["baseline"][0].config
+    for row in rows:
+        for seed, trial in zip((3, 4), trials[row.name], strict=True):
+            differences = config_lib.differences(base.to_dict(), trial.config.to_dict())
+            changed = {line.removeprefix("config.").partition(":")[0] for line in differences}
+            own = {"optimizer.learning_rate"} if row.rate_factor != 1 else set()
+            assert changed - {"seed"} == set(row.changes) | own
+            assert trial.config.seed == seed
+            config_lib.check(trial.config.to_dict())
+            if row.changes:
+                parsed = config_lib.config_from_flags("x", [w for w in trial.command[1:] if "workdir" not in w])
+                assert parsed.to_dict() == trial.config.to_dict()
+    learns_at = trials["tanh-faster"][0].config.optimizer.learning_rate
+    assert learns_at == pytest.approx(10 * base.optimizer.learning_rate)
+
+
+def test_the_rows_of_presets_are_the_presets(tmp_path: Path) -> None:
+    trials = ablate.make_trials(rows_of("presets"), ["--config=configs/alexnet.py:digits"], [0], tmp_path)
+    for preset, (trial,) in trials.items():
+        expected = alexnet.get_config(f"digits,{preset}")
+        assert trial.config.to_dict() == expected.to_dict()
+
+
+def model_of(**changes: Any) -> AlexNet:
+    config = alexnet.get_config("folder,small")
+    config.model.update(changes)
+    return get_model(config.model, 10)
+
+
+@pytest.mark.parametrize("row", rows_of("paper")[1:], ids=lambda row: row.name)
+def test_each_network_has_the_shapes_that_it_should(row: Ablation) -> None:
+    changes = {key.removeprefix("model."): value for key, value in row.changes.items() if key.startswith("model.")}
+    before, after = (summarize(model, 28) for model in (model_of(), model_of(**changes)))
+    names = {layer.name for layer in after}
+    parameters = [sum(layer.parameters for layer in layers) for layers in (before, after)]
+    if row.name == "no-lrn":
+        assert not any("norm" in name or "lrn" in name for name in names)
+    if row.name.startswith("without-"):
+        assert len([name for name in names if name[:2] in ("co", "fc")]) == 7
+    if row.name == "one-tower":
+        assert parameters[1] > parameters[0]
+    elif row.name.startswith("without-") or row.name == "no-cross-tower":
+        assert parameters[1] < parameters[0]
+    else:
+        assert parameters[1] == parameters[0]
+
+
+@pytest.mark.parametrize("lrn", ["source", "paper"])  # the paper's windows cross the towers
+def test_towers_do_not_meet_before_the_first_fully_connected_layer(lrn: str) -> None:
+    images = 60 * jax.random.normal(jax.random.key(0), (2, 28, 28, 3))
+    for cross_tower in (True, False):
+        model = model_of(cross_tower=cross_tower, lrn=lrn)
+        variables = jax.jit(model.init)(jax.random.key(1), images)
+
+        def second_tower(params: Any, model: AlexNet = model) -> jax.Array:
+            return model.apply({"params": params}, images)[1]["pool5"][..., 16:].sum()
+
+        gradient = jax.jit(jax.grad(second_tower))(variables["params"])
+        for layer in ("conv1", "conv2"):
+            first, second = np.split(gradient[layer]["kernel"], 2, axis=-1)
+            assert np.any(first) == cross_tower and np.any(second)
+
+
+# The next layer sees what the one left out saw; conv4 and conv5 the half of it that is their tower's.
+@pytest.mark.parametrize(
+    ("layers", "parameters"),
+    [
+        (("conv3",), 60_965_224 - 885_120 - 9 * (192 - 128) * 384),
+        (("conv4",), 60_965_224 - 663_936),
+        (("conv5",), 60_965_224 - 442_624 + 36 * (384 - 256) * 4096),
+        (("fc6",), 60_965_224 - 37_752_832 + (9216 - 4096) * 4096),
+        (("conv4", "fc7"), 60_965_224 - 663_936 - 16_781_312),
+    ],
+)
+def test_a_layer_left_out_leaves_maps_as_large(layers: tuple[str, ...], parameters: int) -> None:
+    config = alexnet.get_config("imagenet2012")
+    config.model.without_layers = layers
+    rows = {row.name: row for row in summarize(get_model(config.model, 1000), 224)}
+    assert sum(row.parameters for row in rows.values()) == parameters
+    weights = [name for name in rows if name.startswith(("conv", "fc"))]
+    assert len(weights) == 8 - len(layers) and rows[weights[-1]].shape == (1000,)
+    assert [row.shape[0] for name, row in rows.items() if name.startswith("pool")] == [27, 13, 6]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"without_layers": ("conv9",)}, "'conv9' is unknown; there are: conv2, conv3"),
+        ({"without_layers": ("fc8",)}, "'fc8' is unknown"),
+        ({"without_layers": ("conv1",)}, "'conv1' is unknown"),
+        ({"without_layers": ("conv2",)}, "its pooling would follow another"),
+        ({"cross_tower": False, "towers": 1}, "needs two towers"),
+        ({"cross_tower": False, "towers": 2, "preset": "cifar_13pct"}, "without local layers"),
+    ],
+)
+def test_layers_that_cannot_be_left_out(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason.replace("'", ".")):
+        model_of(**changes)
+
+
+def test_names_of_layers_must_be_names() -> None:
+    config = alexnet.get_config()
+    for wrong in ("conv3", (3,)):
+        plain = config.to_dict()
+        plain["model"]["without_layers"] = wrong
+        with pytest.raises(UserError, match="without_layers"):
+            config_lib.check(plain)
+
+
+def test_differences_are_in_points_and_failures_are_told() -> None:
+    first, worse, failed = Cell((0.2, 0.3), ()), Cell((0.3, 0.4), (), "seed 2 diverged"), Cell((), (), "diverged")
+    assert ablate.difference(worse, first) == "+10.00" and ablate.difference(first, first) == "-"
+    assert ablate.difference(failed, first) == "-"
+    assert ablate._spread(failed) == "failed: diverged"
+    assert ablate._spread(worse) == "35.00% ± 7.07% (one failed: seed 2 diverged)"
+
+
+def test_a_table_of_a_few_images(tmp_path: Path, prepared_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config=configs/alexnet.py:synthetic,small", "--config.epochs=0.5", "--config.batch_size=16"]
+    words += [f"--config.data.prepared_dir={prepared_dir}", "--config.data.synthetic_examples=64"]
+    words += ["--rows", "tanh", "ten-views", "centre-view", "no-decay", "--seeds=5,6", "--processes=1"]
+    words += [f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'table.json'}"]
+    failing = tmp_path / "runs" / "no-decay" / "seed-6"
+    failing.parent.mkdir(parents=True)
+    failing.touch()  # where a folder should be
+    ablate.main(words)
+    printed = capsys.readouterr().out
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert list(table["results"]["rows"]) == ["baseline", "tanh", "ten-views", "no-decay"]
+    assert table["seeds"] == [5, 6] and "64 training" in table["data"]
+    for number, seed in enumerate((5, 6)):
+        test = read_metrics(tmp_path / "runs" / "baseline" / f"seed-{seed}")[-1]
+        assert table["results"]["rows"]["baseline"]["errors"][number] == test["top1_error"]
+    assert len(table["results"]["rows"]["no-decay"]["errors"]) == 1 and table["results"]["rows"]["no-decay"]["failure"]
+    assert "ImageNet, 90 epochs" in printed and "Ours: test top-1 error on synthetic: 64 training" in printed
+    times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/*/timing.jsonl"))]
+    ablate.main(words)
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/*/timing.jsonl"))] == times
+    with pytest.raises(UserError, match="there are: tanh"):
+        ablate.main([*words, "--rows", "nonsense"])
+    ten_views = ["baseline", "seed-5", "views-10.json"]
+    before = tmp_path.joinpath("runs", *ten_views).read_bytes()
+    ablate.main([*words, "--config.epochs=2.5", "--rows", "ten-views", "--seeds=5"])  # the same runs, longer
+    assert tmp_path.joinpath("runs", *ten_views).read_bytes() != before
+
+
+def test_a_network_that_is_tested_with_ten_views_is_compared_with_one(
+    tmp_path: Path, prepared_dir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config=configs/alexnet.py:synthetic,small,smoke", "--config.test_views=10"]
+    words += [f"--config.data.prepared_dir={prepared_dir}", "--processes=1", f"--workdir={tmp_path / 'runs'}"]
+    words += ["--rows", "ten-views", "centre-view", "--seeds=0,1", f"--output={tmp_path / 'table.json'}"]
+    failing = tmp_path / "runs" / "baseline" / "seed-0"
+    failing.parent.mkdir(parents=True)
+    failing.touch()  # where a folder should be
+    ablate.main(words)
+    rows = json.loads((tmp_path / "table.json").read_text())["results"]["rows"]
+    assert list(rows) == ["baseline", "centre-view"]
+    assert len(rows["centre-view"]["errors"]) == 1 and rows["centre-view"]["failure"] == "the baseline failed"
+    kept = json.loads((tmp_path / "runs" / "baseline" / "seed-1" / "views-1.json").read_text())
+    assert rows["centre-view"]["errors"] == [kept["top1_error"]]
+    assert "on synthetic: 32 training" in capsys.readouterr().out
+
+
+def test_numbers_are_kept_after_each_run(tmp_path: Path, prepared_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--config=configs/alexnet.py:synthetic,small,smoke", f"--config.data.prepared_dir={prepared_dir}"]
+    words += ["--processes=1", f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'table.json'}"]
+    do = ablate.run_trials
+
+    def killed(trials: Sequence[Trial]) -> Iterator[Outcome]:
+        yield next(do(trials))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablate, "run_trials", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ablate.main([*words, "--rows", "tanh", "--seeds=0"])
+    rows = json.loads((tmp_path / "table.json").read_text())["results"]["rows"]
+    assert len(rows["baseline"]["errors"]) == 1 and not rows["tanh"]["errors"]
+
+
+def test_without_images_there_is_a_line_and_no_table(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--config\.data\.dir=DIR"):
+        ablate.main(["--processes=1", f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'table.json'}"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_row_that_claims_says_where() -> None:
+    assert all(row.where for row in PAPER if (row.paper, row.source) != ("-", "-"))
+    assert len({row.name for row in PAPER}) == len(PAPER) == 16

@@ -1,0 +1,133 @@
+"""Runs of many configs, alone and together, against runs by themselves."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from alexnet_jax.experiments.trials import Trial, TrialStoppedError, run_trials
+from alexnet_jax.run import run_folder
+from alexnet_jax.run.metrics_log import read_metrics
+from alexnet_jax.train import train_and_evaluate
+
+MakeConfig = Callable[..., ConfigDict]
+
+SETTINGS: list[dict[str, Any]] = [
+    {"seed": 0, "optimizer.learning_rate": 0.002},
+    {"seed": 1, "optimizer.learning_rate": 0.002, "optimizer.momentum": 0.5},
+    {"seed": 1, "optimizer.learning_rate": 0.001, "optimizer.weight_decay": 0.01},
+]
+
+
+def make_trial(make_config: MakeConfig, workdir: Path, **changes: object) -> Trial:
+    config = make_config("digits,lenet,smoke", **{"max_steps": 0, "epochs": 0.2, "eval_every_epochs": 0.1, **changes})
+    return Trial(config, workdir, ["main.py"])
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_each_equals_its_run_by_itself(at_once: int, tmp_path: Path, make_config: MakeConfig) -> None:
+    trials = [make_trial(make_config, tmp_path / str(number), **settings) for number, settings in enumerate(SETTINGS)]
+    outcomes = {outcome.trial.workdir: outcome for outcome in run_trials(trials, at_once)}
+    for trial in trials:
+        alone = tmp_path / "alone" / trial.workdir.name
+        test = train_and_evaluate(trial.config, alone)
+        outcome = outcomes[trial.workdir]
+        assert outcome.failure is None and outcome.test is not None
+        np.testing.assert_allclose(outcome.test["loss"], test["loss"], rtol=1e-5)
+        assert len(outcome.epochs) == 2
+        for record, expected in zip(read_metrics(trial.workdir), read_metrics(alone), strict=True):
+            assert record.keys() == expected.keys()
+            for key, value in expected.items():
+                if isinstance(value, float):
+                    np.testing.assert_allclose(record[key], value, rtol=1e-5)
+                else:
+                    assert record[key] == value, key
+
+
+def test_a_finished_trial_is_not_repeated_and_a_changed_one_fails_alone(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    first = make_trial(make_config, tmp_path / "run")
+    list(run_trials([first]))
+    before = (tmp_path / "run" / "timing.jsonl").read_bytes()
+    changed = make_trial(make_config, tmp_path / "run", **{"optimizer.momentum": 0.1})
+    other = make_trial(make_config, tmp_path / "other")
+    again, refused, done = run_trials([first, changed, other])
+    assert again.test is not None and done.test is not None and again.test["loss"] == done.test["loss"]
+    assert refused.test is None and "config.optimizer.momentum: 0.9 -> 0.1" in str(refused.failure)
+    assert not refused.is_its_fault
+    assert (tmp_path / "run" / "timing.jsonl").read_bytes() == before
+
+
+def test_a_trial_that_diverges_is_to_blame_and_the_others_go_on(tmp_path: Path, make_config: MakeConfig) -> None:
+    trials = [
+        make_trial(make_config, tmp_path / "good"),
+        make_trial(make_config, tmp_path / "bad", **{"optimizer.learning_rate": 1e20}),
+    ]
+    outcomes = {outcome.trial.workdir.name: outcome for outcome in run_trials(trials, at_once=2)}
+    assert outcomes["good"].test is not None
+    assert outcomes["bad"].is_its_fault and "training loss is" in str(outcomes["bad"].failure)
+
+
+def test_a_trial_can_be_stopped_and_goes_on_later(tmp_path: Path, make_config: MakeConfig) -> None:
+    trial = make_trial(make_config, tmp_path / "run")
+    heard: list[float] = []
+
+    def stop(of: Trial, record: dict[str, Any]) -> None:
+        assert of is trial
+        heard.append(record["epoch"])
+        raise TrialStoppedError("enough")
+
+    (stopped,) = run_trials([trial], on_epoch=stop)
+    assert stopped.failure == "enough" and len(stopped.epochs) == 1 and not stopped.is_its_fault
+    (done,) = run_trials([trial], on_epoch=lambda _, record: heard.append(record["epoch"]))
+    assert done.test is not None and len(done.epochs) == 2
+    assert heard == [record["epoch"] for record in done.epochs]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 0.2
+
+
+def test_networks_together_tell_how_fast_they_are(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = [make_trial(make_config, tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    list(run_trials(trials, at_once=2))
+    assert "2 networks together: " in capsys.readouterr().out
+
+
+def test_a_trial_of_another_process_is_waited_for(tmp_path: Path, make_config: MakeConfig) -> None:
+    elsewhere, here = (make_trial(make_config, tmp_path / name) for name in ("elsewhere", "here"))
+    claim = run_folder.claim(elsewhere.workdir)
+    assert claim is not None and run_folder.claim(elsewhere.workdir) is None
+    outcomes = run_trials([elsewhere, here])
+    assert next(outcomes).trial is here
+    claim.close()  # it died
+    last = next(outcomes)
+    assert last.trial is elsewhere and last.test is not None
+    again = run_folder.claim(elsewhere.workdir)
+    assert again is not None
+    again.close()
+
+
+def test_after_a_signal_all_that_is_going_on_is_saved_and_goes_on_later(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = [make_trial(make_config, tmp_path / str(seed), seed=seed) for seed in (0, 1, 2)]
+
+    def interrupt(trial: Trial, record: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        for outcome in run_trials(trials, at_once=2, on_epoch=interrupt):
+            pytest.fail(str(outcome.failure))  # it was not saved
+    assert caught.value.code == 143 and "the same command goes on" in capsys.readouterr().out
+    assert not (tmp_path / "2").exists()
+    before = [len(read_metrics(trial.workdir)) for trial in trials[:2]]
+    outcomes = list(run_trials(trials, at_once=2))
+    assert all(outcome.test is not None and len(outcome.epochs) == 2 for outcome in outcomes) and len(outcomes) == 3
+    assert all(len(read_metrics(trial.workdir)) > n for trial, n in zip(trials, before, strict=False))

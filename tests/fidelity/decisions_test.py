@@ -1,0 +1,194 @@
+"""The table of decisions: each key of the config has its row, and each reference its own column."""
+
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.cli import explain as program
+from alexnet_jax.errors import UserError
+from alexnet_jax.fidelity.decisions import BOOKKEEPING, DECISIONS, REFERENCES, Row, bookkeeping, explain
+from alexnet_jax.models.alexnet import get_model
+from alexnet_jax.system import console
+from configs import alexnet
+from tests.conftest import REPOSITORY
+
+KEYS = [key for key, _ in config_lib.flatten(alexnet.get_config())]
+OTHER: dict[str, Any] = {
+    "data.name": "mnist",
+    "data.storage": "raw",
+    "data.residence": "host",
+    "data.cropping": "resized",
+    "data.color_noise_form": "paper",
+    "data.pca_std": (1.0, 2.0, 3.0),
+    "data.pca_vectors": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+    "data.mean_form": "channel",
+    "data.mean": (1.0, 2.0, 3.0),
+    "data.std": (2.0, 2.0, 2.0),
+    "data.validation_fraction": 0.2,
+    "data.test_fraction": 0.3,
+    "model.preset": "owt",
+    "model.activation": "tanh",
+    "model.lrn": "none",
+    "model.pool_window": "plain",
+    "model.pool_kind": "avg",
+    "model.dropout_rate": 0.25,
+    "model.dropout_convention": "inverted",
+    "model.towers": 1,
+    "model.hidden_width": 7,
+    "model.num_classes": 1003,
+    "model.without_layers": ("conv4",),
+    "model.compute_dtype": "bfloat16",
+    "optimizer.batch_scaling": "linear",
+    "optimizer.weight_decay_overrides": (("conv*/kernel", 0.5),),
+    "optimizer.rate_multipliers": (("fc8/*", 3.0, 0.0),),
+    "optimizer.bias_schedule": "halfway",
+    "optimizer.schedule": "linear",
+    "optimizer.step_epochs": (3.0,),
+    "parallel.mode": "mesh",
+    "parallel.coordinator": "auto",
+    "parallel.num_processes": 3,
+    "parallel.process_id": 2,
+    "checkpoint.on_failure": "continue",
+    "test_views": 2,
+    "init_from": "runs/other",
+    "compilation_cache_dir": "elsewhere",
+    "data.dir": "elsewhere",
+    "data.prepared_dir": "elsewhere",
+}
+"""Another value of each key that is neither a number nor a truth value."""
+
+NEEDS: dict[str, dict[str, Any]] = {
+    "data.synthetic_examples": {"data.name": "synthetic"},
+    "optimizer.base_batch_size": {"optimizer.batch_scaling": "linear"},
+    "optimizer.step_epochs": {"optimizer.schedule": "step"},
+    "optimizer.dexp_target": {"optimizer.schedule": "dexp"},
+    "optimizer.dexp_steps": {"optimizer.schedule": "dexp"},
+}
+"""What another key must be for this one to matter."""
+
+
+def rows_of(config: ConfigDict) -> dict[str, Row]:
+    rows = explain(config, get_model(config.model, config.model.num_classes or 1000))
+    return {row.decision.name: row for row in rows}
+
+
+def with_values(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
+    config.update_from_flattened_dict(values)
+    return config
+
+
+def value_of(config: ConfigDict, key: str) -> Any:
+    return dict(config_lib.flatten(config))[key]
+
+
+def another(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int) else value + 0.125
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_changes_its_rows_and_no_other(key: str) -> None:
+    before, after = (with_values(alexnet.get_config("imagenet2012,source"), NEEDS.get(key, {})) for _ in range(2))
+    changed_value = OTHER[key] if key in OTHER else another(value_of(before, key))
+    with_values(after, {key: changed_value})
+    rows_before, rows_after = rows_of(before), rows_of(after)
+    changed = {name for name, row in rows_after.items() if row.this_run != rows_before[name].this_run}
+    if key in BOOKKEEPING:
+        assert not changed and bookkeeping(before) != bookkeeping(after)
+        assert len(set(bookkeeping(after)) - set(bookkeeping(before))) == 1
+    elif key == "model.preset":
+        assert {"layers", "towers", "kernels start from", "normalisation", "edges"} <= changed
+    elif key == "model.without_layers":
+        assert {"layers", "windows", "kernels start from", "biases start from"} <= changed
+    else:
+        assert changed == {decision.name for decision in DECISIONS if key in decision.keys}
+        assert changed
+
+
+def test_each_key_is_somewhere() -> None:
+    named = {key for decision in DECISIONS for key in decision.keys} | set(BOOKKEEPING) | {"model.preset"}
+    assert named == set(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("preset", "unlike"),
+    [
+        ("paper", {"crops"}),  # 224 pixels would give 54 x 54 outputs here
+        ("source", {"stored as", "crops shared by", "order of images", "schedule"}),
+        ("caffe", {"image", "order of images", "views of a test image"}),
+    ],
+)
+def test_each_reference_is_its_own_preset(preset: str, unlike: set[str]) -> None:
+    rows = rows_of(alexnet.get_config(f"imagenet2012,{preset}"))
+    assert {name for name, row in rows.items() if row.agrees(preset) is False} == unlike
+    assert set(REFERENCES) == {"paper", "source", "caffe"}
+
+
+@pytest.mark.parametrize(
+    ("choices", "changes", "row", "text"),
+    [
+        ("source", {}, "towers", "2, which meet in conv3, fc6, fc7, fc8"),
+        ("source", {"model.without_layers": ("conv3",)}, "towers", "2, which meet in fc5, fc6, fc7"),
+        ("source", {"model.cross_tower": False}, "towers", "2, which meet in fc6, fc7, fc8"),
+        ("single_tower", {}, "towers", "1"),
+        ("source", {"model.towers": 1}, "normalisation", "k 2, alpha 2e-05, size 5, over all channels"),
+        (
+            "source",
+            {"data.color_noise": 0.25},
+            "colour noise",
+            "N(0, 0.25) on the standard deviations, image / 1.25, until",
+        ),
+        (
+            "caffe",
+            {"batch_size": 512, "optimizer.batch_scaling": "linear"},
+            "first rate",
+            "0.04 (linear: 0.01 for 128)",
+        ),
+        ("owt", {}, "dropout", "0.5 after conv5, fc6; outputs scaled in training"),
+        ("owt", {}, "windows", "11 x 11 every 4, 5 x 5, 3 x 3, 3 x 3, 3 x 3 (padding 2, 2, 1, 1, 1)"),
+        ("run170", {}, "schedule", "down to 1 / 250 in 4 equal steps"),
+        ("run170", {}, "rate of biases", "2 times that of kernels, divided by 10 at half-time"),
+        ("modern", {}, "targets", "labels smoothed by 0.1, images mixed by Beta(0.2)"),
+    ],
+)
+def test_what_a_row_says_is_so(choices: str, changes: dict[str, Any], row: str, text: str) -> None:
+    config = with_values(alexnet.get_config(f"imagenet2012,{choices}"), changes)
+    assert rows_of(config)[row].this_run.startswith(text)
+
+
+def test_the_schedule_of_the_source_by_the_epochs_of_its_notes_is_that_of_the_source() -> None:
+    by_hand = {"optimizer.schedule": "step", "optimizer.step_epochs": (25.0, 51.0, 79.0)}
+    row = rows_of(with_values(alexnet.get_config("imagenet2012,source"), by_hand))["schedule"]
+    assert row.agrees("source") and not row.agrees("paper")
+
+
+@pytest.mark.parametrize("key", ["data.color_noise_form", "data.mean_form", "data.cropping", "optimizer.schedule"])
+def test_a_name_that_does_not_exist_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(UserError, match=f"config.{key}='bogus' is unknown"):
+        program.main(["--config=configs/alexnet.py", f"--config.{key}=bogus"])
+
+
+def test_details_in_brackets_do_not_count() -> None:
+    decision = next(decision for decision in DECISIONS if decision.name == "length")
+    assert Row(decision, "90 epochs (evaluated each 7)").agrees("paper")
+    assert not Row(decision, "91 epochs (roughly)").agrees("paper")
+
+
+def test_every_row_says_where_it_can_be_read() -> None:
+    assert all(decision.where and decision.cost for decision in DECISIONS)
+    assert len({decision.name for decision in DECISIONS}) == len(DECISIONS)
+
+
+@pytest.mark.parametrize("choices", ["imagenet2012,source", "imagenet2012,paper", "imagenet2012,caffe", "digits,lenet"])
+def test_the_program_needs_no_data(
+    choices: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(console._console, "_width", 200)
+    program.main([f"--config=configs/alexnet.py:{choices}", "--config.data.dir=nowhere"])
+    printed = capsys.readouterr().out
+    assert "As paper" in printed and "data.dir='nowhere'" in printed and "#148" in printed

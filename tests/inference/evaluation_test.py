@@ -1,0 +1,138 @@
+"""A run's errors, image by image: what is written adds up to what is printed."""
+
+import csv
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from alexnet_jax import load_run
+from alexnet_jax.cli import evaluate as program
+from alexnet_jax.errors import UserError
+from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
+from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.models.presets import fc
+from alexnet_jax.run.metrics_log import read_metrics
+from alexnet_jax.steps import make_eval_step, make_guess_step
+from alexnet_jax.train import train_and_evaluate
+from tests.augment_test import CROP, PLAIN
+from tests.helpers.pictures import make_folder
+
+MakeConfig = Callable[..., ConfigDict]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("views", [1, 10])
+def test_rows_add_up_to_what_is_printed_and_recorded(
+    views: int, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_and_evaluate(make_config("digits,lenet,smoke", test_views=views), tmp_path)
+    (test,) = (record for record in read_metrics(tmp_path) if record["kind"] == "test")
+    capsys.readouterr()
+    program.main([str(tmp_path)])
+    printed = " ".join(capsys.readouterr().out.split())
+    rows = rows_of(tmp_path / "evaluation" / "predictions-test.csv")
+    assert [int(row["id"]) for row in rows] == list(range(test["count"]))
+    assert all(row["file"].startswith("digits/") and row["class"] == row["label"] for row in rows)
+    assert len({row["file"] for row in rows}) == len(rows)
+    for k in (1, 5):
+        wrong = sum(row["label"] not in [row[f"guess{rank}"] for rank in range(1, k + 1)] for row in rows)
+        assert wrong / len(rows) == pytest.approx(test[f"top{k}_error"])
+        assert f"top-{k} error {wrong / len(rows):.2%} ({wrong} of {len(rows)} wrong" in printed
+    for row in rows:
+        shares = [float(row[f"probability{rank}"]) for rank in range(1, 6)]
+        assert shares == sorted(shares, reverse=True) and sum(shares) <= 1 + 1e-5
+    classes = rows_of(tmp_path / "evaluation" / "classes-test.csv")
+    assert sum(int(row["images"]) for row in classes) == len(rows)
+    for column, k in (("wrong_top1", 1), ("wrong_top5", 5)):
+        assert sum(int(row[column]) for row in classes) == round(test[f"top{k}_error"] * len(rows))
+    evaluation = evaluate(load_run(tmp_path), open_run_dataset(load_run(tmp_path)), "test")
+    assert evaluation.summary["loss"] == pytest.approx(test["loss"], rel=1e-5)
+
+
+def test_the_guesses_of_many_devices_stay_in_order(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Two devices, a batch that does not divide the split: each row is still its image's own."""
+    train_and_evaluate(make_config("digits,lenet,smoke"), tmp_path)
+    run = load_run(tmp_path)
+    assert len(jax.devices()) == 2
+    dataset = open_run_dataset(run)
+    small = run.config.copy_and_resolve_references()
+    small.eval_batch_size = 7
+    first, second = evaluate(run, dataset, "test"), evaluate(dataclasses.replace(run, config=small), dataset, "test")
+    np.testing.assert_array_equal(first.guesses, second.guesses)
+    np.testing.assert_allclose(first.losses, second.losses, rtol=1e-4, atol=1e-6)
+
+
+def test_a_guess_agrees_with_the_sums_of_training_also_for_ties_and_nan() -> None:
+    """The n-th image has one bright pixel, so that the logits are the n-th row of the kernel."""
+    model = AlexNet(layers=(fc(0),), num_classes=7)
+    rng = np.random.default_rng(0)
+    images = np.eye(108, dtype=np.uint8).reshape(108, CROP, CROP, 3)
+    logits, labels = rng.integers(-2, 3, (108, 7)).astype(np.float32), rng.integers(0, 7, 108).astype(np.int32)
+    batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels), "mask": jnp.ones(108, bool)}
+    steps = make_guess_step(model, PLAIN), make_eval_step(model, PLAIN)
+    for kernel in (logits, np.full_like(logits, np.nan)):
+        params = {"fc1": {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(7)}}
+        answers, sums = (step(params, {}, batch) for step in steps)
+        guesses = np.asarray(answers["guess"])
+        for k in (1, 5):
+            assert (guesses[:, :k] == labels[:, None]).any(axis=1).sum() == sums[f"top{k}_correct"]
+        np.testing.assert_allclose(answers["loss"].sum(), sums["loss_sum"], rtol=1e-5)
+    assert (guesses == -1).all()
+
+
+def test_other_classes_are_refused_with_the_first_that_differs(make_config: MakeConfig, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos", {"train/cat": 30, "train/dog": 30})
+    changes = {"data.dir": str(folder), "data.prepared_dir": str(tmp_path / "prepared")}
+    train_and_evaluate(make_config("folder,cifar_18pct", max_steps=1, batch_size=8, **changes), tmp_path / "run")
+    (folder / "train" / "dog").rename(folder / "train" / "cow")
+    with pytest.raises(UserError, match=r"has other classes than the run in .*run: class 1 is 'cow', not 'dog'"):
+        program.main([str(tmp_path / "run")])
+    make_folder(folder, {"train/eel": 30})
+    (folder / "train" / "cow").rename(folder / "train" / "dog")
+    with pytest.raises(UserError, match="3, not 2"):
+        program.main([str(tmp_path / "run")])
+    shutil.rmtree(folder / "train" / "eel")
+    program.main([str(tmp_path / "run"), "--split=train", f"--output={tmp_path / 'elsewhere'}"])
+    assert (tmp_path / "elsewhere" / "predictions-train.csv").exists()
+
+
+def test_a_moved_data_set_is_found_by_flags(make_config: MakeConfig, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos", {"train/cat": 30, "train/dog": 30})
+    changes = {"data.dir": str(folder), "data.prepared_dir": str(tmp_path / "prepared")}
+    train_and_evaluate(make_config("folder,cifar_18pct", max_steps=1, batch_size=8, **changes), tmp_path / "run")
+    folder.rename(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "prepared")
+    with pytest.raises(UserError, match="photos"):
+        program.main([str(tmp_path / "run")])
+    program.main([str(tmp_path / "run"), f"--data-dir={tmp_path / 'moved'}", f"--prepared-dir={tmp_path / 'new'}"])
+
+
+def test_a_changed_class_list_or_preprocessing_in_a_checkpoint_is_noticed(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    train_and_evaluate(make_config("digits,lenet,smoke"), tmp_path)
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    changed = 0
+    for path in checkpoint.rglob("*"):
+        if path.is_file() and b'"class_names"' in path.read_bytes():
+            whole = path.read_bytes()
+            for old, new in ((b'"0"', b'"7"'), (b'"crop": 28', b'"crop": 27'), (b'"crop":28', b'"crop":27')):
+                if old in whole:
+                    path.write_bytes(whole.replace(old, new, 1))
+                    with pytest.raises(UserError, match="does not match its digest"):
+                        load_run(tmp_path)
+                    changed += 1
+            path.write_bytes(whole)
+    assert changed == 2
+    load_run(tmp_path)

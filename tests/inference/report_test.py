@@ -1,0 +1,198 @@
+"""The page on a run, whatever became of it."""
+
+import html
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from alexnet_jax import load_run
+from alexnet_jax.cli import report
+from alexnet_jax.data.storage import read_squares
+from alexnet_jax.errors import UserError
+from alexnet_jax.inference import report_page
+from alexnet_jax.inference.activations import activities, nearest
+from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
+from alexnet_jax.run.metrics_log import read_metrics
+from alexnet_jax.train import train_and_evaluate
+
+FIGURES = ["curves", "kernels", "confusion", "answers", "mistakes", "neighbours"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -> Path:
+    from configs import alexnet
+
+    config = alexnet.get_config("digits,lenet")
+    config.update({"max_steps": 45, "log_every_steps": 5})
+    config.data.prepared_dir = prepared_dir
+    config.optimizer.min_divisions = 1
+    workdir = tmp_path_factory.mktemp("report") / "<run>"
+    train_and_evaluate(config, workdir, ["main.py", "--config=configs/alexnet.py:digits,lenet"])
+    return workdir
+
+
+@pytest.fixture
+def run_folder(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "<run>")
+
+
+def page_of(folder: Path, *flags: str) -> str:
+    report.main([str(folder), *flags])
+    return (folder / "report.html").read_text()
+
+
+def text_of(page: str) -> str:
+    return html.unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)))
+
+
+def test_the_page_of_a_finished_run(finished: Path) -> None:
+    page = page_of(finished)
+    assert len(page) < 5e6
+    assert not re.findall(
+        r"""(?:src|href|srcset)="(?!data:image/png;base64,|#)""", page
+    ) and "http" not in page.replace("http-equiv", "")
+    assert "<script" not in page and "<run>" not in page
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    expected = ["Training", "First layer", "Errors", "Answers", "Worst mistakes", "Neighbours", "Activations", "Time"]
+    assert titles == [*expected, "Config", "Paper, source, Caffe and this run", "Versions"]
+    assert page.count("<img") == page.count("prefers-color-scheme: dark") - 1 == len(FIGURES)
+    text = text_of(page)
+    (test,) = (record for record in read_metrics(finished) if record["kind"] == "test")
+    assert f"Test error: top-1 {test['top1_error']:.2%}" in text
+    wrong = round(test["top1_error"] * test["count"])
+    assert f"top-1 error {test['top1_error']:.2%} ({wrong:,} of {test['count']:,} images wrong; 95 % interval" in text
+    assert "python main.py --config=configs/alexnet.py:digits,lenet" in text
+    assert "config.optimizer.learning_rate" in text and "shorter side 256, central square" in text
+
+
+def test_the_figures_alone(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report.main([str(finished), "--png", f"--output={tmp_path}"])
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(FIGURES)
+    for path in tmp_path.iterdir():
+        picture = np.asarray(Image.open(path).convert("RGB"))
+        assert picture.shape[1] > 300 and picture.std() > 5, path
+    assert len(capsys.readouterr().out.splitlines()) == len(FIGURES)
+
+
+def test_a_run_without_its_end(run_folder: Path) -> None:
+    metrics = run_folder / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(line for line in lines if '"kind": "test"' not in line) + '{"kind": "ep')
+    text = text_of(page_of(run_folder))
+    assert "Not finished: epoch" in text and "Validation, checkpoint" in text and "Test, checkpoint" not in text
+
+
+def test_a_run_without_a_checkpoint(run_folder: Path) -> None:
+    shutil.rmtree(run_folder / "checkpoints")
+    page = page_of(run_folder)
+    assert page.count("<img") == 1
+    assert "No network is shown:" in text_of(page) and "holds no checkpoint" in text_of(page)
+
+
+def test_a_run_that_has_recorded_nothing(run_folder: Path) -> None:
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        (run_folder / name).unlink()
+    shutil.rmtree(run_folder / "checkpoints")
+    text = text_of(page_of(run_folder))
+    assert "no epoch has been evaluated yet" in text and text.count("Nothing is recorded yet.") == 2
+
+
+def test_a_run_whose_images_are_gone(make_config: Callable[..., ConfigDict], tmp_path: Path, prepared_dir: str) -> None:
+    from tests.helpers.pictures import make_folder
+
+    photos = make_folder(tmp_path / "photos", {"train/cat": 20, "train/dog": 20})
+    changes = {"data.dir": str(photos), "data.prepared_dir": str(tmp_path / "prepared")}
+    train_and_evaluate(make_config("folder,cifar_18pct", max_steps=1, batch_size=8, **changes), tmp_path / "run")
+    shutil.rmtree(photos)
+    shutil.rmtree(tmp_path / "prepared")
+    page = page_of(tmp_path / "run")
+    assert "No images are shown:" in text_of(page) and page.count("<img") == 2
+    make_folder(tmp_path / "elsewhere", {"train/cat": 20, "train/dog": 20})
+    again = page_of(tmp_path / "run", f"--data-dir={tmp_path / 'elsewhere'}", f"--prepared-dir={tmp_path / 'again'}")
+    assert again.count("<img") == len(FIGURES)
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no run: config.json is not there"):
+        report.main([str(tmp_path)])
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json cannot be read"):
+        report.main([str(tmp_path)])
+
+
+def test_text_is_escaped() -> None:
+    evil = "<script>alert('x')</script>\"&"
+    cells = [report_page.table([evil], [[evil]]), report_page.facts({evil: evil}), report_page.paragraph(evil)]
+    page = report_page.page(evil, evil, {evil: "".join([*cells, report_page.figure(b"", b"", evil)])})
+    assert "<script" not in page and 'x"' not in page and evil in html.unescape(page)
+
+
+def test_neighbours_of_training_images_are_themselves(finished: Path) -> None:
+    run = load_run(finished)
+    train = open_run_dataset(run).splits["train"]
+    ids = np.arange(5, 300)
+    queries = read_squares(train, ids[:7])
+    near = nearest(run, "fc4", queries, train, ids, count=3)
+    np.testing.assert_array_equal(near[:, 0], ids[:7])
+    features = run.features(read_squares(train, ids), "fc4")
+    distances = np.linalg.norm(features[:7, None] - features[None], axis=-1)
+    np.testing.assert_array_equal(near, ids[np.argsort(distances, axis=1)[:, :3]])
+
+
+def test_activities_are_those_of_the_features(finished: Path) -> None:
+    run = load_run(finished)
+    squares = read_squares(open_run_dataset(run).splits["test"], np.arange(40))
+    for row in activities(run, squares):
+        features = run.features(squares, row.name)
+        assert row.shape == features.shape[1:]
+        assert row.mean == pytest.approx(features.mean(), rel=1e-4, abs=1e-5)
+        assert row.std == pytest.approx(features.std(), rel=1e-4)
+        assert row.zeros == pytest.approx((features == 0).mean(), abs=1e-6)
+        dead = (features == 0).all(axis=tuple(range(features.ndim - 1))).sum()
+        assert row.dead == (dead if row.name.startswith("act") else None)
+
+
+def test_the_confusion_matrix_adds_up(finished: Path) -> None:
+    run = load_run(finished)
+    evaluation = evaluate(run, open_run_dataset(run), "test")
+    counts = evaluation.confusion()
+    for number, (_, images, wrong, _) in enumerate(evaluation.by_class()):
+        assert counts[number].sum() == images and images - counts[number, number] == wrong
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a browser")
+def test_a_browser_shows_it_in_light_and_dark_and_on_a_phone(finished: Path, tmp_path: Path) -> None:
+    page = page_of(finished)
+    (tmp_path / "report.html").write_text(page)
+    brightness = {}
+    for name, scheme, width in (("light", 1, 1000), ("dark", 0, 1000), ("phone", 1, 500)):
+        picture = tmp_path / f"{name}.png"
+        subprocess.run(
+            [
+                str(BROWSER),
+                *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+                f"--user-data-dir={tmp_path / 'profile'}",
+                f"--blink-settings=preferredColorScheme={scheme}",
+                f"--window-size={width},6000",
+                f"--screenshot={picture}",
+                f"file://{tmp_path / 'report.html'}",
+            ],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+        pixels = np.asarray(Image.open(picture).convert("L")).astype(float)
+        assert pixels.shape[1] == width
+        brightness[name] = pixels[:, :8].mean(), pixels[:2000].std()
+    assert brightness["light"][0] == brightness["phone"][0] == 255 and brightness["dark"][0] < 40
+    assert all(contrast > 20 for _, contrast in brightness.values())

@@ -1,0 +1,127 @@
+"""The proof that a run used every image once an epoch, and that it notices when it did not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from alexnet_jax.cli import audit as program
+from alexnet_jax.data import loader
+from alexnet_jax.errors import AuditFailedError, UserError
+from alexnet_jax.run import audit
+from alexnet_jax.run.metrics_log import read_metrics
+from alexnet_jax.train import train_and_evaluate
+
+MakeConfig = Callable[..., ConfigDict]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 37, 100])
+def test_the_hash_does_not_depend_on_where_batches_end(cut: int) -> None:
+    epochs, ids = audit.presentations(size=30, seed=0, begin=17, end=117)
+    whole = audit.chain("", epochs, ids)
+    assert audit.chain(audit.chain("", epochs[:cut], ids[:cut]), epochs[cut:], ids[cut:]) == whole
+
+
+@pytest.mark.parametrize("change", ["swapped", "twice", "missing", "other epoch"])
+def test_the_hash_notices_every_change(change: str) -> None:
+    epochs, ids = audit.presentations(size=30, seed=0, begin=0, end=30)
+    before = audit.chain("", epochs, ids)
+    match change:
+        case "swapped":
+            ids[[3, 4]] = ids[[4, 3]]
+        case "twice":
+            ids[3] = ids[4]
+        case "missing":
+            epochs, ids = np.delete(epochs, 3), np.delete(ids, 3)
+        case "other epoch":
+            epochs[3] += 1
+    assert audit.chain("", epochs, ids) != before
+
+
+def test_the_hash_is_the_one_that_its_docstring_tells() -> None:
+    from hashlib import sha256
+
+    first = sha256(b"\x02\0\0\0\x07\0\0\0").digest()
+    assert audit.chain("", np.array([2, 2]), np.array([7, 256])) == sha256(first + b"\x02\0\0\0\0\x01\0\0").hexdigest()
+
+
+def test_presentations_are_those_of_training() -> None:
+    order = loader.training_order(13, batch_size=5, seed=3, start_example=10)
+    batches = [next(order) for _ in range(8)]
+    epochs, ids = audit.presentations(size=13, seed=3, begin=10, end=50)
+    np.testing.assert_array_equal(epochs, np.concatenate([batch["epoch"] for batch in batches]))
+    np.testing.assert_array_equal(ids, np.concatenate([batch["id"] for batch in batches]))
+
+
+def run(workdir: Path, make_config: MakeConfig, **changes: Any) -> None:
+    settings = {"data.synthetic_examples": 101, "batch_size": 8, "epochs": 4.0, "max_steps": 0}
+    train_and_evaluate(make_config("synthetic,lenet", **settings | changes), workdir)
+
+
+def test_a_run_on_one_then_two_then_one_device_with_other_batches(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted in the middle of epochs each time."""
+    run(tmp_path, make_config, max_steps=20, **{"parallel.num_devices": 1})  # 160 images
+    run(tmp_path, make_config, max_steps=14, batch_size=16, **{"parallel.num_devices": 2})  # 224
+    run(tmp_path, make_config, max_steps=35, batch_size=8, **{"parallel.num_devices": 2, "parallel.micro_batches": 2})
+    run(tmp_path, make_config, batch_size=4, **{"parallel.num_devices": 1})  # to the end
+    shown = capsys.readouterr().out
+    assert "config.batch_size: 16 -> 8 from here on" in shown
+    program.main([str(tmp_path)])
+    assert (
+        "4 whole epochs: each used each of 101 images exactly once, in the order of seed 0" in capsys.readouterr().out
+    )
+    epochs = [record["epoch"] for record in read_metrics(tmp_path) if record["kind"] == "epoch"]
+    assert len(epochs) == len(set(epochs)) >= 4 + 3  # an evaluation at each end of a stretch too
+
+
+@pytest.mark.parametrize("fault", ["twice", "gap"])
+def test_a_planted_fault_is_found(
+    fault: str,
+    tmp_path: Path,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the second epoch the stream gives an image twice, or leaves one out."""
+    original = loader.epoch_order
+
+    def faulty(size: int, seed: int, epoch: int) -> np.ndarray:
+        order = original(size, seed, epoch)
+        if epoch == 1:
+            order = np.insert(order, 50, order[10]) if fault == "twice" else np.delete(order, 50)
+        return order
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "epoch_order", faulty)
+        run(tmp_path, make_config, epochs=3.0)
+    with pytest.raises(
+        AuditFailedError, match=r"2 of 3 stretches used other images, the first from position 104 to 208"
+    ):
+        program.main([str(tmp_path)])
+    assert capsys.readouterr().out.count("NOT those that stand there") == 2  # all after it are shifted
+
+
+def test_a_resume_from_the_wrong_place_is_found(tmp_path: Path, make_config: MakeConfig) -> None:
+    run(tmp_path, make_config, max_steps=20)
+    records = read_metrics(tmp_path)
+    assert all(stretch.is_right for stretch in audit.check(records))
+    shifted = [dict(record) for record in records]
+    shifted[-2]["examples_seen"] += 1
+    assert not all(stretch.is_right for stretch in audit.check(shifted))
+    without = [record for record in records if record is not next(r for r in records if r["kind"] == "epoch")]
+    assert not all(stretch.is_right for stretch in audit.check(without))
+
+
+def test_what_cannot_be_audited(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not begin with the record of the run's start"):
+        program.main([str(tmp_path)])
+    start = {"kind": "start", "examples_seen": 0, "seed": 0, "train_examples": 3}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(start) + "\n")
+    with pytest.raises(UserError, match=r"no evaluation is recorded yet"):
+        program.main([str(tmp_path)])
