@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UserError, check_choice
 
 Pixels = UInt8[Array, "batch size size 3"]
 Centred = Float[Array, "batch size size 3"]
@@ -60,8 +60,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         names = {"cropping": CROPPINGS, "color_noise_form": COLOR_NOISE_FORMS, "mean_form": MEAN_FORMS}
         for key, known in names.items():
-            if getattr(self, key) not in known:
-                raise UserError(f"config.data.{key}={getattr(self, key)!r} is unknown; there are: {', '.join(known)}")
+            check_choice(f"config.data.{key}", getattr(self, key), known)
         if self.mean_form == "image_crop" and self.cropping == "resized":
             raise UserError("config.data.mean_form='image_crop' needs whole pixels: config.data.cropping='random'")
 

@@ -20,8 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.inference.torch_reader import most_unpacked
 from alexnet_jax.system import console
+from alexnet_jax.system.files import most_unpacked
 
 _ITEM = "run"
 _STAGING = "tmp"

@@ -1,5 +1,8 @@
 """Errors that a user can mend: one line that names the file or key and says what to do."""
 
+from collections.abc import Collection
+from typing import Any
+
 
 class UserError(Exception):
     """Bad input. The program prints the message alone and exits with `exit_code`."""
@@ -7,9 +10,18 @@ class UserError(Exception):
     exit_code = 2
 
 
-def reason(error: Exception) -> str:
-    """Why something could not be read, in a few words, whatever a decoder raised."""
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line of at most 200 characters, whatever a library raised."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    first = next(filter(None, (" ".join(line.split()) for line in text.splitlines())), type(error).__name__)
+    return first if len(first) <= 200 else f"{first[:196]} ..."
+
+
+def check_choice(key: str, value: Any, known: Collection[Any]) -> Any:
+    """Returns `value` if it is among `known`; raises UserError that names the key and lists what there is."""
+    if value not in known:
+        raise UserError(f"{key}={value!r} is unknown; there are: {', '.join(map(str, known))}")
+    return value
 
 
 class MissingSourceError(UserError):

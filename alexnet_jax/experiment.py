@@ -184,7 +184,7 @@ def check_names(config: ConfigDict) -> None:
     check_residence(config.data.residence)
 
 
-def open_experiment(config: ConfigDict) -> Experiment:
+def open_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
     """What `config` describes, its data prepared. Raises UserError for what is wrong with it, before that if possible.
 
     In each process of many; all but the first are silent from here on.
@@ -195,7 +195,7 @@ def open_experiment(config: ConfigDict) -> Experiment:
     use_compilation_cache(config.compilation_cache_dir)
     check_names(config)  # before the data are prepared, which may take long
     with hosts.together():
-        dataset = open_dataset(config.data)
+        dataset = open_dataset(config.data) if dataset is None else dataset
     hosts.check_same("settings", config_lib.shared(config.to_dict()))
     hosts.check_same("images", dataset.content)
     return Experiment.create(config, dataset)

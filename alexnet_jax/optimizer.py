@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UserError, check_choice
 
 Params = Any
 """A tree of arrays: {layer: {"kernel", "bias", ...}}."""
@@ -159,8 +159,7 @@ def make_schedule(config: ConfigDict, epochs: float) -> Callable[[float, float],
     """
     schedule, rate, factor, step_epochs = config.schedule, config.learning_rate, config.factor, config.step_epochs
     dexp_target, dexp_steps, warmup = config.dexp_target, config.dexp_steps, config.warmup_epochs
-    if schedule not in SCHEDULES:
-        raise UserError(f"config.optimizer.schedule={schedule!r} is unknown; there are: {', '.join(SCHEDULES)}")
+    check_choice("config.optimizer.schedule", schedule, SCHEDULES)
 
     def scheduled_rate(epoch: float, plateau_scale: float) -> float:
         return warmed_up(epoch, warmup) * after_warmup(epoch, plateau_scale)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import metrics
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
+from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.loader import sent_ahead
 from alexnet_jax.diagnosis.diagnosis import StartWatch, diagnose
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
@@ -36,23 +37,33 @@ from alexnet_jax.optimizer import (
 from alexnet_jax.parallel import hosts
 from alexnet_jax.parallel.devices import exhaustion_in_a_line
 from alexnet_jax.run import audit, run_folder
-from alexnet_jax.run.metrics_log import MetricWriter, describe_environment, write_json
+from alexnet_jax.run.metrics_log import MetricWriter
 from alexnet_jax.run.profiling import StepTrace
 from alexnet_jax.run.run_folder import Progress
 from alexnet_jax.run_plan import RunPlan
 from alexnet_jax.steps import Batch, TrainStep, make_train_step
 from alexnet_jax.system import console
+from alexnet_jax.system.files import write_json
 from alexnet_jax.system.signals import StopSignals
+from alexnet_jax.system.versions import describe_environment
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequence[str] = ()) -> dict[str, Any]:
+def train_and_evaluate(
+    config: ConfigDict,
+    workdir: str | Path,
+    command: Sequence[str] = (),
+    on_epoch: Callable[[dict[str, Any]], None] = lambda _: None,
+    dataset: Dataset | None = None,
+) -> dict[str, Any]:
     """Runs or continues the training that `config` describes and returns its test metrics.
 
     Args:
       config: see configs/alexnet.py.
       workdir: the folder of the run, made if need be; if it holds a run of the same config, that is continued.
       command: the command line, to be shown and recorded.
+      on_epoch: gets the record of each evaluation once it is saved; what it raises ends the run.
+      dataset: the data set of `config.data`, if it is open already.
 
     Raises:
       UserError: bad input, or a run of another config in workdir.
@@ -62,7 +73,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, command: Sequenc
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
     with hosts.session(config.parallel), exhaustion_in_a_line():
-        run = Run(config, Path(workdir), open_experiment(config), command)
+        run = Run(config, Path(workdir), open_experiment(config, dataset), command, on_epoch)
         with StopSignals() as stop:
             return _drive(run.execute(stop), run.train_step)
 

@@ -25,8 +25,8 @@ from alexnet_jax.experiments.trials import POLL_SECONDS, Outcome, Trial, is_fini
 from alexnet_jax.inference.evaluation import evaluate_run
 from alexnet_jax.models.alexnet import get_model, summarize
 from alexnet_jax.run import run_folder
-from alexnet_jax.run.metrics_log import write_json
 from alexnet_jax.system import console
+from alexnet_jax.system.files import write_json
 
 DEFAULTS = {
     "paper": ["--config=configs/alexnet.py:folder,small", "--config.epochs=5", "--config.optimizer.min_divisions=1"],

@@ -20,9 +20,10 @@ from alexnet_jax.inference.loaded_run import load_run
 from alexnet_jax.inference.weight_files import read_arrays, write_arrays
 from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.optimizer import Plateau, make_optimizer, make_schedule, saved_state, scale_learning_rate
-from alexnet_jax.run.metrics_log import describe_environment, write_json
 from alexnet_jax.run.run_folder import Progress
 from alexnet_jax.system import console
+from alexnet_jax.system.files import write_json
+from alexnet_jax.system.versions import describe_environment
 
 
 def main(argv: list[str]) -> None:

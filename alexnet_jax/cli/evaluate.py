@@ -9,8 +9,8 @@ from typing import Any
 
 from alexnet_jax.augment import VIEWS
 from alexnet_jax.inference.evaluation import Evaluation, evaluate_run
-from alexnet_jax.run.metrics_log import write_text
 from alexnet_jax.system import console
+from alexnet_jax.system.files import write_text
 
 MOST_ROWS = 10
 """Classes that are shown; the file has all."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from alexnet_jax.inference import report_figures
 from alexnet_jax.inference.report import make_report
-from alexnet_jax.run.metrics_log import write_bytes, write_text
 from alexnet_jax.system import console
+from alexnet_jax.system.files import write_bytes, write_text
 
 
 def main(argv: list[str]) -> None:

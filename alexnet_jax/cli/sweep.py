@@ -21,8 +21,8 @@ from alexnet_jax.experiments.study import PRUNERS, SAMPLERS, Plan, Row, Setting,
 from alexnet_jax.experiments.trials import OWN_KEYS, Outcome, Trial, TrialStoppedError, run_trials
 from alexnet_jax.experiments.workers import SMALL
 from alexnet_jax.models.alexnet import get_model, summarize
-from alexnet_jax.run.metrics_log import write_text
 from alexnet_jax.system import console
+from alexnet_jax.system.files import write_text
 
 TOGETHER = 8
 """How many small networks train at once."""

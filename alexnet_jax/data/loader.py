@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.data.storage import InMemoryRecords, Records
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.system.machine import available_cores
 
 Batch = dict[str, np.ndarray]
@@ -95,8 +95,7 @@ def load_into_memory(records: Records, num_threads: int) -> InMemoryRecords:
 
 def check_residence(residence: str) -> None:
     """Raises UserError if the name is unknown."""
-    if residence not in RESIDENCES:
-        raise UserError(f"config.data.residence={residence!r} is unknown; there are: {', '.join(RESIDENCES)}")
+    check_choice("config.data.residence", residence, RESIDENCES)
 
 
 def choose_residence(residence: str, records: Records, device_bytes: int | None, host_bytes: int) -> str:

@@ -28,9 +28,9 @@ from alexnet_jax.data import storage
 from alexnet_jax.data.images import TRAITS, encode_jpeg, to_square
 from alexnet_jax.data.sources import SPLITS, Original, Source
 from alexnet_jax.data.statistics import Inventory
-from alexnet_jax.errors import UserError, reason
-from alexnet_jax.run.metrics_log import open_lock
+from alexnet_jax.errors import UserError, check_choice, reason
 from alexnet_jax.system import console
+from alexnet_jax.system.files import open_lock
 from alexnet_jax.system.machine import available_cores
 
 STORAGES = ("auto", "jpeg", "raw")
@@ -73,8 +73,7 @@ class Storing:
     max_megapixels: float
 
     def __post_init__(self) -> None:
-        if self.storage not in STORAGES:
-            raise UserError(f"config.data.storage={self.storage!r} is unknown; there are: {', '.join(STORAGES)}")
+        check_choice("config.data.storage", self.storage, STORAGES)
 
 
 def prepare(source: Source, storing: Storing, directory: Path) -> None:

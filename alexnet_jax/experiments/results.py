@@ -10,8 +10,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from alexnet_jax.run.metrics_log import describe_environment, read_metrics, write_json
+from alexnet_jax.run.metrics_log import read_metrics
+from alexnet_jax.system.files import write_json
 from alexnet_jax.system.machine import available_cores, memory_bytes, processor_name
+from alexnet_jax.system.versions import describe_environment
 
 
 @dataclasses.dataclass(frozen=True)

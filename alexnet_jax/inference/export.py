@@ -18,8 +18,8 @@ import numpy as np
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.inference.onnx_graph import onnx_model
-from alexnet_jax.run.metrics_log import write_bytes
 from alexnet_jax.steps import make_predict_step
+from alexnet_jax.system.files import write_bytes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """What a StableHLO file runs on."""

@@ -5,7 +5,6 @@ only looked at (`pickletools.genops`), and those that build dictionaries of tens
 the file names is imported or called; a file that names anything else is refused.
 """
 
-import contextlib
 import dataclasses
 import io
 import math
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.system.files import open_archive
 
 MOST_INSTRUCTIONS = 100_000
 """In a pickle; AlexNet has 500."""
@@ -112,27 +112,6 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: {error}; save model.state_dict() alone") from error
     except (ValueError, NotImplementedError, RuntimeError, EOFError, zipfile.BadZipFile) as error:  # zipfile's
         raise UserError(f"{path} is no whole file of torch.save: {error}") from error
-
-
-@contextlib.contextmanager
-def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip archive whose members, unpacked, are not much more than the file: weights hardly shrink.
-
-    Raises ValueError for another, or if two members have one name; errors of zipfile for a damaged one.
-    """
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        unpacked = sum(member.file_size for member in members)
-        if unpacked > most_unpacked(path.stat().st_size):
-            raise ValueError(f"its members would unpack to {unpacked:,} bytes")
-        if len({member.filename for member in members}) < len(members):
-            raise ValueError("two of its members have one name")
-        yield archive
-
-
-def most_unpacked(packed: int) -> int:
-    """Bytes that weights of so many bytes in files may take in memory: 20 times as many, 64 MiB in any case."""
-    return max(20 * packed, 2**26)
 
 
 def _read_archive(archive: zipfile.ZipFile, file_bytes: int) -> dict[str, np.ndarray]:

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from alexnet_jax.errors import UserError, reason
-from alexnet_jax.inference.torch_reader import open_archive, read_torch
-from alexnet_jax.run.metrics_log import write_bytes
+from alexnet_jax.inference.torch_reader import read_torch
+from alexnet_jax.system.files import open_archive, write_bytes
 
 _HEADER = "alexnet_jax"
 """The entry in the header of a .safetensors file of ours that describes the run."""

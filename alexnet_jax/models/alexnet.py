@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.models.presets import PRESETS, Layer
 from alexnet_jax.ops import convolution, layers
 from alexnet_jax.ops.convolution import Padding
@@ -249,8 +249,7 @@ def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:
     """
     known = [f"{layer.kind}{index}" for index, layer in enumerate(stack, start=1)]
     for name in names:
-        if name not in known[1:-1]:
-            raise UserError(f"config.model.without_layers={name!r} is unknown; there are: {', '.join(known[1:-1])}")
+        _known("without_layers", name, known[1:-1])
     kept = [stack[0]]
     for name, layer in zip(known[1:], stack[1:], strict=True):
         if name not in names:
@@ -281,10 +280,7 @@ def _apart(model: AlexNet) -> AlexNet:
 
 
 def _known(key: str, value: Any, known: Any) -> Any:
-    """The value itself, or a UserError that lists what there is."""
-    if value not in known:
-        raise UserError(f"config.model.{key}={value!r} is unknown; there are: {', '.join(map(str, known))}")
-    return value
+    return check_choice(f"config.model.{key}", value, known)
 
 
 @dataclasses.dataclass(frozen=True)

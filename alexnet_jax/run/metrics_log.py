@@ -4,21 +4,16 @@ metrics.jsonl holds nothing that depends on the machine's speed, so an interrupt
 as an uninterrupted one.
 """
 
-import contextlib
-import errno
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from alexnet_jax.errors import UserError, reason
+from alexnet_jax.system.files import naming, write_text
 
 _FLUSH_SECONDS = 120.0
 """The longest time that TensorBoard's numbers wait for the next one before they can be seen."""
@@ -32,7 +27,7 @@ class MetricWriter:
 
     def __init__(self, workdir: Path, examples_seen: int):
         """Opens the record at a position of the run; what was written after it is dropped and will be written again."""
-        with _naming(workdir):
+        with naming(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "timing.jsonl"):
             _truncate(workdir / name, examples_seen)
@@ -48,7 +43,7 @@ class MetricWriter:
     ) -> None:
         try:
             for file in (self._metrics, self._timing):
-                with _naming(file.name):
+                with naming(file.name):
                     file.close()
             self._board.close()
         except UserError:
@@ -68,7 +63,7 @@ class MetricWriter:
     def sync(self) -> None:
         """Puts the records on disk: called before a checkpoint, which must not be ahead of them."""
         for file in (self._metrics, self._timing):
-            with _naming(file.name):
+            with naming(file.name):
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -84,7 +79,7 @@ class _Board:
 
         self._folder, self._scalar, self._event = folder, tensorboardX.summary.scalar, event_pb2.Event
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        with _naming(folder):
+        with naming(folder):
             folder.mkdir(exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
             self._events.write_event(self._event(wall_time=time.time(), step=purge_step, session_log=start))
@@ -92,7 +87,7 @@ class _Board:
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Records the numbers among the values."""
-        with _naming(self._folder):
+        with naming(self._folder):
             for name, value in values.items():
                 if isinstance(value, int | float):
                     summary = self._scalar(f"{kind}/{name}", value)
@@ -101,7 +96,7 @@ class _Board:
                 self._flush()
 
     def close(self) -> None:
-        with _naming(self._folder):
+        with naming(self._folder):
             self._events.close()
 
     def _flush(self) -> None:
@@ -128,72 +123,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is damaged: {reason(error)}") from error
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all. Raises UserError if it cannot."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, and its folder. Raises UserError if it cannot."""
-    write_bytes(path, text.encode(errors="backslashreplace"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, and its folder. Raises UserError if it cannot.
-
-    A symbolic link in its place is replaced, not followed.
-    """
-    temporary = path.parent / f"{path.name}.tmp"
-    with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def open_lock(path: Path) -> TextIO:
-    """A file to be locked, made if need be and left as it is. Raises UserError if it cannot be, or is a link."""
-    with _naming(path):
-        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
-
-
-def describe_environment(command: list[str]) -> dict[str, Any]:
-    """The command, the versions of Python and of the packages that decide results, and the code's git revision."""
-    packages = (
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "tensorflow-datasets",
-        "numpy",
-        "pillow",
-        "simplejpeg",
-    )
-    return {
-        "command": command,
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "git": _git_revision(Path(__file__).parent),
-    }
-
-
-def _git_revision(folder: Path) -> str | None:
-    """Commit of the checkout, with "-dirty" if it has changes; None outside a checkout or without git."""
-    try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def _append(file: TextIO, record: Mapping[str, Any]) -> None:
-    with _naming(file.name):
+    with naming(file.name):
         file.write(json.dumps(record) + "\n")
         file.flush()
 
@@ -205,13 +136,3 @@ def _truncate(path: Path, examples_seen: int) -> None:
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
     else:
         path.unlink(missing_ok=True)  # a link to nothing
-
-
-@contextlib.contextmanager
-def _naming(path: Path | str) -> Iterator[None]:
-    """Makes an error of the file system one that names the file."""
-    try:
-        yield
-    except OSError as error:
-        hint = "; is the disk full?" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
-        raise UserError(f"cannot write {path}: {error.strerror or error}{hint}") from error

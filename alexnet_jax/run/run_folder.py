@@ -13,8 +13,9 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.checkpoint import restore_latest
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.errors import UserError
-from alexnet_jax.run.metrics_log import open_lock, read_metrics
+from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.system import console
+from alexnet_jax.system.files import open_lock
 
 
 @dataclasses.dataclass

@@ -85,6 +85,16 @@ def percent(error: float | None) -> str:
     return "-" if error is None else f"{error:.2%}"
 
 
+def duration(seconds: float) -> str:
+    """A time as people read it: "5.2 s", "12 min", "3 h 5 min", "2 d 4 h"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    parts = ((days, "d"), (hours, "h"), (0 if days else minutes, "min"))
+    return " ".join(f"{number:,} {unit}" for number, unit in parts if number)
+
+
 def show_epoch(record: Mapping[str, Any], patience: int, images_per_second: float, input_share: float) -> None:
     """Prints the line of an epoch; `input_share` is the part of the time in which training waited for images."""
     top1, top5 = (percent(record[f"validation_top{k}_error"]) for k in (1, 5))

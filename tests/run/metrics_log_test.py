@@ -17,15 +17,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.run.metrics_log import (
-    MetricWriter,
-    _git_revision,
-    describe_environment,
-    open_lock,
-    read_metrics,
-    write_bytes,
-    write_json,
-)
+from alexnet_jax.run.metrics_log import MetricWriter, read_metrics
+from alexnet_jax.system.files import open_lock, write_bytes, write_json
+from alexnet_jax.system.versions import _git_revision, describe_environment
 from tests.conftest import full_disk
 
 

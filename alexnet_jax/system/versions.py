@@ -1,0 +1,39 @@
+"""The command, packages, platform and git revision that a run records."""
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def describe_environment(command: list[str]) -> dict[str, Any]:
+    """The command, the versions of Python and of the packages that decide results, and the code's git revision."""
+    packages = (
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "tensorflow-datasets",
+        "numpy",
+        "pillow",
+        "simplejpeg",
+    )
+    return {
+        "command": command,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "git": _git_revision(Path(__file__).parent),
+    }
+
+
+def _git_revision(folder: Path) -> str | None:
+    """Commit of the checkout, with "-dirty" if it has changes; None outside a checkout or without git."""
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
