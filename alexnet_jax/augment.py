@@ -98,15 +98,15 @@ def training_images(
     return crops / _channels(p.std)
 
 
-def mixup_shares(keys: Key[Array, " batch"], alpha: float) -> Float[Array, " batch"]:
-    """How much of itself each example keeps: the larger of l and 1 - l, l from Beta(alpha, alpha)."""
+def mixup_weights(keys: Key[Array, " batch"], alpha: float) -> Float[Array, " batch"]:
+    """The mixup weight of each example's own image and label: the larger of l and 1 - l, l from Beta(alpha, alpha)."""
     drawn = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
     return jnp.maximum(drawn, 1 - drawn)
 
 
-def mix_pairs(images: Crops, shares: Float[Array, " batch"]) -> Crops:
-    """Each image with its share of itself and the rest of its partner (mixup, Zhang et al. 2018)."""
-    weights = shares[:, None, None, None]
+def mix_pairs(images: Crops, weights: Float[Array, " batch"]) -> Crops:
+    """weight * image + (1 - weight) * its partner's image (mixup, Zhang et al. 2018)."""
+    weights = weights[:, None, None, None]
     return weights * images + (1 - weights) * partners(images)
 
 

@@ -77,8 +77,7 @@ class Checkpoints:
         finally:
             self._thread.shutdown()
 
-    @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """True while a save now would have to wait, or would cost training more than MAX_BLOCKED_SHARE of its time."""
         return (self._pending is not None and not self._pending.done()) or time.monotonic() < self._busy_until
 

@@ -1,39 +1,143 @@
-"""From a config to what it describes: data, network, devices, preprocessing, evaluation."""
+"""From a config to what it describes: data, network, optimizer, devices and compiled steps. Assembled here alone."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import metrics
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.data.dataset import Dataset, get_dataset
-from alexnet_jax.data.loader import (
-    Batch,
-    check_residence,
-    choose_residence,
-    eval_batches,
-    load_into_memory,
-    train_batches,
-    training_order,
-)
+from alexnet_jax.data.loader import check_residence, eval_batches
 from alexnet_jax.data.preparation import Storing
 from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.data.storage import Records
+from alexnet_jax.data.train_source import TrainSource, make_train_source
 from alexnet_jax.errors import UserError
-from alexnet_jax.models.alexnet import AlexNet, LayerSummary, get_model
-from alexnet_jax.optimizer import make_schedule
+from alexnet_jax.models.alexnet import AlexNet, LayerSummary, get_model, summarize, trace_shapes
+from alexnet_jax.optimizer import make_optimizer
 from alexnet_jax.parallel import hosts
-from alexnet_jax.parallel.devices import Devices, make_devices, use_compilation_cache
-from alexnet_jax.steps import make_eval_step
+from alexnet_jax.parallel.compilation import use_compilation_cache
+from alexnet_jax.parallel.devices import Devices, make_devices
+from alexnet_jax.run_plan import RunPlan
+from alexnet_jax.schedules import LearningRates
+from alexnet_jax.steps import make_eval_step, make_train_step
 from alexnet_jax.system import console
-from alexnet_jax.system.machine import memory_bytes
 from alexnet_jax.system.signals import raise_on_sigterm
+from alexnet_jax.train_state import TrainState, create_train_state, init_variables
 
 Evaluate = Callable[[Any, Any, str], Iterator[dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config describes. It holds no state: a run keeps that.
+
+    Attributes:
+      config: see configs/alexnet.py.
+      dataset: images with labels.
+      model, layers: the network and the table of its layers.
+      devices: where it is trained.
+      preprocessing: from stored images to the network's input.
+      plan: the length of a run and its pauses.
+      source: of training batches.
+      optimizer: the update rule.
+      train_step: (state, batch) -> (new state, metric sums), on all devices.
+      evaluate, test: the sums of a split; they differ in the views that a prediction is averaged over.
+    """
+
+    config: ConfigDict
+    dataset: Dataset
+    model: AlexNet
+    layers: list[LayerSummary]
+    devices: Devices
+    preprocessing: Preprocessing
+    plan: RunPlan
+    source: TrainSource
+    optimizer: optax.GradientTransformationExtraArgs
+    train_step: Any
+    evaluate: Evaluate
+    test: Evaluate
+
+    @classmethod
+    def create(cls, config: ConfigDict, dataset: Dataset) -> "Experiment":
+        """Raises UserError for what does not suit the data or the devices."""
+        model = get_model(config.model, dataset.num_classes)
+        devices = make_devices(config.parallel, model)
+        preprocessing = make_preprocessing(config.data, dataset.statistics)
+        source = make_train_source(config.data, dataset.splits["train"], devices.memory_bytes)
+        shapes, _ = trace_shapes(model, config.data.crop)
+        optimizer = make_optimizer(config.optimizer, shapes["params"])
+        micro_batches, smoothing = config.parallel.micro_batches, config.label_smoothing
+        step = make_train_step(model, optimizer, preprocessing, devices.axes, micro_batches, smoothing)
+        evaluate = make_evaluate(config, model, dataset, preprocessing, devices)
+        views = config.test_views
+        return cls(
+            config=config,
+            dataset=dataset,
+            model=model,
+            layers=summarize(model, config.data.crop),
+            devices=devices,
+            preprocessing=preprocessing,
+            plan=RunPlan.create(config, len(dataset.splits["train"].labels), devices.batch_shards),
+            source=source,
+            optimizer=optimizer,
+            train_step=devices.compile_train_step(step, source.resident),
+            evaluate=evaluate,
+            test=evaluate if views == 1 else make_evaluate(config, model, dataset, preprocessing, devices, views),
+        )
+
+    def init_state(self, variables: dict[str, Any] | None = None) -> TrainState:
+        """The state before the first step, on the devices; its parameters are drawn by the seed if none are given."""
+        if variables is None:
+            variables = init_variables(self.model, self.config.data.crop, self.config.seed)
+        return self.devices.place(create_train_state(variables, self.optimizer, self.config.seed))
+
+    def make_learning_rates(self) -> LearningRates:
+        """What decides the learning rates of a run, before its first epoch."""
+        shapes, _ = trace_shapes(self.model, self.config.data.crop)
+        return make_learning_rates(self.config, shapes["params"])
+
+    def with_learning_rates(self, state: TrainState, learning_rates: Any) -> TrainState:
+        """The state with the learning rate of each array, {layer: {parameter: float}}, for the next step."""
+        scalars = jax.tree.map(np.float32, learning_rates)
+        return dataclasses.replace(state, learning_rates=self.devices.place(scalars))
+
+
+def open_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
+    """What `config` describes, its data prepared. Raises UserError for what is wrong with it, before that if possible.
+
+    In each process of many; all but the first are silent from here on. `dataset` is that of `config.data`, if it is
+    open already.
+    """
+    config_lib.check(config.to_dict())
+    if not hosts.is_main():
+        console.silence()
+    use_compilation_cache(config.compilation_cache_dir)
+    check_names(config)  # before the data are prepared, which may take long
+    with hosts.together():
+        dataset = open_dataset(config.data) if dataset is None else dataset
+    hosts.check_same("settings", config_lib.shared(config.to_dict()))
+    hosts.check_same("images", dataset.content)
+    return Experiment.create(config, dataset)
+
+
+def check_names(config: ConfigDict) -> None:
+    """Raises UserError for a name that does not exist, without looking at the data."""
+    shapes, _ = trace_shapes(get_model(config.model, num_classes=1), config.data.crop)
+    make_optimizer(config.optimizer, shapes["params"])
+    make_learning_rates(config, shapes["params"])
+    make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
+    check_residence(config.data.residence)
+
+
+def make_learning_rates(config: ConfigDict, params: Any) -> LearningRates:
+    """What decides the learning rates of a run with these parameters, or shapes of parameters."""
+    return LearningRates(config.optimizer, config.batch_size, config.epochs, params)
 
 
 def make_storing(data: ConfigDict) -> Storing:
@@ -49,62 +153,21 @@ def open_dataset(data: ConfigDict) -> Dataset:
 
 def make_preprocessing(data: ConfigDict, statistics: Statistics) -> Preprocessing:
     """What `config.data` says of it, completed by what was measured on the training images."""
-    if data.mean_form == "channel":
-        mean = statistics.mean if data.mean is None else data.mean
-    elif data.mean is not None:
+    if data.mean_form != "channel" and data.mean is not None:
         raise UserError(
             f"config.data.mean is one number a channel; config.data.mean_form={data.mean_form!r} takes none"
         )
-    else:
-        mean = statistics.mean_image
-    return Preprocessing(
-        crop=data.crop,
-        cropping=data.cropping,
-        mirror=data.mirror,
-        mean=np.asarray(mean, np.float32),
-        mean_form=data.mean_form,
-        std=data.std,
-        color_noise=data.color_noise,
-        color_noise_form=data.color_noise_form,
-        color_noise_until_epoch=data.color_noise_until_epoch,
-        mixup=data.mixup,
-        pca_std=np.asarray(statistics.pca_std if data.pca_std is None else data.pca_std, np.float32),
-        pca_vectors=np.asarray(statistics.pca_vectors if data.pca_vectors is None else data.pca_vectors, np.float32),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainSource:
-    """Where training batches come from.
-
-    Attributes:
-      records: the training split, in memory or on disk.
-      residence: where its images lie: "disk", "host" or "device".
-      resident: images and labels for the devices to hold, of which the step looks up those of a batch; None otherwise.
-      num_threads: reading threads; 0 for one a core.
-    """
-
-    records: Records
-    residence: str
-    resident: dict[str, np.ndarray] | None
-    num_threads: int
-
-    def batches(self, start_example: int, *, batch_size: int, seed: int, rows: slice) -> Generator[Batch]:
-        """These rows of all batches from a position on."""
-        stream: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "start_example": start_example, "rows": rows}
-        if self.resident is not None:
-            return training_order(len(self.records.labels), **stream)
-        return train_batches(self.records, num_threads=self.num_threads, **stream)
-
-
-def make_train_source(data: ConfigDict, records: Records, devices: Devices) -> TrainSource:
-    """Decides where training images lie, and brings them there."""
-    residence, resident = choose_residence(data.residence, records, devices.memory_bytes, memory_bytes()), None
-    if residence != "disk":
-        records = in_memory = load_into_memory(records, data.num_threads)
-        if residence == "device":
-            resident = {"image": in_memory.images, "label": in_memory.labels}
-    return TrainSource(records, residence, resident, data.num_threads)
+    measured = {
+        "mean": statistics.mean if data.mean_form == "channel" else statistics.mean_image,
+        "pca_std": statistics.pca_std,
+        "pca_vectors": statistics.pca_vectors,
+    }
+    given = {field.name: getattr(data, field.name) for field in dataclasses.fields(Preprocessing)}
+    arrays = {
+        name: np.asarray(values if given[name] is None else given[name], np.float32)
+        for name, values in measured.items()
+    }
+    return Preprocessing(**{**given, **arrays})
 
 
 def make_evaluate(
@@ -128,74 +191,3 @@ def make_evaluate(
             yield totals
 
     return evaluate
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What runs have in common that differ in seed, rates and length alone.
-
-    Attributes:
-      dataset, model, devices, preprocessing: what the config describes.
-      source: of the training images.
-      evaluate, test: of the network, on a split; they differ in the views of an image.
-    """
-
-    dataset: Dataset
-    model: AlexNet
-    devices: Devices
-    preprocessing: Preprocessing
-    source: TrainSource
-    evaluate: Evaluate
-    test: Evaluate
-
-    @classmethod
-    def create(cls, config: ConfigDict, dataset: Dataset) -> "Experiment":
-        """Raises UserError for what does not suit the data or the devices."""
-        model = get_model(config.model, dataset.num_classes)
-        devices = make_devices(config.parallel, model)
-        preprocessing = make_preprocessing(config.data, dataset.statistics)
-        source = make_train_source(config.data, dataset.splits["train"], devices)
-        evaluate = make_evaluate(config, model, dataset, preprocessing, devices)
-        views = config.test_views
-        test = evaluate if views == 1 else make_evaluate(config, model, dataset, preprocessing, devices, views)
-        return cls(dataset, model, devices, preprocessing, source, evaluate, test)
-
-    def describe(self, config: ConfigDict, layers: Sequence[LayerSummary]) -> dict[str, str]:
-        """What it consists of, name and text; `layers` are those of the network."""
-        sizes = ", ".join(f"{len(records.labels):,} {split}" for split, records in self.dataset.splits.items())
-        parameters, macs = (sum(getattr(row, field) for row in layers) for field in ("parameters", "macs"))
-        devices, processes = self.devices.devices, hosts.count()
-        places = {"disk": str(self.dataset.directory), "host": "memory", "device": "the device's memory"}
-        return {
-            "network": f"{config.model.preset}, {parameters:,} parameters, {macs:,} MACs an image",
-            "data": f"{config.data.name}: {sizes}; {self.dataset.num_classes} classes",
-            "images": f"{config.data.image_size} pixels, crops of {config.data.crop}, from "
-            + places[self.source.residence],
-            "devices": f"{len(devices)} x {devices[0].device_kind}, {self.devices.layout}, "
-            f"{processes} process{'es' if processes > 1 else ''}; batch {config.batch_size}",
-        }
-
-
-def check_names(config: ConfigDict) -> None:
-    """Raises UserError for a name that does not exist, without looking at the data."""
-    get_model(config.model, num_classes=1)
-    make_schedule(config.optimizer, config.epochs)
-    make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
-    check_residence(config.data.residence)
-
-
-def open_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
-    """What `config` describes, its data prepared. Raises UserError for what is wrong with it, before that if possible.
-
-    In each process of many; all but the first are silent from here on.
-    """
-    config_lib.check(config.to_dict())
-    if not hosts.is_main():
-        console.silence()
-    use_compilation_cache(config.compilation_cache_dir)
-    check_names(config)  # before the data are prepared, which may take long
-    with hosts.together():
-        dataset = open_dataset(config.data) if dataset is None else dataset
-    hosts.check_same("settings", config_lib.shared(config.to_dict()))
-    hosts.check_same("images", dataset.content)
-    return Experiment.create(config, dataset)

@@ -37,17 +37,18 @@ def classification_sums(
 def mixed_cross_entropy(
     logits: Float[Array, "batch classes"],
     labels: Int[Array, " batch"],
-    others: Int[Array, " batch"],
-    shares: Float[Array, " batch"],
+    partner_labels: Int[Array, " batch"],
+    mixup_weights: Float[Array, " batch"],
     smoothing: float,
 ) -> Float[Array, " batch"]:
-    """Cross-entropy, in nats, with `shares` of the labels and the rest of `others`, of which all classes get a part.
+    """Cross-entropy, in nats, with mixed and smoothed labels.
 
-    With smoothing s (Szegedy et al. 2016) the target is (1 - s) (share label + (1 - share) other) + s / classes.
+    With smoothing s (Szegedy et al. 2016) the target is (1 - s) (w label + (1 - w) partner) + s / classes, w being the
+    mixup weight.
     """
     classes = logits.shape[1]
-    weights = jnp.stack([shares, 1 - shares], axis=1)[:, :, None]
-    of_labels = jax.nn.one_hot(jnp.stack([labels, others], axis=1), classes)
+    weights = jnp.stack([mixup_weights, 1 - mixup_weights], axis=1)[:, :, None]
+    of_labels = jax.nn.one_hot(jnp.stack([labels, partner_labels], axis=1), classes)
     targets = (1 - smoothing) * jnp.sum(weights * of_labels, axis=1) + smoothing / classes
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=1)
 
@@ -69,8 +70,8 @@ def summarize(totals: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
 
 
 def confidence_interval(wrong: int, count: int) -> tuple[float, float]:
-    """Wilson's interval of an error, in [0, 1]: 95 % of them cover the error of all images of the kind (1927)."""
-    z, share = 1.959964, wrong / count
-    centre, half = share + z**2 / (2 * count), z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    """Wilson's 95 % confidence interval of an error, in [0, 1] (1927)."""
+    z, error = 1.959964, wrong / count
+    centre, half = error + z**2 / (2 * count), z * math.sqrt(error * (1 - error) / count + z**2 / (4 * count**2))
     low, high = ((centre + side * half) / (1 + z**2 / count) for side in (-1, 1))
-    return max(min(low, share), 0.0), min(max(high, share), 1.0)  # rounding may put an end beyond the error itself
+    return max(min(low, error), 0.0), min(max(high, error), 1.0)  # rounding may put an end beyond the error itself

@@ -33,17 +33,20 @@ class RunPlan:
     checkpoint_every_steps: int
 
     @classmethod
-    def create(cls, config: ConfigDict, num_examples: int, num_devices: int) -> "RunPlan":
-        """Raises UserError if the batch does not divide by the devices or there is nothing to train on."""
+    def create(cls, config: ConfigDict, num_examples: int, num_shards: int) -> "RunPlan":
+        """Raises UserError if the batch does not divide into the shards or there is nothing to train on.
+
+        `num_shards` is the number of devices that train on different images.
+        """
         if num_examples == 0:
             raise UserError(f"config.data.name={config.data.name!r}: the training split is empty")
         batch_size, micro_batches = config.batch_size, config.parallel.micro_batches
-        num_parts = num_devices * micro_batches
-        if batch_size % num_parts:
-            below, above = batch_size // num_parts * num_parts, -(-batch_size // num_parts) * num_parts
+        parts = num_shards * micro_batches
+        if batch_size % parts:
+            below, above = batch_size // parts * parts, -(-batch_size // parts) * parts
             sizes = f"{below} or {above}" if below else f"{above}"
             raise UserError(
-                f"config.batch_size={batch_size} does not divide by {num_devices} devices"
+                f"config.batch_size={batch_size} does not divide into {num_shards} shards, one a device"
                 + (f" times config.parallel.micro_batches={micro_batches}" if micro_batches > 1 else "")
                 + f"; the nearest size: {sizes}"
             )

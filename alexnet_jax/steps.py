@@ -1,12 +1,12 @@
 """One step of training and one of evaluation: pure functions of state and batch, not yet compiled.
 
-`axes` names the mapped axes of the devices, none on one device. Each device gets its part of the batch and returns the
-sums of all.
+`axes` names the mapped axes of the devices, none on one device. Each device gets its shard of the batch and returns the
+sums over the whole batch.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,22 +17,20 @@ from alexnet_jax import augment, metrics
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.parallel.collectives import ONE_DEVICE, Axes, add_up, mean_gradients
+from alexnet_jax.parallel.collectives import ONE_DEVICE, Axes, mean_gradients, sum_over_images
 from alexnet_jax.train_state import TrainState
 
 Batch = dict[str, Array]
-State = TypeVar("State")
-Step = Callable[[State, Batch], tuple[State, dict[str, Array]]]
-TrainStep = Step[TrainState]
-Gradients = Callable[[TrainState, Batch], tuple[Any, Any]]
-"""Of the mean loss of a batch with respect to parameters; beside them, its sums and the averages of normalisation."""
+Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+GradientsStep = Callable[[TrainState, Batch], tuple[Any, tuple[Metrics, Any]]]
+"""(state, batch) -> (gradients of the mean loss, (metric sums, new batch_stats))."""
+
+EvalStep = Callable[[Any, Any, Batch], Metrics]
+PredictStep = Callable[[Any, Any, Array], Array]
 
 _MIXUP = 2
 """The stream of an example's key that mixes it; crops and dropout have 0 and 1, by `jax.random.split`."""
-
-EvalStep = Callable[[Any, Any, Batch], dict[str, Array]]
-GuessStep = EvalStep
-PredictStep = Callable[[Any, Any, Array], Array]
 
 
 def example_keys(key: Key[Array, ""], epoch: Int[Array, " batch"], id: Int[Array, " batch"]) -> Key[Array, " batch"]:
@@ -51,48 +49,44 @@ def make_train_step(
     micro_batches: int = 1,
     label_smoothing: float = 0.0,
 ) -> TrainStep:
-    """Returns (state, batch) -> (state after the step, sums of the batch before it); see `metrics.classification_sums`.
+    """Returns (state, batch) -> (new state, metric sums under the old parameters); see `metrics.classification_sums`.
 
     The batch has image (uint8), label, id and epoch. The loss is the mean cross-entropy over the whole batch, in nats.
-    Its gradient may be that of `micro_batches` equal parts, one after the other, which takes less memory.
+    Its gradient may be accumulated over `micro_batches` equal parts, which takes less memory.
 
-    Where images are mixed or labels smoothed, the loss in the sums is the cross-entropy with the labels in the shares
-    that the images have, not smoothed, and an example is right if its own label is predicted, of which it has the
-    larger share. So the sums of training stay comparable with each other, and are worse than the network is.
+    Where images are mixed or labels smoothed, the loss in the metrics is the cross-entropy with the mixed labels, not
+    smoothed, and an example is right if its own label is predicted, which has the larger mixup weight. Training metrics
+    are comparable across runs, but pessimistic.
 
-    Raises UserError for parts of a batch over which batch normalisation should average.
+    Raises UserError for micro-batches of a network with batch normalisation, which averages over the whole batch.
     """
     if micro_batches > 1 and any("bn" in layer.then for layer in model.layers):
         raise UserError(
             f"config.parallel.micro_batches={micro_batches}: batch normalisation averages over the whole batch"
         )
 
-    def gradients_and_sums(state: TrainState, batch: Batch) -> tuple[Any, tuple[dict[str, Array], Any]]:
-        images, others, shares, dropout_keys = _presented(preprocessing, state, batch)
+    def gradients_step(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]:
+        images, partner_labels, mixup_weights, dropout_keys = _augmented(preprocessing, state, batch)
         labels = batch["label"]
 
-        def loss(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
-            (logits, _), updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                dropout_keys,
-                axes,
-                mutable=["batch_stats"],
-            )
+        def loss(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            (logits, _), updated = model.apply(variables, images, dropout_keys, axes, mutable=["batch_stats"])
             sums = metrics.classification_sums(logits, labels, jnp.ones_like(labels, dtype=bool))
             minimised = sums["loss_sum"]
             if preprocessing.mixup or label_smoothing:
-                minimised = jnp.sum(metrics.mixed_cross_entropy(logits, labels, others, shares, label_smoothing))
-                sums["loss_sum"] = jnp.sum(metrics.mixed_cross_entropy(logits, labels, others, shares, 0.0))
+                mixed = logits, labels, partner_labels, mixup_weights
+                minimised = jnp.sum(metrics.mixed_cross_entropy(*mixed, label_smoothing))
+                sums["loss_sum"] = jnp.sum(metrics.mixed_cross_entropy(*mixed, 0.0))
             return minimised / len(logits), (sums, updated.get("batch_stats", {}))
 
         return jax.grad(loss, has_aux=True)(state.params)
 
-    of_batch = gradients_and_sums if micro_batches == 1 else _in_parts(gradients_and_sums, micro_batches)
+    accumulated = gradients_step if micro_batches == 1 else _accumulate(gradients_step, micro_batches)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        gradients, (sums, batch_stats) = of_batch(state, batch)
-        gradients, sums = mean_gradients(gradients, axes, model.is_split), add_up(sums, axes)
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        gradients, (sums, batch_stats) = accumulated(state, batch)
+        gradients, sums = mean_gradients(gradients, axes, model.is_split), sum_over_images(sums, axes)
         updates, opt_state = optimizer.update(
             gradients, state.opt_state, state.params, learning_rates=state.learning_rates
         )
@@ -102,8 +96,8 @@ def make_train_step(
     return train_step
 
 
-def _presented(preprocessing: Preprocessing, state: TrainState, batch: Batch) -> tuple[Array, Array, Array, Array]:
-    """A batch as training sees it: images, labels of those mixed in, shares of their own labels, keys for dropout."""
+def _augmented(preprocessing: Preprocessing, state: TrainState, batch: Batch) -> tuple[Array, Array, Array, Array]:
+    """Augmented images, mixup partners' labels, mixup weights of the own labels, dropout keys."""
     keys = example_keys(state.key, batch["epoch"], batch["id"])
     augment_keys, dropout_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
     images = augment.training_images(preprocessing, batch["image"], augment_keys, batch["epoch"])
@@ -111,31 +105,31 @@ def _presented(preprocessing: Preprocessing, state: TrainState, batch: Batch) ->
     if not preprocessing.mixup:
         return images, labels, jnp.ones(labels.shape), dropout_keys
     mixup_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MIXUP))(keys)
-    shares = augment.mixup_shares(mixup_keys, preprocessing.mixup)
-    return augment.mix_pairs(images, shares), augment.partners(labels), shares, dropout_keys
+    weights = augment.mixup_weights(mixup_keys, preprocessing.mixup)
+    return augment.mix_pairs(images, weights), augment.partners(labels), weights, dropout_keys
 
 
-def _in_parts(gradients_and_sums: Gradients, count: int) -> Gradients:
-    """The same of a batch, from equal parts of it one after the other: mean gradients, and sums of the rest."""
+def _accumulate(gradients_step: GradientsStep, micro_batches: int) -> GradientsStep:
+    """Gradient accumulation: mean gradients, and sums of the rest, over micro-batches one after the other."""
 
-    def of_batch(state: TrainState, batch: Batch) -> tuple[Any, Any]:
-        parts = jax.tree.map(lambda values: values.reshape(count, -1, *values.shape[1:]), batch)
+    def accumulated(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]:
+        parts = jax.tree.map(lambda values: values.reshape(micro_batches, -1, *values.shape[1:]), batch)
 
         def add(total: Any, part: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients_and_sums(state, part)), None
+            return jax.tree.map(jnp.add, total, gradients_step(state, part)), None
 
-        shapes = jax.eval_shape(gradients_and_sums, state, jax.tree.map(lambda values: values[0], parts))
+        shapes = jax.eval_shape(gradients_step, state, jax.tree.map(lambda values: values[0], parts))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         (gradients, rest), _ = jax.lax.scan(add, zeros, parts)
-        return jax.tree.map(lambda gradient: gradient / count, gradients), rest
+        return jax.tree.map(lambda gradient: gradient / micro_batches, gradients), rest
 
-    return of_batch
+    return accumulated
 
 
 def make_predict_step(
     model: AlexNet, preprocessing: Preprocessing, views: int = 1, axes: Axes = ONE_DEVICE
 ) -> PredictStep:
-    """Returns (params, batch_stats, squares of pixels) -> log probabilities, [batch, classes].
+    """Returns (params, batch_stats, resized images) -> log probabilities, [batch, classes].
 
     A prediction is the mean of the softmax probabilities over the views of an image (paper section 4.1).
     """
@@ -160,24 +154,26 @@ def make_eval_step(model: AlexNet, preprocessing: Preprocessing, views: int = 1,
 
     def eval_step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Array]:
         predicted = predict(params, batch_stats, batch["image"])
-        return add_up(metrics.classification_sums(predicted, batch["label"], batch["mask"]), axes)
+        return sum_over_images(metrics.classification_sums(predicted, batch["label"], batch["mask"]), axes)
 
     return eval_step
 
 
-def make_guess_step(model: AlexNet, preprocessing: Preprocessing, views: int = 1, axes: Axes = ONE_DEVICE) -> GuessStep:
+def make_predictions_step(
+    model: AlexNet, preprocessing: Preprocessing, views: int = 1, axes: Axes = ONE_DEVICE
+) -> EvalStep:
     """Returns (params, batch_stats, batch) -> each image's likeliest classes and their probabilities.
 
-    They are "guess", int32, and "probability", [batch, 5 or the number of classes], the likeliest first, of equal ones
-    the lower class; a row of a NaN is -1. "loss", [batch], is that of `make_eval_step`.
+    They are "prediction", int32, and "probability", [batch, 5 or the number of classes], the likeliest first, of equal
+    ones the lower class; a row of a NaN is -1. "loss", [batch], is that of `make_eval_step`.
     """
     predict = make_predict_step(model, preprocessing, views, axes)
 
-    def guess_step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Array]:
+    def predictions_step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Array]:
         predicted = predict(params, batch_stats, batch["image"])
-        top, guess = jax.lax.top_k(predicted, min(5, predicted.shape[1]))
+        top, prediction = jax.lax.top_k(predicted, min(5, predicted.shape[1]))
         is_nan = jnp.isnan(predicted).any(axis=1, keepdims=True)
         loss = -jnp.take_along_axis(predicted, batch["label"][:, None], axis=1)[:, 0]
-        return {"guess": jnp.where(is_nan, -1, guess), "probability": jnp.exp(top), "loss": loss}
+        return {"prediction": jnp.where(is_nan, -1, prediction), "probability": jnp.exp(top), "loss": loss}
 
-    return guess_step
+    return predictions_step

@@ -13,8 +13,6 @@ import optax
 class TrainState:
     """The state of training on one device; every device holds the same.
 
-    In a population (see `population.py`) each array has a leading axis of members.
-
     Attributes:
       params: weights and biases, float32.
       batch_stats: running means and variances of batch normalisation; empty without.

@@ -41,7 +41,7 @@ def _losses_of_steps(config: ConfigDict) -> list[float]:
     state = training.state
     losses = []
     for _ in range(STEPS):
-        state, sums = training.step(state, training.batch)
+        state, sums = training.experiment.train_step(state, training.batch)
         losses.append(float(sums["loss_sum"]) / float(sums["count"]))
     return losses
 

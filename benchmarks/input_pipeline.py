@@ -30,7 +30,7 @@ from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.loader import load_into_memory, train_batches
 from alexnet_jax.data.storage import Records
 from alexnet_jax.experiment import open_dataset
-from alexnet_jax.parallel.devices import DataParallel
+from alexnet_jax.parallel.devices import data_parallel
 from alexnet_jax.system.machine import available_cores
 from benchmarks.photographs import read_photographs, write_squares
 from configs import alexnet
@@ -88,7 +88,7 @@ def _ours(records: Records) -> Iterator[np.ndarray]:
 
 
 def _ours_with_crops(dataset: Dataset) -> Iterator[jax.Array]:
-    devices = DataParallel.create(1)
+    devices = data_parallel(1)
     crops = make_crops(alexnet.get_config("folder,paper"), dataset, devices)
     batches = train_batches(dataset.splits["train"], batch_size=BATCH, seed=0, start_example=0, num_threads=0)
     return (jax.block_until_ready(crops(devices.shard(batch))) for batch in batches)

@@ -83,7 +83,7 @@ class Run:
         }
         config = alexnet.get_config("synthetic,lenet")
         config.update_from_flattened_dict(settings)
-        self.plan = RunPlan.create(config, examples, num_devices=1)
+        self.plan = RunPlan.create(config, examples, num_shards=1)
         words = [f"--config.{key}={value}" for key, value in settings.items()]
         self._command = [sys.executable, "main.py", "--config=configs/alexnet.py:synthetic,lenet", *words]
         self._command.append(f"--workdir={self.workdir}")

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.experiments.step_timing import RandomTraining
 from alexnet_jax.models.alexnet import get_model
-from alexnet_jax.parallel.devices import CPU_OPTIONS
+from alexnet_jax.parallel.compilation import CPU_OPTIONS
 from alexnet_jax.train_state import init_variables
 
 

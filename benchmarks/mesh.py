@@ -63,7 +63,7 @@ def describe(choices: str, rows: int, towers: int) -> str:
     config.batch_size = 128
     config.parallel.update({"mode": "mesh", "num_devices": rows * towers, "towers": towers})
     training = RandomTraining(config)
-    compiled = training.step.compile(training.state, training.batch)
+    compiled = training.experiment.train_step.compile(training.state, training.batch)
     images = config.batch_size // rows
     state = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(training.state.params)) * 2
     received = received_bytes(collectives(compiled), towers) / images

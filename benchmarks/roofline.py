@@ -98,7 +98,7 @@ def time_parts(config: ConfigDict, seconds: float) -> list[float]:
     training = RandomTraining(config)
     return [
         seconds_of(*_crops(training), at_least=seconds),
-        *(seconds_of(*layer, at_least=seconds) for layer in _layers(training.model, config)),
+        *(seconds_of(*layer, at_least=seconds) for layer in _layers(training.experiment.model, config)),
         seconds_of(*_update(training), at_least=seconds),
     ]
 
@@ -108,7 +108,7 @@ def _crops(training: RandomTraining) -> Call:
 
     def crops(batch: Any) -> Any:
         keys = jax.random.split(jax.random.key(0), len(batch["id"]))
-        return training_images(training.preprocessing, batch["image"], keys, batch["epoch"])
+        return training_images(training.experiment.preprocessing, batch["image"], keys, batch["epoch"])
 
     return crops, jax.tree.map(lambda of_devices: of_devices[0], training.batch)
 
@@ -147,7 +147,7 @@ def _update(training: RandomTraining) -> Call:
 
     def update(gradients: Any, opt_state: Any, params: Any) -> Any:
         rates = {"learning_rates": state.learning_rates}
-        updates, opt_state = training.optimizer.update(gradients, opt_state, params, **rates)
+        updates, opt_state = training.experiment.optimizer.update(gradients, opt_state, params, **rates)
         return opt_state, optax.apply_updates(params, updates)
 
     return update, jax.tree.map(jnp.copy, state.params), state.opt_state, state.params

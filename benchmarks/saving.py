@@ -54,7 +54,7 @@ def measure(choices: str, arguments: argparse.Namespace) -> None:
             began, pauses = time.perf_counter(), []
             for interval in range(intervals):
                 training.run(arguments.every)
-                if arguments.always or not checkpoints.busy:
+                if arguments.always or not checkpoints.is_busy():
                     asked = time.perf_counter()
                     checkpoints.save(1 + interval + round_number * intervals, tree(training), {}, None)
                     pauses.append(time.perf_counter() - asked)

@@ -9,10 +9,11 @@ is there already is not run again.
 
 import argparse
 import contextlib
+import itertools
 import json
+import math
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,18 +21,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import train
-from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
+from alexnet_jax.diagnosis.diagnosis import StartWatch
 from alexnet_jax.experiment import open_experiment
 from alexnet_jax.experiments.results import write_results
 from alexnet_jax.system import console
 from alexnet_jax.system.machine import processor_name
-from alexnet_jax.system.signals import StopSignals
 from configs import alexnet
 
 FULL_SIZE = ("source", "paper", "caffe", "caffenet", "single_tower", "owt", "bn", "modern")
 PRESETS = tuple(preset for preset in FULL_SIZE if preset in alexnet.PRESETS)
-NOT_STARTED = TrainingStuckError, TrainingDivergedError
 IMAGES_A_CLASS = {"train": 200, "test": 5}
 
 Run = dict[str, Any]
@@ -68,16 +66,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def start(config: ConfigDict, steps: int) -> Run:
     """Trains as main.py does until the run has started, for so many steps at most."""
-    # A loss is looked at a step late; the end of the run, with its evaluation, must not come before.
-    config.update({"stuck_after_steps": steps, "max_steps": steps + 2, "eval_every_epochs": config.epochs})
     began = time.monotonic()
-    with console.muted(), tempfile.TemporaryDirectory() as workdir:
-        run = train.Run(config, Path(workdir), open_experiment(config), [])
-        with contextlib.closing(run.execute(StopSignals())) as requests, contextlib.suppress(*NOT_STARTED):
-            request = next(requests)
-            while run.start_watch.started_at is None:
-                request = requests.send(run.train_step(*request))
-    watch = run.start_watch
+    with console.muted():
+        experiment = open_experiment(config)
+    labels, size = experiment.dataset.splits["train"].labels, experiment.plan.batch_size
+    watch, learning_rates, state = StartWatch(labels, steps), experiment.make_learning_rates(), experiment.init_state()
+    batches = experiment.source.batches(0, batch_size=size, seed=config.seed, rows=slice(None))
+    with contextlib.closing(batches):
+        for step, batch in enumerate(itertools.islice(batches, steps)):
+            rates = learning_rates.at(experiment.plan.epoch(step * size)).by_parameter
+            state = experiment.with_learning_rates(state, rates)
+            state, sums = experiment.train_step(state, experiment.devices.shard(batch))
+            loss = float(sums["loss_sum"]) / float(sums["count"])
+            if not math.isfinite(loss) or watch.is_stuck(step + 1, loss) or watch.started_at is not None:
+                break
     return {
         "started_at": watch.started_at,
         "mean_loss": watch.mean,

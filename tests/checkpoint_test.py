@@ -82,7 +82,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     monkeypatch.setattr(checkpoint, "digest", slow_digest)
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
         checkpoints.save(1, tree(1), {}, best=None)
-        assert checkpoints.busy and not checkpoint_names(tmp_path / "c")
+        assert checkpoints.is_busy() and not checkpoint_names(tmp_path / "c")
         checkpoints.check()
         may_go_on.set()
         checkpoints.wait()

@@ -3,10 +3,8 @@
 Scaled down: 1,004 small images, a narrow network, 4 epochs in place of 90.
 """
 
-import contextlib
 import dataclasses
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +105,23 @@ def noise_of_epochs(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[bool]]:
     return found
 
 
-def steps(config: ConfigDict, workdir: Path) -> Iterator[Seen]:
+def steps(config: ConfigDict, workdir: Path) -> list[Seen]:
     """Runs from end to end and tells what each step was given."""
-    run = Run(config, workdir, open_experiment(config), ())
-    with StopSignals() as stop, contextlib.suppress(StopIteration):
-        requests = run.execute(stop)
-        state, batch = next(requests)
-        for number in range(run.plan.total_steps):
-            rates = {
-                f"{layer}/{name}": float(state.learning_rates[layer][name])
-                for layer in ("conv1", "fc8")
-                for name in ("kernel", "bias")
-            }
-            yield Seen(number * BATCH / EXAMPLES, rates, jax.tree.map(np.array, dict(state.params["conv1"])))
-            state, batch = requests.send(run.train_step(state, batch))
+    experiment, seen = open_experiment(config), list[Seen]()
+
+    def watched(state: Any, batch: Any) -> Any:
+        rates = {
+            f"{layer}/{name}": float(state.learning_rates[layer][name])
+            for layer in ("conv1", "fc8")
+            for name in ("kernel", "bias")
+        }
+        kernels = jax.tree.map(np.array, dict(state.params["conv1"]))
+        seen.append(Seen(len(seen) * BATCH / EXAMPLES, rates, kernels))
+        return experiment.train_step(state, batch)
+
+    with StopSignals() as stop:
+        Run(dataclasses.replace(experiment, train_step=watched), workdir, (), stop, lambda _: None).execute()
+    return seen
 
 
 def divided_at(records: list[dict[str, Any]]) -> list[float]:
@@ -145,7 +146,7 @@ def test_every_event_of_the_schedule_comes_at_its_epoch(
     tmp_path: Path,
     noise_of_epochs: dict[int, set[bool]],
 ) -> None:
-    seen = list(steps(scaled_down(preset, tars), tmp_path / "run"))
+    seen = steps(scaled_down(preset, tars), tmp_path / "run")
     records = read_metrics(tmp_path / "run")
 
     assert noise_of_epochs.keys() == set(range(5))  # a few examples of the fifth fill the last batch

@@ -20,7 +20,7 @@ from alexnet_jax.experiment import open_experiment
 from alexnet_jax.experiments.population import Member, make_member_step, make_population_step
 from alexnet_jax.optimizer import averaged_params, make_optimizer
 from alexnet_jax.parallel.collectives import Axes
-from alexnet_jax.parallel.devices import DataParallel, Devices, MeshParallel
+from alexnet_jax.parallel.devices import Devices, data_parallel, mesh_parallel
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.steps import example_keys, make_train_step
 from alexnet_jax.train import train_and_evaluate
@@ -77,7 +77,7 @@ def test_an_image_is_mixed_with_its_partner() -> None:
 
 def test_shares_are_the_larger_parts_of_the_beta_distribution() -> None:
     keys = jax.random.split(jax.random.key(0), 20_000)
-    uniform, narrow = (augment.mixup_shares(keys, alpha) for alpha in (1.0, 0.2))
+    uniform, narrow = (augment.mixup_weights(keys, alpha) for alpha in (1.0, 0.2))
     assert uniform.min() >= 0.5 and narrow.max() <= 1
     # max(l, 1 - l) of a uniform l is uniform on [0.5, 1]
     np.testing.assert_allclose(np.quantile(uniform, [0.1, 0.5, 0.9]), [0.55, 0.75, 0.95], atol=0.01)
@@ -140,7 +140,7 @@ def trained(devices: Devices, steps: int = 4) -> tuple[Any, Any]:
 
 def test_devices_change_neither_pairs_nor_averages() -> None:
     model = setup("lenet,smoke")[1]
-    places = DataParallel.create(1), DataParallel.create(2), MeshParallel.create(2, 2, model)
+    places = data_parallel(1), data_parallel(2), mesh_parallel(2, 2, model)
     (average, losses), *others = (trained(devices) for devices in places)
     assert losses[0] != losses[-1]
     for other, other_losses in others:
@@ -151,14 +151,14 @@ def test_devices_change_neither_pairs_nor_averages() -> None:
 
 def test_towers_hold_their_part_of_the_average() -> None:
     config, model, optimizer, _ = modern_parts()
-    devices = MeshParallel.create(2, 2, model)
+    devices = mesh_parallel(2, 2, model)
     average = averaged_params(devices.place(fresh(config, model, optimizer)).opt_state, None)
     array = average["fc4"]["kernel"]
     assert {part.data.shape for part in array.addressable_shards} == {(array.shape[0], array.shape[1] // 2)}
 
 
 def test_members_of_a_population_learn_by_the_recipe_what_they_would_alone() -> None:
-    devices = DataParallel.create(1)
+    devices = data_parallel(1)
     alone, losses = trained(devices)
     config, model, optimizer, preprocessing = modern_parts()
     step = make_member_step(config.optimizer, model, preprocessing, Axes(("data",)), SMOOTHING)

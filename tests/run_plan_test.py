@@ -116,7 +116,7 @@ def test_checkpoints_are_at_evaluations_and_every_so_many_steps(
 def test_a_batch_that_devices_cannot_share_is_refused(
     make_plan: Callable[..., RunPlan], batch_size: int, num_devices: int, sizes: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"config\.batch_size={batch_size} .* {num_devices} devices.*: {sizes}$"):
+    with pytest.raises(UserError, match=rf"config\.batch_size={batch_size} .* {num_devices} .*: {sizes}$"):
         make_plan(100, num_devices, batch_size=batch_size)
 
 

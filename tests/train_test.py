@@ -252,6 +252,6 @@ def test_memory_exhausted_on_the_way_is_one_line(
     def fail(*_: Any) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nat a place")
 
-    monkeypatch.setattr("alexnet_jax.train.Run._record_step", fail)
+    monkeypatch.setattr("alexnet_jax.train.Run._read_metrics", fail)
     with pytest.raises(UserError, match=r"allocating 9 bytes\.\): give a smaller config\.batch_size"):
         train_and_evaluate(make_config(max_steps=2), tmp_path)

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     config = config_from_flags("benchmark", argv)
     compute_dtype = jnp.dtype(config.model.compute_dtype)
     training = RandomTraining(config)
-    console.show(describe_devices(training.devices))
+    console.show(describe_devices(training.experiment.devices))
     measured = measure(training, compute_dtype)
     console.show_facts(
         {
@@ -90,15 +90,15 @@ def measure(training: RandomTraining, compute_dtype: Any) -> Measured:
     expected = min(training.run(2))
     step_seconds = training.run(max(MIN_STEPS, round(SECONDS / expected)))
     return Measured(
-        batch_size=training.batch_size,
+        batch_size=training.experiment.plan.batch_size,
         first_seconds=first_seconds,
         step_seconds=step_seconds,
-        peak_memory=describe_peak_memory(training.devices),  # before the next lines need some
-        flops=step_timing.training_flops(training.layers),
-        optimizer_bytes=step_timing.optimizer_bytes(training.layers),
-        matmul_rate=step_timing.matmul_rate(training.devices, compute_dtype),
-        memory_rate=step_timing.memory_rate(training.devices),
-        on_cpu=training.devices.on_cpu,
+        peak_memory=describe_peak_memory(training.experiment.devices),  # before the next lines need some
+        flops=step_timing.training_flops(training.experiment.layers),
+        optimizer_bytes=step_timing.optimizer_bytes(training.experiment.layers),
+        matmul_rate=step_timing.matmul_rate(training.experiment.devices, compute_dtype),
+        memory_rate=step_timing.memory_rate(training.experiment.devices),
+        on_cpu=training.experiment.devices.on_cpu,
     )
 
 

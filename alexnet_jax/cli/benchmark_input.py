@@ -17,7 +17,7 @@ from alexnet_jax.data.images import decode_jpeg
 from alexnet_jax.data.loader import train_batches, training_order
 from alexnet_jax.data.storage import JpegRecords
 from alexnet_jax.experiment import make_preprocessing, open_dataset
-from alexnet_jax.parallel.devices import DataParallel
+from alexnet_jax.parallel.devices import Devices, data_parallel
 from alexnet_jax.system import console
 from alexnet_jax.system.machine import available_cores
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
 def measure(config: ConfigDict, dataset: Dataset) -> dict[str, float]:
     """Images/s by stage; read and decode are of one thread."""
     batch_size = config.batch_size
-    records, devices = dataset.splits["train"], DataParallel.create(config.parallel.num_devices)
+    records, devices = dataset.splits["train"], data_parallel(config.parallel.num_devices)
     size = len(records.labels)
     rates = {}
     indices = np.random.default_rng(0).permutation(size)[:1024]
@@ -91,7 +91,7 @@ def _batches(config: ConfigDict, dataset: Dataset) -> Any:
     )
 
 
-def make_crops(config: ConfigDict, dataset: Dataset, devices: DataParallel) -> Callable[[Any], Any]:
+def make_crops(config: ConfigDict, dataset: Dataset, devices: Devices) -> Callable[[Any], Any]:
     """The part of the training step that makes crops of images, on all devices."""
     preprocessing = make_preprocessing(config.data, dataset.statistics)
 

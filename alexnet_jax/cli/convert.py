@@ -1,7 +1,6 @@
 """`python -m alexnet_jax convert`: weights of torchvision or Caffe become a run, and a run becomes such weights."""
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,16 @@ from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
 from alexnet_jax.config import config_from_flags, refuse_words
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError
-from alexnet_jax.experiment import check_names, make_preprocessing
+from alexnet_jax.experiment import check_names, make_learning_rates, make_preprocessing
 from alexnet_jax.inference.layouts import LAYOUTS, from_layout, last_bias, to_layout
 from alexnet_jax.inference.loaded_run import load_run
 from alexnet_jax.inference.weight_files import read_arrays, write_arrays
 from alexnet_jax.models.alexnet import get_model
-from alexnet_jax.optimizer import Plateau, make_optimizer, make_schedule, saved_state, scale_learning_rate
-from alexnet_jax.run.run_folder import Progress
+from alexnet_jax.optimizer import make_optimizer
+from alexnet_jax.run import run_folder
 from alexnet_jax.system import console
-from alexnet_jax.system.files import write_json
 from alexnet_jax.system.versions import describe_environment
+from alexnet_jax.train_state import create_train_state
 
 
 def main(argv: list[str]) -> None:
@@ -70,27 +69,12 @@ def _make_run(
         params = from_layout(layout, model, config.data.crop, arrays)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    rule = scale_learning_rate(config.optimizer, config.batch_size)
-    plateau = Plateau(rule, config.epochs)
-    state = plateau.init()
-    tree = {
-        "params": params,
-        "batch_stats": {},
-        **saved_state(make_optimizer(rule, params).init(params)),
-        "plateau": state,
-        "preprocessing": preprocessing.measured,
-    }
-    environment = describe_environment(list(command))
-    metadata = {
-        "progress": dataclasses.asdict(Progress()),
-        "learning_rate": make_schedule(rule, config.epochs)(0.0, plateau.scale(state)),
-        "config": config.to_dict(),
-        "class_names": class_names,
-        "data": "",
-        "versions": environment,
-    }
-    write_json(workdir / "config.json", config.to_dict())
-    write_json(workdir / "versions.json", environment)
+    state = create_train_state({"params": params}, make_optimizer(config.optimizer, params), config.seed)
+    learning_rates = make_learning_rates(config, params)
+    tree = run_folder.checkpoint_tree(state, learning_rates, preprocessing)
+    versions, first = describe_environment(list(command)), learning_rates.of_kernels(0.0)
+    metadata = run_folder.checkpoint_metadata(config, class_names, "", run_folder.Progress(), first, versions)
+    run_folder.write_description(workdir, config, versions)
     with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
         checkpoints.save(0, tree, metadata, best=None)
     console.show(f"{_described(arrays)} of {source} are the run in {workdir}, for {outputs:,} classes")

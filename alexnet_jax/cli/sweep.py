@@ -18,14 +18,9 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.experiments import search_space
 from alexnet_jax.experiments.results import Spread
 from alexnet_jax.experiments.study import PRUNERS, SAMPLERS, Plan, Row, Setting, Study, open_study
-from alexnet_jax.experiments.trials import OWN_KEYS, Outcome, Trial, TrialStoppedError, run_trials
-from alexnet_jax.experiments.workers import SMALL
-from alexnet_jax.models.alexnet import get_model, summarize
+from alexnet_jax.experiments.trials import Outcome, Trial, TrialStoppedError, run_trials
 from alexnet_jax.system import console
 from alexnet_jax.system.files import write_text
-
-TOGETHER = 8
-"""How many small networks train at once."""
 
 
 def main(argv: list[str]) -> None:
@@ -38,9 +33,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--pruner", choices=PRUNERS, default="median", help="gives up what is worse than the median")
     parser.add_argument("--storage", help="postgresql://USER@HOST/DATABASE; by default the file WORKDIR/study.log")
     parser.add_argument("--study", help="its name in the storage; by default the name of the work directory")
-    parser.add_argument(
-        "--at-once", type=int, help="networks that train together; 0 or none: 8 if they can and are small"
-    )
     parser.add_argument("--workdir", type=Path, default=Path("runs/sweep"), help="folder of the runs")
     options, words = parser.parse_known_args(argv)
     config = config_lib.config_from_flags("sweep", words)
@@ -49,12 +41,10 @@ def main(argv: list[str]) -> None:
     about = {"seeds": list(options.seeds), **_comparable(config)}
     storage, name = options.storage or str(options.workdir / "study.log"), options.study or options.workdir.name
     warmup = round(config.epochs / config.eval_every_epochs) // 4
-    at_once = options.at_once or _at_once(config, space)
     with open_study(storage, name, plan, about, options.pruner, warmup) as study:
         seeds = ", ".join(map(str, options.seeds))
         console.show(f"{plan.count} settings of {', '.join(space)}; sampler {plan.sampler}; seeds {seeds}")
-        console.show(f"networks that train together: {at_once}")
-        Sweep(study, config, words, options.seeds, options.workdir).run(at_once, plan.count)
+        Sweep(study, config, words, options.seeds, options.workdir).run(plan.count)
 
 
 class Sweep:
@@ -66,11 +56,11 @@ class Sweep:
         self._doing: dict[Path, Setting] = {}
         self._told: set[int] = set()
 
-    def run(self, at_once: int, count: int) -> None:
+    def run(self, count: int) -> None:
         """Does what is left of the study and keeps the leaderboard up to date."""
         finished = sum(row.state != "running" for row in self._study.rows())
         with console.work_progress("settings", count, finished) as bar:
-            for outcome in run_trials(self._trials(), at_once, self._on_epoch):
+            for outcome in run_trials(self._trials(), self._on_epoch):
                 setting = self._doing[outcome.trial.workdir]
                 self._note(outcome, setting)
                 if setting.is_over and setting.folder not in self._told:
@@ -176,13 +166,6 @@ def _comparable(config: ConfigDict) -> dict[str, Any]:
     length = {key: plain[key] for key in config_lib.LENGTH_KEYS}
     decisive = {**config_lib.decisive(plain), **length}
     return {f"config.{key}": value for key, value in decisive.items() if key != "seed"}
-
-
-def _at_once(config: ConfigDict, space: search_space.Space) -> int:
-    """Many if they differ in nothing but what networks in one program may differ in, and are small."""
-    layers = summarize(get_model(config.model, num_classes=10), config.data.crop)
-    together = set(space) <= set(OWN_KEYS) and sum(layer.parameters for layer in layers) <= SMALL
-    return TOGETHER if together else 1
 
 
 def _result(row: Row) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,14 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.experiment import make_preprocessing
-from alexnet_jax.models.alexnet import LayerSummary, get_model, summarize
-from alexnet_jax.optimizer import make_learning_rates, make_optimizer, scale_learning_rate
-from alexnet_jax.parallel.devices import Devices, make_devices
-from alexnet_jax.run_plan import RunPlan
-from alexnet_jax.steps import make_train_step
-from alexnet_jax.train_state import create_train_state, init_variables
+from alexnet_jax.data.storage import InMemoryRecords, Records
+from alexnet_jax.experiment import Experiment
+from alexnet_jax.models.alexnet import LayerSummary
+from alexnet_jax.parallel.devices import Devices
 
 IMAGENET_CLASSES, IMAGENET_IMAGES = 1000, 1_281_167
 """Of ILSVRC2012 and its training split."""
@@ -34,48 +33,30 @@ REPEATS, ROUNDS = 5, 4
 
 
 class RandomTraining:
-    """The training step as `train.py` compiles and feeds it, on random images that are on the devices already.
+    """The training step of an experiment on random images that are on the devices already.
 
     Attributes:
-      devices: where it runs.
-      batch_size: images a step.
-      model, layers, optimizer, preprocessing: what the step is made of.
-      step, state, batch: on the devices; the step consumes the state.
+      experiment: what the step is made of.
+      state, batch: on the devices; the step consumes the state.
     """
 
     def __init__(self, config: ConfigDict):
         """Without a data set there are as many classes as the config says, or else ImageNet's."""
-        data = config.data
+        config = config.copy_and_resolve_references()
+        config.data.residence = "disk"  # the images of each batch are given to the step
         classes = IMAGENET_CLASSES if config.model.num_classes is None else config.model.num_classes
-        self.model = get_model(config.model, classes)
-        self.devices = make_devices(config.parallel, self.model)
-        self.batch_size = RunPlan.create(config, IMAGENET_IMAGES, self.devices.batch_parts).batch_size
-        self.layers = summarize(self.model, data.crop)
-        variables = init_variables(self.model, data.crop, config.seed)
-        optimizer = scale_learning_rate(config.optimizer, self.batch_size)
-        self.optimizer = make_optimizer(optimizer, variables["params"])
-        rates = make_learning_rates(optimizer, variables["params"], config.epochs)(0.0, optimizer.learning_rate)
-        self.preprocessing = make_preprocessing(data, _statistics(data.image_size))
-        self.step = self.devices.compile_train_step(
-            make_train_step(
-                self.model,
-                self.optimizer,
-                self.preprocessing,
-                self.devices.axes,
-                config.parallel.micro_batches,
-                config.label_smoothing,
-            )
-        )
-        fresh = create_train_state(variables, self.optimizer, config.seed)
-        state = dataclasses.replace(fresh, learning_rates=jax.tree.map(np.float32, rates))
-        self.state = self.devices.place(state)
-        self.batch = self.devices.shard(_random_batch(self.batch_size, data.image_size, classes))
+        self.experiment = Experiment.create(config, _random_dataset(config, classes))
+        rates = self.experiment.make_learning_rates().at(0.0)
+        self.state = self.experiment.with_learning_rates(self.experiment.init_state(), rates.by_parameter)
+        batches = self.experiment.source.batches(0, batch_size=config.batch_size, seed=0, rows=slice(None))
+        self.batch = self.experiment.devices.shard(next(batches))
+        batches.close()
 
     def run(self, steps: int) -> list[float]:
         """Does so many steps; returns the seconds of each, when the results of all are there."""
         ends, pending = [time.perf_counter()], None
         for _ in range(steps):
-            self.state, sums = self.step(self.state, self.batch)
+            self.state, sums = self.experiment.train_step(self.state, self.batch)
             if pending is not None:
                 jax.device_get(pending)  # one step late, as the loop does
                 ends.append(time.perf_counter())
@@ -134,23 +115,19 @@ def _seconds(devices: Devices, operation: Callable[[Any, Any], Any], shape: tupl
     return min(times) / REPEATS
 
 
-def _statistics(image_size: int) -> Statistics:
-    """Such as photographs have; any would do that give the network inputs of about the usual size."""
+def _random_dataset(config: ConfigDict, classes: int) -> Dataset:
+    """A batch of random images in memory, with such statistics as photographs have."""
+    size, count = config.data.image_size, config.batch_size
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    labels = generator.integers(0, min(classes, 10), count, dtype=np.int32)  # few are soon learned
     mean = (123.7, 116.3, 103.5)
-    return dataclasses.replace(
-        Statistics.unknown(image_size),
+    statistics = dataclasses.replace(
+        Statistics.unknown(size),
         mean=mean,
-        mean_image=np.full((image_size, image_size, 3), mean, np.float32),
+        mean_image=np.full((size, size, 3), mean, np.float32),
         pca_std=(120.0, 40.0, 20.0),
         pca_vectors=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
     )
-
-
-def _random_batch(batch_size: int, image_size: int, classes: int) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(0)
-    return {
-        "image": generator.integers(0, 256, (batch_size, image_size, image_size, 3), dtype=np.uint8),
-        "label": generator.integers(0, min(classes, 10), batch_size, dtype=np.int32),  # few are soon learned
-        "id": np.arange(batch_size, dtype=np.int32),
-        "epoch": np.zeros(batch_size, np.int32),
-    }
+    splits: dict[str, Records] = {"train": InMemoryRecords(images, labels)}
+    return Dataset(splits, tuple(map(str, range(classes))), statistics, content="", directory=Path())

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.presets import Layer
-from alexnet_jax.optimizer import scale_learning_rate
+from alexnet_jax.schedules import scaled_learning_rate
 
 Describe = Callable[[ConfigDict, AlexNet], str]
 
@@ -184,7 +184,7 @@ def _by_layer(model: AlexNet, value: Callable[[Layer], str]) -> str:
 def first_rate(config: ConfigDict, _: AlexNet) -> str:
     """The learning rate of kernels at the start."""
     o = config.optimizer
-    rate = scale_learning_rate(o, config.batch_size).learning_rate
+    rate = scaled_learning_rate(o, config.batch_size)
     scaling = "" if o.batch_scaling == "none" else f" ({o.batch_scaling}: {o.learning_rate:g} for {o.base_batch_size})"
     return f"{rate:g}{scaling}"
 

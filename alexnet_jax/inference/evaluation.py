@@ -15,8 +15,9 @@ from alexnet_jax.data.loader import eval_batches
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
-from alexnet_jax.parallel.devices import DataParallel, use_compilation_cache
-from alexnet_jax.steps import make_guess_step
+from alexnet_jax.parallel.compilation import use_compilation_cache
+from alexnet_jax.parallel.devices import data_parallel
+from alexnet_jax.steps import make_predictions_step
 from alexnet_jax.system import console
 
 
@@ -148,11 +149,11 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = 
     if split not in dataset.splits:
         raise UserError(f"--split={split}: {run.config.data.name} has {', '.join(dataset.splits)}")
     use_compilation_cache(run.config.compilation_cache_dir)
-    devices, records = DataParallel.create(0), dataset.splits[split]
+    devices, records = data_parallel(), dataset.splits[split]
     views = run.config.test_views if views is None else views
-    step = devices.compile_guess_step(make_guess_step(run.model, run.preprocessing, views, devices.axes))
+    step = devices.compile_predictions_step(make_predictions_step(run.model, run.preprocessing, views, devices.axes))
     params, batch_stats = devices.place((run.params, run.batch_stats))
-    parts: dict[str, list[np.ndarray]] = {"guess": [], "probability": [], "loss": []}
+    parts: dict[str, list[np.ndarray]] = {"prediction": [], "probability": [], "loss": []}
     with console.work_progress(f"evaluating {split}", len(records.labels)) as progress:
         batches = eval_batches(
             records,
@@ -160,10 +161,9 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = 
             num_threads=run.config.data.num_threads,
         )
         for batch in batches:
-            answers = devices.on_host(step(params, batch_stats, devices.shard(batch)))
+            answers = devices.batch_on_host(step(params, batch_stats, devices.shard(batch)))
             for name, values in answers.items():
-                flat = values.reshape(-1, *values.shape[2:])  # pmap gives an axis of devices
-                parts[name].append(flat[batch["mask"]])
+                parts[name].append(values[batch["mask"]])
             count = int(batch["mask"].sum())
             progress.advance(count, count)
     whole = {name: np.concatenate(values) for name, values in parts.items()}
@@ -173,7 +173,7 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = 
         views=views,
         files=_files(dataset, split),
         labels=np.asarray(records.labels),
-        guesses=whole["guess"],
+        guesses=whole["prediction"],
         probabilities=whole["probability"],
         losses=whole["loss"],
     )

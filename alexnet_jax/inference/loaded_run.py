@@ -25,7 +25,7 @@ from alexnet_jax.experiment import make_preprocessing
 from alexnet_jax.inference.weight_files import compare, read_safetensors, write_safetensors
 from alexnet_jax.models.alexnet import AlexNet, get_model, trace_shapes
 from alexnet_jax.ops.convolution import compiled_soon
-from alexnet_jax.parallel.devices import CPU_OPTIONS
+from alexnet_jax.parallel.compilation import compiler_options
 from alexnet_jax.steps import make_predict_step
 from alexnet_jax.system import console
 
@@ -142,7 +142,7 @@ class TrainedRun:
     @property
     def compiler_options(self) -> dict[str, str | bool]:
         """What XLA is told when it compiles the network."""
-        return CPU_OPTIONS if jax.default_backend() == "cpu" else {}
+        return compiler_options(jax.default_backend())
 
     @functools.cached_property
     def _predict(self) -> Any:

@@ -1,4 +1,4 @@
-"""What devices that share one network tell each other, inside a step that runs on all of them.
+"""Collectives between the devices of a step: over a batch, and between those that share one network.
 
 Krizhevsky split a network over two GPUs in two ways. Paper section 3.5: each holds one tower, half of the channels and
 units of every layer, and sees the other's where a layer is connected to both. "One weird trick" (arXiv:1404.5997): each
@@ -111,6 +111,6 @@ def mean_gradients(gradients: Any, axes: Axes, is_split: Callable[[str], bool]) 
     return jax.tree_util.tree_map_with_path(mean, gradients) if axes.all else gradients
 
 
-def add_up(sums: Any, axes: Axes) -> Any:
+def sum_over_images(sums: Any, axes: Axes) -> Any:
     """The sums over the images of all devices."""
     return lax.psum(sums, axes.batch) if axes.batch else sums

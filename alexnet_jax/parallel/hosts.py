@@ -207,13 +207,18 @@ def _text_from_main(text: str) -> str:
     return multihost_utils.broadcast_one_to_all(np.resize(data, size)).tobytes().decode()
 
 
-def on_main(make: Callable[[], Any]) -> Any:
-    """What process 0 alone has; in the others a stand-in whose methods do nothing."""
-    return make() if is_main() else _Nothing()
+def on_main(kind: Callable[..., Any], *args: Any) -> Any:
+    """An object of a class that process 0 alone has; in the others a stand-in whose methods return None."""
+    return kind(*args) if is_main() else _StandIn(kind)
 
 
-class _Nothing:
-    def __enter__(self) -> "_Nothing":
+class _StandIn:
+    """Has the methods of a class, which do nothing and return None, and no other attribute."""
+
+    def __init__(self, kind: Any):
+        self._kind = kind
+
+    def __enter__(self) -> "_StandIn":
         return self
 
     def __exit__(
@@ -222,6 +227,8 @@ class _Nothing:
         pass
 
     def __getattr__(self, name: str) -> Callable[..., None]:
+        if not callable(getattr(self._kind, name, None)):
+            raise AttributeError(f"a stand-in for {self._kind.__name__} has no {name}")
         return lambda *args, **named: None
 
 

@@ -3,19 +3,23 @@
 import dataclasses
 import fcntl
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import restore_latest
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.errors import UserError
+from alexnet_jax.optimizer import restored_state, saved_state
 from alexnet_jax.run.metrics_log import read_metrics
+from alexnet_jax.schedules import LearningRates
 from alexnet_jax.system import console
-from alexnet_jax.system.files import open_lock
+from alexnet_jax.system.files import open_lock, write_json
+from alexnet_jax.train_state import TrainState
 
 
 @dataclasses.dataclass
@@ -41,6 +45,48 @@ class Progress:
     train_top1_error: float | None = None
 
 
+def checkpoint_tree(state: TrainState, learning_rates: LearningRates, preprocessing: Preprocessing) -> dict[str, Any]:
+    """The arrays of a checkpoint; they may still be on the devices."""
+    return {
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        **saved_state(state.opt_state),
+        "plateau": learning_rates.state(),
+        "preprocessing": preprocessing.measured,
+    }
+
+
+def checkpoint_metadata(
+    config: ConfigDict,
+    class_names: Sequence[str],
+    content: str,
+    progress: Progress,
+    learning_rate: float,
+    versions: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The plain data of a checkpoint; `content` is `Dataset.content`, `versions` what describe_environment returns."""
+    return {
+        "progress": dataclasses.asdict(progress),
+        "learning_rate": learning_rate,
+        "config": config.to_dict(),
+        "class_names": class_names,
+        "data": content,
+        "versions": versions,
+    }
+
+
+def restored(state: TrainState, tree: Mapping[str, Any]) -> TrainState:
+    """A state of the same config with the arrays of a checkpoint."""
+    opt_state = restored_state(state.opt_state, tree)
+    return dataclasses.replace(state, params=tree["params"], batch_stats=tree["batch_stats"], opt_state=opt_state)
+
+
+def write_description(workdir: Path, config: ConfigDict, versions: Mapping[str, Any]) -> None:
+    """Writes config.json and versions.json. Raises UserError if it cannot."""
+    write_json(workdir / "config.json", config.to_dict())
+    write_json(workdir / "versions.json", versions)
+
+
 def claim(workdir: Path) -> TextIO | None:
     """A file that keeps other processes of this machine from claiming the folder until it is closed; None: one has."""
     workdir.mkdir(parents=True, exist_ok=True)
@@ -60,7 +106,7 @@ def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict
 
     Raises UserError if it is of another experiment.
     """
-    restored, warnings = restore_latest(workdir / "checkpoints")
+    newest, warnings = restore_latest(workdir / "checkpoints")
     for warning in warnings:
         console.warn(f"{warning}; the one before is used")
     records = read_metrics(workdir)
@@ -68,19 +114,19 @@ def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict
         "tests": [record for record in records if record["kind"] == "test"],
         "is_started": any(record["kind"] == "start" for record in records),
     }
-    if restored is None:
+    if newest is None:
         return None, recorded
-    changes = config_lib.differences(restored.metadata["config"], config.to_dict())
-    class_names = restored.metadata["class_names"]
+    changes = config_lib.differences(newest.metadata["config"], config.to_dict())
+    class_names = newest.metadata["class_names"]
     if list(class_names) != list(dataset.class_names):
         changes.append(f"classes: {len(class_names)} -> {len(dataset.class_names)}, or other names")
-    elif restored.metadata.get("data") != dataset.content:
+    elif newest.metadata.get("data") != dataset.content:
         changes.append(f"the images of {config.data.name} have changed since")
     if changes:
         raise UserError(
             f"{workdir} holds a run of another config ({'; '.join(changes)}); for a new run give another --workdir"
         )
-    return restored.tree, {**recorded, "metadata": restored.metadata}
+    return newest.tree, {**recorded, "metadata": newest.metadata}
 
 
 def command_line(command: Sequence[str], *changes: str) -> str:

@@ -1,9 +1,9 @@
 """What a person sees while a run goes on."""
 
 import contextlib
+import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-
-from alexnet_jax.models.alexnet import LayerSummary
 
 _console = Console(highlight=False, soft_wrap=False)
 
@@ -57,24 +55,13 @@ def _printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def show_layers(rows: Sequence[LayerSummary]) -> None:
-    """Prints the table of layers with its totals."""
-    table = Table(box=box.SIMPLE_HEAD, show_footer=True)
-    table.add_column("layer", "total")
-    table.add_column("output", justify="right")
-    table.add_column("parameters", f"{sum(row.parameters for row in rows):,}", justify="right")
-    table.add_column("MACs an image", f"{sum(row.macs for row in rows):,}", justify="right")
-    for row in rows:
-        parameters, macs = (f"{number:,}" if number else "" for number in (row.parameters, row.macs))
-        table.add_row(row.name, " x ".join(map(str, row.shape)), parameters, macs)
-    _console.print(table)
-
-
-def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table of texts; what does not fit is folded."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in header:
-        table.add_column(name, overflow="fold")
+def show_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str] = (), right: Collection[str] = ()
+) -> None:
+    """Prints a table of texts; what does not fit is folded. Columns named in `right` are aligned to the right."""
+    table = Table(box=box.SIMPLE_HEAD, show_footer=bool(footer))
+    for name, last in itertools.zip_longest(header, footer, fillvalue=""):
+        table.add_column(name, last, overflow="fold", justify="right" if name in right else "left")
     for row in rows:
         table.add_row(*(Text(_printable(cell)) for cell in row))
     _console.print(table)
@@ -93,26 +80,6 @@ def duration(seconds: float) -> str:
     days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
     parts = ((days, "d"), (hours, "h"), (0 if days else minutes, "min"))
     return " ".join(f"{number:,} {unit}" for number, unit in parts if number)
-
-
-def show_epoch(record: Mapping[str, Any], patience: int, images_per_second: float, input_share: float) -> None:
-    """Prints the line of an epoch; `input_share` is the part of the time in which training waited for images."""
-    top1, top5 = (percent(record[f"validation_top{k}_error"]) for k in (1, 5))
-    show(
-        f"epoch {record['epoch']:6.2f}  train loss {record['train_loss']:.4f}  "
-        f"validation top-1 {top1:>6} top-5 {top5:>6}  "
-        f"rate {record['learning_rate']:.3g}  plateau {record['plateau_count']}/{patience}"
-        + (f"  {images_per_second:,.0f} images/s, input {input_share:.0%}" if images_per_second else "")
-    )
-
-
-def show_end(result: Mapping[str, Any], state: str, workdir: Path, commands: Mapping[str, str]) -> None:
-    """Prints a run's last error, where it lies and what can be done next."""
-    top1, top5 = percent(result["top1_error"]), percent(result["top5_error"])
-    show(f"\n{result['split']} error: top-1 {top1}, top-5 {top5} ({result['count']:,} images)", style="bold")
-    show(f"The run {state} and lies in {workdir}")
-    for name, command in commands.items():
-        show(f"  {name}  {command}")
 
 
 class StepProgress:

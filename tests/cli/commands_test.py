@@ -112,7 +112,7 @@ def test_benchmark_shows_what_it_measured(capsys: pytest.CaptureFixture[str], mo
     [
         ("--config.batchsize=8", "did you mean config.batch_size"),
         ("--config.model.preset=vgg", "config.model.preset='vgg' is unknown"),
-        ("--config.batch_size=15", "does not divide by 2 devices"),
+        ("--config.batch_size=15", "does not divide into 2 shards"),
         ("photos", "what is 'photos'"),
     ],
 )

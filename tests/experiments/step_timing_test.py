@@ -8,7 +8,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.experiments import step_timing
 from alexnet_jax.models.alexnet import AlexNet, summarize
 from alexnet_jax.models.presets import PRESETS
-from alexnet_jax.parallel.devices import DataParallel
+from alexnet_jax.parallel.devices import data_parallel
 from configs import alexnet
 
 CONV1 = 55 * 55 * 96 * (11 * 11 * 3)
@@ -45,7 +45,7 @@ def test_steps_train_and_each_has_its_time() -> None:
 def test_a_batch_must_divide_by_the_devices() -> None:
     config = alexnet.get_config("synthetic,lenet,smoke")
     config.batch_size = 15
-    with pytest.raises(UserError, match=r"config\.batch_size=15 does not divide by 2 devices"):
+    with pytest.raises(UserError, match=r"config\.batch_size=15 does not divide into 2 shards"):
         step_timing.RandomTraining(config)
 
 
@@ -53,6 +53,6 @@ def test_a_batch_must_divide_by_the_devices() -> None:
 def test_rates_of_the_devices(dtype: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_timing, "MATRIX_SIDE_ON_CPU", 64)
     monkeypatch.setattr(step_timing, "VECTOR_LENGTH", 1024)
-    devices = DataParallel.create(2)
+    devices = data_parallel(2)
     assert step_timing.matmul_rate(devices, dtype) > 0
     assert step_timing.memory_rate(devices) > 0

@@ -30,10 +30,9 @@ def make_trial(make_config: MakeConfig, workdir: Path, **changes: object) -> Tri
     return Trial(config, workdir, ["main.py"])
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_each_equals_its_run_by_itself(at_once: int, tmp_path: Path, make_config: MakeConfig) -> None:
+def test_each_equals_its_run_by_itself(tmp_path: Path, make_config: MakeConfig) -> None:
     trials = [make_trial(make_config, tmp_path / str(number), **settings) for number, settings in enumerate(SETTINGS)]
-    outcomes = {outcome.trial.workdir: outcome for outcome in run_trials(trials, at_once)}
+    outcomes = {outcome.trial.workdir: outcome for outcome in run_trials(trials)}
     for trial in trials:
         alone = tmp_path / "alone" / trial.workdir.name
         test = train_and_evaluate(trial.config, alone)
@@ -70,7 +69,7 @@ def test_a_trial_that_diverges_is_to_blame_and_the_others_go_on(tmp_path: Path, 
         make_trial(make_config, tmp_path / "good"),
         make_trial(make_config, tmp_path / "bad", **{"optimizer.learning_rate": 1e20}),
     ]
-    outcomes = {outcome.trial.workdir.name: outcome for outcome in run_trials(trials, at_once=2)}
+    outcomes = {outcome.trial.workdir.name: outcome for outcome in run_trials(trials)}
     assert outcomes["good"].test is not None
     assert outcomes["bad"].is_its_fault and "training loss is" in str(outcomes["bad"].failure)
 
@@ -90,14 +89,6 @@ def test_a_trial_can_be_stopped_and_goes_on_later(tmp_path: Path, make_config: M
     assert done.test is not None and len(done.epochs) == 2
     assert heard == [record["epoch"] for record in done.epochs]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 0.2
-
-
-def test_networks_together_tell_how_fast_they_are(
-    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trials = [make_trial(make_config, tmp_path / str(seed), seed=seed) for seed in (0, 1)]
-    list(run_trials(trials, at_once=2))
-    assert "2 networks together: " in capsys.readouterr().out
 
 
 def test_a_trial_of_another_process_is_waited_for(tmp_path: Path, make_config: MakeConfig) -> None:
@@ -123,11 +114,11 @@ def test_after_a_signal_all_that_is_going_on_is_saved_and_goes_on_later(
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(SystemExit) as caught:
-        for outcome in run_trials(trials, at_once=2, on_epoch=interrupt):
+        for outcome in run_trials(trials, on_epoch=interrupt):
             pytest.fail(str(outcome.failure))  # it was not saved
     assert caught.value.code == 143 and "the same command goes on" in capsys.readouterr().out
-    assert not (tmp_path / "2").exists()
-    before = [len(read_metrics(trial.workdir)) for trial in trials[:2]]
-    outcomes = list(run_trials(trials, at_once=2))
+    assert not (tmp_path / "1").exists()
+    before = len(read_metrics(trials[0].workdir))
+    outcomes = list(run_trials(trials))
     assert all(outcome.test is not None and len(outcome.epochs) == 2 for outcome in outcomes) and len(outcomes) == 3
-    assert all(len(read_metrics(trial.workdir)) > n for trial, n in zip(trials, before, strict=False))
+    assert len(read_metrics(trials[0].workdir)) > before

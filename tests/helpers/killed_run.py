@@ -30,7 +30,7 @@ def main(workdir: str, prepared_dir: str, point: str) -> None:
     name, _, place = point.partition("-")
     send = getattr(signal, name) if name.startswith("SIG") else signal.SIGKILL
     if point == "step" or (name.startswith("SIG") and not place):
-        before(train.Run, "_record_step", lambda run, position, sums: position == 23 * 8, send)
+        before(train.Run, "_read_metrics", lambda run: run.position == 23 * 8 and run.unread_metrics, send)
     elif point == "evaluation" or place == "evaluation":
         before(train.Run, "_totals_of", lambda run, *_: run.progress.examples_seen > 200, send)
     elif point == "save":

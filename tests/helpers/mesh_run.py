@@ -17,7 +17,7 @@ import optax
 from alexnet_jax import augment
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.ops import layers
-from alexnet_jax.parallel.devices import DataParallel, Devices, MeshParallel
+from alexnet_jax.parallel.devices import Devices, data_parallel, mesh_parallel
 from alexnet_jax.steps import example_keys, make_eval_step, make_train_step
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
 from tests.helpers.training_setup import setup
@@ -48,7 +48,7 @@ def batches(count: int, size: int = 72) -> list[Batch]:
     ]
 
 
-def draws(devices: DataParallel, mean_form: str = "image_centre") -> list[np.ndarray]:
+def draws(devices: Devices, mean_form: str = "image_centre") -> list[np.ndarray]:
     """Crops and dropout masks of a batch, as the training step draws them."""
     preprocessing = setup("synthetic,source,smoke")[3]
     mean = np.random.default_rng(1).uniform(0, 255, (72, 72, 3)).astype(np.float32)
@@ -133,17 +133,17 @@ def relative_to_layers(one: dict[str, Any], other: dict[str, Any]) -> float:
 def main() -> None:
     """Prints what `mesh_test.py` asserts of four and eight devices."""
     report: dict[str, Any] = {}
-    single = DataParallel.create(1)
+    single = data_parallel(1)
     for choices, steps, meshes in (("source,smoke", 100, ((4, 2), (8, 2))), ("owt,smoke", 20, ((4, 2),))):
         expected, model = outcome(single, choices, steps), thin(choices)[1]
         for devices, towers in meshes:
-            got = outcome(MeshParallel.create(devices, towers, model), choices, 20)
+            got = outcome(mesh_parallel(devices, towers, model), choices, 20)
             report[f"{choices} {devices // towers}x{towers}"] = largest_errors(expected, got)
         if steps == 100:
             for count in (2, 4):
-                got = outcome(DataParallel.create(count), choices, steps)
+                got = outcome(data_parallel(count), choices, steps)
                 report[f"{choices} pmap {count}"] = largest_errors(expected, got)
-    for one, other in zip(draws(single), draws(DataParallel.create(4)), strict=True):
+    for one, other in zip(draws(single), draws(data_parallel(4)), strict=True):
         np.testing.assert_array_equal(one, other)
         assert len(np.unique(one, axis=0)) == BATCH  # each example has its own
     json.dump(report, sys.stdout)

@@ -19,7 +19,7 @@ from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.presets import fc
 from alexnet_jax.run.metrics_log import read_metrics
-from alexnet_jax.steps import make_eval_step, make_guess_step
+from alexnet_jax.steps import make_eval_step, make_predictions_step
 from alexnet_jax.train import train_and_evaluate
 from tests.augment_test import CROP, PLAIN
 from tests.helpers.pictures import make_folder
@@ -80,11 +80,11 @@ def test_a_guess_agrees_with_the_sums_of_training_also_for_ties_and_nan() -> Non
     images = np.eye(108, dtype=np.uint8).reshape(108, CROP, CROP, 3)
     logits, labels = rng.integers(-2, 3, (108, 7)).astype(np.float32), rng.integers(0, 7, 108).astype(np.int32)
     batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels), "mask": jnp.ones(108, bool)}
-    steps = make_guess_step(model, PLAIN), make_eval_step(model, PLAIN)
+    steps = make_predictions_step(model, PLAIN), make_eval_step(model, PLAIN)
     for kernel in (logits, np.full_like(logits, np.nan)):
         params = {"fc1": {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(7)}}
         answers, sums = (step(params, {}, batch) for step in steps)
-        guesses = np.asarray(answers["guess"])
+        guesses = np.asarray(answers["prediction"])
         for k in (1, 5):
             assert (guesses[:, :k] == labels[:, None]).any(axis=1).sum() == sums[f"top{k}_correct"]
         np.testing.assert_allclose(answers["loss"].sum(), sums["loss_sum"], rtol=1e-5)

@@ -16,7 +16,9 @@ from alexnet_jax.data.storage import InMemoryRecords
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_evaluate, open_dataset
 from alexnet_jax.parallel.collectives import Axes
-from alexnet_jax.parallel.devices import USABLE_SHARE, DataParallel, Program
+from alexnet_jax.parallel.devices import Devices, data_parallel
+from alexnet_jax.parallel.memory import USABLE_FRACTION
+from alexnet_jax.parallel.program import Program
 from alexnet_jax.steps import make_eval_step, make_train_step
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
 from tests.helpers.mesh_run import BATCH, Batch, batches, draws, largest_errors, outcome, relative_to_layers
@@ -25,14 +27,14 @@ from tests.helpers.training_setup import setup
 
 @pytest.mark.parametrize("mean_form", ["image_centre", "image_crop"])
 def test_crops_and_masks_are_equal_to_the_bit(mean_form: str) -> None:
-    one, two = (draws(DataParallel.create(devices), mean_form) for devices in (1, 2))
+    one, two = (draws(data_parallel(devices), mean_form) for devices in (1, 2))
     for of_one, of_two in zip(one, two, strict=True):
         np.testing.assert_array_equal(of_one, of_two)
         assert len(np.unique(of_one, axis=0)) == BATCH  # each example has its own
 
 
 def trained(
-    parallel: DataParallel, choices: str, rate: float, stream: Iterable[Batch], resident: Batch | None = None
+    parallel: Devices, choices: str, rate: float, stream: Iterable[Batch], resident: Batch | None = None
 ) -> tuple[TrainState, list[dict[str, jax.Array]]]:
     """The state after some steps, and the sums of each."""
     config, model, optimizer, preprocessing = setup(choices)
@@ -50,7 +52,7 @@ def trained(
 
 def losses(devices: int, choices: str, rate: float, steps: int) -> list[float]:
     image_size = setup(choices)[0].data.image_size
-    _, sums = trained(DataParallel.create(devices), choices, rate, batches(steps, image_size))
+    _, sums = trained(data_parallel(devices), choices, rate, batches(steps, image_size))
     return [float(of_batch["loss_sum"]) for of_batch in sums]
 
 
@@ -72,7 +74,7 @@ def test_images_on_the_device_train_as_those_of_the_host_to_the_bit(devices: int
     stream = {"batch_size": BATCH, "seed": 0, "start_example": 30}  # each batch but the second straddles epochs
     host = train_batches(records, **stream, num_threads=2)
     order = training_order(37, **stream)
-    parallel = DataParallel.create(devices)
+    parallel = data_parallel(devices)
     resident = {"image": records.images, "label": records.labels}
     of_host = trained(parallel, choices, 0.01, itertools.islice(host, 5))
     of_device = trained(parallel, choices, 0.01, itertools.islice(order, 5), resident)
@@ -88,7 +90,7 @@ def raw(leaf: jax.Array) -> np.ndarray:
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_every_device_holds_the_whole_split_once(devices: int) -> None:
-    parallel = DataParallel.create(devices)
+    parallel = data_parallel(devices)
     held = parallel.place({"image": np.arange(48, dtype=np.uint8).reshape(4, 2, 2, 3)})["image"]
     assert [shard.data.shape for shard in held.addressable_shards] == [(4, 2, 2, 3)] * devices
     assert {shard.device for shard in held.addressable_shards} == set(parallel.devices)
@@ -97,7 +99,7 @@ def test_every_device_holds_the_whole_split_once(devices: int) -> None:
 @pytest.mark.parametrize("residence", ["host", "device"])
 def test_the_step_compiles_once_and_consumes_its_state(residence: str) -> None:
     config, model, optimizer, preprocessing = setup("lenet,smoke")
-    parallel = DataParallel.create(2)
+    parallel = data_parallel(2)
     traces = []
     step = make_train_step(model, optimizer, preprocessing, Axes(("data",)))
 
@@ -128,7 +130,7 @@ def test_evaluation_counts_every_image_once_whatever_the_batch(
     _, model, _, preprocessing = setup("synthetic,lenet,smoke")
     dataset = open_dataset(config.data)  # 131 images to validate on, a prime number
     variables = init_variables(model, config.data.crop, 0)
-    parallel = DataParallel.create(devices)
+    parallel = data_parallel(devices)
     evaluate = make_evaluate(config, model, dataset, preprocessing, parallel, views)
     *_, totals = evaluate(parallel.place(variables["params"]), {}, "validation")
     reference = jax.jit(make_eval_step(model, preprocessing, views))
@@ -145,7 +147,7 @@ def test_evaluation_counts_every_image_once_whatever_the_batch(
 
 
 def test_micro_batches_train_as_the_whole_batch() -> None:
-    whole, parts = (outcome(DataParallel.create(1), "source,smoke", 20, micro_batches=count) for count in (1, 4))
+    whole, parts = (outcome(data_parallel(1), "source,smoke", 20, micro_batches=count) for count in (1, 4))
     errors = largest_errors(whole, parts)
     assert errors["values"] == 0 and errors["losses"] <= 1e-6 and errors["gradients"] <= 5e-6
     assert relative_to_layers(whole["params"], parts["params"]) <= 1e-6
@@ -159,7 +161,7 @@ def test_batch_normalisation_has_no_micro_batches() -> None:
 
 def test_more_devices_than_there_are_is_refused() -> None:
     with pytest.raises(UserError, match=r"num_devices=3, but this machine has 2"):
-        DataParallel.create(3)
+        data_parallel(3)
 
 
 class OutOfMemory(Program):
@@ -172,7 +174,7 @@ class OutOfMemory(Program):
 @pytest.mark.parametrize("devices", [1, 2])
 def test_exhausted_memory_names_the_batch_that_fits(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config, model, optimizer, preprocessing = setup("lenet,smoke")
-    parallel = DataParallel.create(devices)
+    parallel = data_parallel(devices)
     state = parallel.place(create_train_state(init_variables(model, config.data.crop, 0), optimizer, 0))
     step = parallel.compile_train_step(make_train_step(model, optimizer, preprocessing, parallel.axes))
 
@@ -182,7 +184,7 @@ def test_exhausted_memory_names_the_batch_that_fits(devices: int, monkeypatch: p
 
     memory = step.compile(state, parallel.shard(batch(96))).memory_analysis()
     needed = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    monkeypatch.setattr(DataParallel, "free_memory_bytes", int(needed / USABLE_SHARE))
+    monkeypatch.setattr(Devices, "free_memory_bytes", int(needed / USABLE_FRACTION))
     monkeypatch.setattr("alexnet_jax.parallel.devices.Program", OutOfMemory)
     step = parallel.compile_train_step(make_train_step(model, optimizer, preprocessing, parallel.axes))
     with pytest.raises(UserError, match=r"does not suffice for 256 images at once: \d+ should fit") as raised:
@@ -198,7 +200,7 @@ def test_exhausted_memory_names_the_batch_that_fits(devices: int, monkeypatch: p
 def test_deterministic_steps_tell_xla_and_change_nothing_on_a_cpu() -> None:
     outcomes = []
     for deterministic in (False, True):
-        devices = dataclasses.replace(DataParallel.create(1), deterministic=deterministic)
+        devices = dataclasses.replace(data_parallel(1), deterministic=deterministic)
         assert devices.compiler_options["xla_gpu_deterministic_ops"] is deterministic
         state, _ = trained(devices, "lenet,smoke", 0.01, batches(2, 32))
         outcomes.append(devices.on_host(state.params))

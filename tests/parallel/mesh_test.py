@@ -12,7 +12,7 @@ import pytest
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import summarize
-from alexnet_jax.parallel.devices import DataParallel, Devices, MeshParallel
+from alexnet_jax.parallel.devices import Devices, data_parallel, mesh_parallel
 from benchmarks.mesh import FLOAT_BYTES, collectives, describe, received_bytes
 from tests.conftest import REPOSITORY
 from tests.helpers.mesh_run import BATCH, batches, largest_errors, outcome, start, thin
@@ -23,12 +23,12 @@ ALONE = re.compile(r"replica_groups=(\{\{0\},\{1\}\}|\[2,1\]<=\[2\]|mesh\['data'
 
 @pytest.fixture(scope="module")
 def source_alone() -> dict[str, np.ndarray]:
-    return outcome(DataParallel.create(1), "source,smoke", 20)
+    return outcome(data_parallel(1), "source,smoke", 20)
 
 
 @pytest.mark.parametrize(("devices", "towers"), [(2, 1), (2, 2)])
 def test_the_scheme_of_2012_on_two_devices(devices: int, towers: int, source_alone: dict[str, np.ndarray]) -> None:
-    mesh = MeshParallel.create(devices, towers, thin("source,smoke")[1])
+    mesh = mesh_parallel(devices, towers, thin("source,smoke")[1])
     errors = largest_errors(source_alone, outcome(mesh, "source,smoke", 20))
     assert max(errors.values()) <= 1e-5, errors
 
@@ -44,8 +44,8 @@ def test_the_scheme_of_2012_on_two_devices(devices: int, towers: int, source_alo
     ],
 )
 def test_other_networks_on_two_devices(choices: str, steps: int, devices: int) -> None:
-    mesh = MeshParallel.create(2, 2, thin(choices)[1])
-    errors = largest_errors(outcome(DataParallel.create(devices), choices, steps), outcome(mesh, choices, steps))
+    mesh = mesh_parallel(2, 2, thin(choices)[1])
+    errors = largest_errors(outcome(data_parallel(devices), choices, steps), outcome(mesh, choices, steps))
     assert max(errors.values()) <= 1e-5, errors
 
 
@@ -71,7 +71,7 @@ def sizes(choices: str) -> dict[str, int]:
 
 
 def test_towers_exchange_activations_into_conv3_and_the_fully_connected_layers_alone() -> None:
-    mesh = MeshParallel.create(2, 2, thin("source,smoke")[1])
+    mesh = mesh_parallel(2, 2, thin("source,smoke")[1])
     moves = collectives(program(mesh, "source,smoke"))
     size = sizes("source,smoke")
     exchanged = [size["pool2"], size["pool5"], size["fc6"], size["fc7"], size["fc8"]]  # into conv3, fc6, fc7, fc8, loss
@@ -87,7 +87,7 @@ def test_towers_exchange_activations_into_conv3_and_the_fully_connected_layers_a
 
 
 def test_the_window_of_the_printed_normalisation_needs_two_channels_of_the_other_tower() -> None:
-    mesh = MeshParallel.create(2, 2, thin("paper,smoke")[1])
+    mesh = mesh_parallel(2, 2, thin("paper,smoke")[1])
     permuted = [shape for operation, shape in collectives(program(mesh, "paper,smoke")) if "permute" in operation]
     size = sizes("paper,smoke")
     pixels = size["conv1"] // 6 + size["conv2"] // 16  # where an activation is normalised
@@ -96,7 +96,7 @@ def test_the_window_of_the_printed_normalisation_needs_two_channels_of_the_other
 
 
 def test_in_the_scheme_of_2014_images_meet_before_the_fully_connected_layers() -> None:
-    mesh = MeshParallel.create(2, 2, thin("owt,smoke")[1])
+    mesh = mesh_parallel(2, 2, thin("owt,smoke")[1])
     moves = collectives(program(mesh, "owt,smoke"))
     size = sizes("owt,smoke")
     gathered = [np.prod(shape) // BATCH for operation, shape in moves if operation == "all-gather"]
@@ -111,7 +111,7 @@ def test_in_the_scheme_of_2014_images_meet_before_the_fully_connected_layers() -
 @pytest.mark.parametrize("choices", ["source,smoke", "owt,smoke"])
 def test_each_device_holds_its_part_of_the_network(choices: str) -> None:
     model = thin(choices)[1]
-    mesh, alone = MeshParallel.create(2, 2, model), DataParallel.create(1)
+    mesh, alone = mesh_parallel(2, 2, model), data_parallel(1)
     _, state = start(mesh, choices)
     for name, parameters in state.params.items():
         for array in parameters.values():
@@ -137,7 +137,7 @@ def test_each_device_holds_its_part_of_the_network(choices: str) -> None:
 )
 def test_meshes_that_cannot_be(choices: str, devices: int, towers: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        MeshParallel.create(devices, towers, thin(choices)[1])
+        mesh_parallel(devices, towers, thin(choices)[1])
 
 
 def test_networks_that_do_not_divide() -> None:

@@ -1,0 +1,195 @@
+"""Learning rates: a schedule over epochs, the plateau rule of the paper, and what single parameters make of them."""
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from alexnet_jax.errors import check_choice
+from alexnet_jax.optimizer import Params, check_pattern, is_kernel, map_names
+
+SCHEDULES = ("plateau", "constant", "step", "dexp", "cosine", "linear")
+SMOOTH_SCHEDULES = ("cosine", "linear")
+"""Those that change the learning rate at every step; the others lower it now and then."""
+
+BATCH_SCALINGS: dict[str, Callable[[float], float]] = {"none": lambda _: 1.0, "linear": float, "sqrt": math.sqrt}
+"""What the learning rate is multiplied by for a batch so many times as large. Krizhevsky 2014 derives sqrt and uses
+linear."""
+
+
+def scaled_learning_rate(config: ConfigDict, batch_size: int) -> float:
+    """`config.optimizer.learning_rate` for a batch other than `base_batch_size`, by the rule `batch_scaling`."""
+    return config.learning_rate * BATCH_SCALINGS[config.batch_scaling](batch_size / config.base_batch_size)
+
+
+class Plateau(NamedTuple):
+    """What the validation errors so far have led to. A checkpoint holds it.
+
+    Attributes:
+      best_value: the lowest validation error that counted as an improvement, in [0, 1].
+      plateau_count: evaluations since then, or since the last drop.
+      cooldown_count: evaluations after a drop that are still not counted.
+      divisions: learning-rate drops so far.
+    """
+
+    best_value: float = math.inf
+    plateau_count: int = 0
+    cooldown_count: int = 0
+    divisions: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """The learning rates of a step.
+
+    Attributes:
+      kernels: of kernels without a multiplier of their own.
+      by_parameter: of each array, {layer: {parameter: float}}.
+      drop: why `kernels` is lower than it was, for a schedule that lowers it now and then; else None.
+    """
+
+    kernels: float
+    by_parameter: Params
+    drop: str | None
+
+
+class LearningRates:
+    """Decides the learning rate of every parameter from the epoch and the validation errors so far.
+
+    The learning rate of kernels is r, `config.learning_rate` scaled for the batch by `config.batch_scaling`, times:
+
+      plateau: factor^drops, at the least minimum_rate / r; see `observe`.
+      constant: 1.
+      step: factor^k after the k-th of `step_epochs`.
+      dexp: 1 / dexp_target^(k / (dexp_steps - 1)) in the k-th of `dexp_steps` equal parts of the run, k from 0
+        (cuda-convnet's dexp, CHM src/lr.cu; run 170 has target 250 and 4 steps).
+      cosine: (1 + cos(pi p)) / 2, p from 0 after `warmup_epochs` to 1 at the end (Loshchilov and Hutter 2017).
+      linear: 1 - p.
+
+    In the first `warmup_epochs` any of them is multiplied by a factor that grows from 0 to 1 (Goyal et al. 2017).
+
+    Biases and other small parameters learn `bias_rate_multiplier` times as fast as `bias_schedule` says:
+
+      same: as kernels.
+      constant: as kernels at first (the source's notes only ever divide epsW; CHM layers/layer-params-145.cfg ends at
+        epsB=0.02).
+      halfway: so until half of the run, then a tenth of it (schedB=dexp[10,2], CHM layer-params-170.cfg).
+
+    `rate_multipliers` lists (pattern, from epoch, factor); the last that applies wins, and 0 freezes.
+
+    Attributes:
+      plateau: what the validation errors so far have led to.
+    """
+
+    def __init__(self, config: ConfigDict, batch_size: int, epochs: float, params: Params):
+        """Takes `config.optimizer`, images a step, epochs of the run, and the parameters or their shapes.
+
+        Raises UserError for an unknown schedule, or a pattern that matches no parameter.
+        """
+        check_choice("config.optimizer.schedule", config.schedule, SCHEDULES)
+        for pattern, _, _ in config.rate_multipliers:
+            check_pattern("rate_multipliers", pattern, params)
+        self._config, self._epochs, self._params = config, epochs, params
+        self._first = scaled_learning_rate(config, batch_size)
+        self._lowest = min(config.minimum_rate / self._first, 1.0)
+        self.plateau = Plateau()
+        self._reason: str | None = None
+        self._before = self.of_kernels(0.0)
+
+    def at(self, epoch: float) -> Rates:
+        """The learning rates of the step that begins at an epoch; steps are asked for in order."""
+        kernels = self.of_kernels(epoch)
+        drop = None
+        if kernels < self._before and self._config.schedule not in SMOOTH_SCHEDULES:
+            drop = self._reason or f"{self._config.schedule} schedule, epoch {epoch:.2f}"
+        self._before, self._reason = kernels, None
+        return Rates(kernels, map_names(lambda name: self._of(name, epoch, kernels), self._params), drop)
+
+    def of_kernels(self, epoch: float) -> float:
+        """The learning rate of kernels at an epoch."""
+        c, warmup = self._config, self._config.warmup_epochs
+        done = min(max((epoch - warmup) / (self._epochs - warmup), 0.0), 1.0)
+        match c.schedule:
+            case "plateau":
+                factor = self._plateau_factor()
+            case "step":
+                factor = c.factor ** sum(epoch >= boundary for boundary in c.step_epochs)
+            case "dexp":
+                part = min(int(c.dexp_steps * epoch / self._epochs), c.dexp_steps - 1)
+                factor = c.dexp_target ** (-part / (c.dexp_steps - 1))
+            case "cosine":
+                factor = (1 + math.cos(math.pi * done)) / 2
+            case "linear":
+                factor = 1 - done
+            case _:
+                factor = 1.0
+        return self._warm_up(epoch) * (self._first * factor)
+
+    def observe(self, error: float, epoch: float) -> None:
+        """Takes the validation error of an evaluation, in [0, 1]; under "plateau" it may lower the learning rate.
+
+        The paper's rule: divide the learning rate by 10 when the validation error stops improving. An error is an
+        improvement if it is below the best by more than the relative `threshold`. When `patience` evaluations in a row
+        are none, the learning rate is multiplied by `factor`; for `cooldown` evaluations after that nothing is counted.
+        `min_divisions` m makes sure of m drops in a run: the k-th comes at the latest after k / (m + 1) of its epochs
+        (the paper's run had 3, after 25, 51 and 79 of 90 epochs).
+        """
+        c, (best, stalled, cooldown, drops) = self._config, self.plateau
+        improved = error < (1 - c.threshold) * best
+        stalled = 0 if improved or cooldown else stalled + 1
+        cooldown = max(cooldown - 1, 0)
+        can_drop = self._plateau_factor() > self._lowest * (1 + 1e-9)  # 0.1^3 is a little more than 0.001
+        due = min(int(epoch / self._epochs * (c.min_divisions + 1) + 1e-9), c.min_divisions)
+        if stalled == c.patience:
+            stalled, cooldown = 0, c.cooldown
+            if can_drop:
+                drops += 1
+                self._reason = f"no validation error below {best:.2%} in {c.patience} evaluations"
+        if can_drop and drops < due:
+            stalled, cooldown, drops = 0, c.cooldown, due
+            self._reason = f"division {due} of at least {c.min_divisions} in {self._epochs:g} epochs is due"
+        self.plateau = Plateau(error if improved else best, stalled, cooldown, drops)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The arrays that stand for the validation errors so far in a checkpoint."""
+        return {name: np.asarray(value) for name, value in self.plateau._asdict().items()}
+
+    def restore(self, state: dict[str, Any], epoch: float) -> None:
+        """Goes on from a checkpoint's `state` at an epoch."""
+        self.plateau = Plateau(float(state["best_value"]), *(int(state[name]) for name in Plateau._fields[1:]))
+        self._before = self.of_kernels(epoch)
+
+    def describe(self) -> str:
+        """The first learning rate, and how the size of the batch made it."""
+        c = self._config
+        if c.batch_scaling == "none":
+            return f"{self._first:g}, whatever the batch"
+        return (
+            f"{self._first:g} = {c.learning_rate:g} for batches of {c.base_batch_size}, "
+            f"scaled by the {c.batch_scaling} rule"
+        )
+
+    def _plateau_factor(self) -> float:
+        return max(self._config.factor**self.plateau.divisions, self._lowest)
+
+    def _warm_up(self, epoch: float) -> float:
+        return min(epoch / self._config.warmup_epochs, 1.0) if self._config.warmup_epochs else 1.0
+
+    def _of(self, name: str, epoch: float, kernels: float) -> float:
+        """The learning rate of the parameter of that name."""
+        c = self._config
+        if is_kernel(name):
+            base = kernels
+        elif c.bias_schedule == "same":
+            base = c.bias_rate_multiplier * kernels
+        else:
+            lowered = c.bias_schedule == "halfway" and epoch >= self._epochs / 2
+            base = c.bias_rate_multiplier * (self._warm_up(epoch) * self._first * (0.1 if lowered else 1.0))
+        factors = [
+            factor for pattern, start, factor in c.rate_multipliers if epoch >= start and fnmatch.fnmatch(name, pattern)
+        ]
+        return base * factors[-1] if factors else base
