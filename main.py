@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax.config import exit_on_user_error, parse_flags, refuse_words
+from alexnet_jax.cli.flags import exit_on_user_error, parse_flags, refuse_words
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration: FILE.py or FILE.py:CHOICES.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/ and the name of the config.")

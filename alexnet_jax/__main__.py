@@ -5,7 +5,7 @@ import sys
 
 from absl import logging
 
-from alexnet_jax.config import exit_on_user_error
+from alexnet_jax.cli.flags import exit_on_user_error
 
 COMMANDS = {
     "sweep": "which settings train best; many processes and machines can share the work",

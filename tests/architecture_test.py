@@ -31,8 +31,14 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.py")), ids=lambda path: path.name)
-def test_configs_import_ml_collections_alone(path: Path) -> None:
-    assert {imported.split(".")[0] for imported in imports(path)} <= {"ml_collections", "typing", "configs"}
+def test_configs_import_the_defaults_and_ml_collections_alone(path: Path) -> None:
+    others = {imported for imported in imports(path) if imported != "alexnet_jax.config.default_config"}
+    assert {imported.split(".")[0] for imported in others} <= {"ml_collections", "typing", "configs"}
+
+
+def test_a_config_is_read_without_jax() -> None:
+    code = "import sys, configs.alexnet; sys.exit(bool({'jax', 'flax', 'numpy'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
 def test_no_default_hides_in_code() -> None:

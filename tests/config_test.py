@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.config_keys import KEYS
 from alexnet_jax.errors import UserError
 from configs.alexnet import get_config
 
@@ -149,11 +150,27 @@ def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
         config_lib.check(config_with({"data.validation_fraction": 0.5, "data.test_fraction": 0.5}))
 
 
-def test_a_config_without_a_key_is_refused() -> None:
+def test_a_config_without_a_key_has_its_default() -> None:
     config = get_config().to_dict()
-    del config["optimizer"]["patience"]
-    with pytest.raises(UserError, match=r"config\.optimizer\.patience"):
+    del config["optimizer"]["patience"], config["checkpoint"]
+    config_lib.check(config)
+    assert config_lib.complete(config) == get_config().to_dict()
+    assert config_lib.differences(config, get_config().to_dict()) == []
+    config["optimizer"]["warmup_epochs"] = -1.0
+    with pytest.raises(UserError, match=r"config\.optimizer\.warmup_epochs=-1\.0"):
         config_lib.check(config)
+
+
+def test_the_defaults_fulfil_their_rules_and_have_comments_and_types() -> None:
+    for name, entry in config_lib.flatten(KEYS):
+        assert entry.comment and not entry.comment.endswith("."), name
+        assert (entry.default is None) == (entry.kind is not None), name
+        assert entry.resume in {"fixed", "length", "free"}, name
+        assert entry.default is None or all(rule.holds(entry.default) for rule in entry.rules), name
+        assert all(rule.text.startswith("must ") for rule in entry.rules), name
+    assert {name for name, _ in config_lib.flatten(config_lib.default_config())} == dict(
+        config_lib.flatten(KEYS)
+    ).keys()
 
 
 # What makes two configs different experiments

@@ -51,11 +51,3 @@ def test_every_preset_trains_a_step_and_reads_every_key(preset: str, tmp_path: P
     result = train_and_evaluate(recording(config, read), tmp_path / "run")
     assert result["count"] == 360
     assert read | OF_MANY == {key for key, _ in config_lib.flatten(config)}
-
-
-def test_every_key_has_a_comment() -> None:
-    source = Path(alexnet.__file__).read_text()
-    for key, _ in config_lib.flatten(alexnet.get_config()):
-        name = key.rsplit(".", 1)[-1]
-        lines = [line for line in source.splitlines() if line.strip().startswith(f'"{name}": ')]
-        assert any("# " in line for line in lines), key

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from alexnet_jax import config as config_lib
+from alexnet_jax.cli import flags as flags_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.experiments import workers
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     """Does the runs that are missing, then shows the table."""
     parser = argparse.ArgumentParser(prog="python -m alexnet_jax ablate", description=__doc__, allow_abbrev=False)
     parser.add_argument("--table", choices=TABLES, default="paper")
-    parser.add_argument("--seeds", type=config_lib.seeds, default=(0, 1, 2), help="0,1,2")
+    parser.add_argument("--seeds", type=flags_lib.seeds, default=(0, 1, 2), help="0,1,2")
     parser.add_argument("--rows", nargs="+", help="names of rows, the first of the table always; by default all")
     parser.add_argument("--workdir", type=Path, help="folder of the runs; by default runs/ablate-TABLE")
     parser.add_argument("--output", type=Path, help="by default results/ablations_TABLE.json")
@@ -113,8 +113,8 @@ def make_trials(
     for row in rows:
         if row.views is not None:
             continue
-        own = config_lib.with_choice(words, row.choice)
-        config = config_lib.config_from_flags("ablate", own)
+        own = flags_lib.with_choice(words, row.choice)
+        config = flags_lib.config_from_flags("ablate", own)
         changes = dict(row.changes)
         if row.rate_factor != 1:
             changes["optimizer.learning_rate"] = config.optimizer.learning_rate * row.rate_factor

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax.config import config_from_flags
+from alexnet_jax.cli.flags import config_from_flags
 from alexnet_jax.experiments import step_timing
 from alexnet_jax.experiments.step_timing import IMAGENET_IMAGES, RandomTraining
 from alexnet_jax.parallel.devices import Devices

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from alexnet_jax.config import config_from_flags
+from alexnet_jax.cli.flags import config_from_flags
 from alexnet_jax.experiment import check_names
 from alexnet_jax.fidelity.decisions import REFERENCES, UNMEASURED, Row, bookkeeping, explain
 from alexnet_jax.models.alexnet import get_model

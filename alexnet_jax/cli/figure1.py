@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import config as config_lib
+from alexnet_jax.cli import flags as flags_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments import workers
 from alexnet_jax.experiments.figure1_plot import draw_figure1
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--networks", nargs="+", default=["cifar_19pct"], help="presets: cifar_19pct, cifar_13pct")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="that are tried")
     parser.add_argument("--probe-epochs", type=float, default=1.0, help="length of a run that tries a rate")
-    parser.add_argument("--seeds", type=config_lib.seeds, default=(0, 1, 2), help="0,1,2")
+    parser.add_argument("--seeds", type=flags_lib.seeds, default=(0, 1, 2), help="0,1,2")
     parser.add_argument("--workdir", type=Path, default=Path("runs/figure1"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=Path("results/figure1.json"), help="the figure lies beside it")
     parser.add_argument("--processes", type=int, help="that share the runs; by default one a core")
@@ -265,7 +265,7 @@ def _command(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
 
 
 def _config(words: Sequence[str], network: str) -> ConfigDict:
-    return config_lib.config_from_flags("figure1", config_lib.with_choice(words, network))
+    return flags_lib.config_from_flags("figure1", flags_lib.with_choice(words, network))
 
 
 def _trial(
@@ -277,5 +277,5 @@ def _trial(
 ) -> Trial:
     network, activation = contender
     values = {"model.activation": activation, **settings}
-    command = ["main.py", *config_lib.with_choice(words, network), *flags(values), f"--workdir={workdir}"]
+    command = ["main.py", *flags_lib.with_choice(words, network), *flags(values), f"--workdir={workdir}"]
     return Trial(apply(values, configs[network]), workdir, command)

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.cli import flags as flags_lib
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments import search_space
 from alexnet_jax.experiments.results import Spread
@@ -29,13 +30,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--space", type=Path, required=True, help="file that says what is varied")
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="tpe (default), random or grid")
     parser.add_argument("--trials", type=int, help="settings to try; 20 by default, all of a grid")
-    parser.add_argument("--seeds", type=config_lib.seeds, default=(0,), help="each setting is trained with each: 0,1,2")
+    parser.add_argument("--seeds", type=flags_lib.seeds, default=(0,), help="each setting is trained with each: 0,1,2")
     parser.add_argument("--pruner", choices=PRUNERS, default="median", help="gives up what is worse than the median")
     parser.add_argument("--storage", help="postgresql://USER@HOST/DATABASE; by default the file WORKDIR/study.log")
     parser.add_argument("--study", help="its name in the storage; by default the name of the work directory")
     parser.add_argument("--workdir", type=Path, default=Path("runs/sweep"), help="folder of the runs")
     options, words = parser.parse_known_args(argv)
-    config = config_lib.config_from_flags("sweep", words)
+    config = flags_lib.config_from_flags("sweep", words)
     space = search_space.load_space(options.space, config)
     plan = Plan(space, options.sampler, _count(options, space))
     about = {"seeds": list(options.seeds), **_comparable(config)}
@@ -163,8 +164,7 @@ def _count(options: argparse.Namespace, space: search_space.Space) -> int:
 def _comparable(config: ConfigDict) -> dict[str, Any]:
     """What decides the results of a study, beside its space and seeds."""
     plain = config.to_dict()
-    length = {key: plain[key] for key in config_lib.LENGTH_KEYS}
-    decisive = {**config_lib.decisive(plain), **length}
+    decisive = {**config_lib.decisive(plain), **config_lib.length(plain)}
     return {f"config.{key}": value for key, value in decisive.items() if key != "seed"}
 
 

@@ -1,6 +1,5 @@
 """Runs of many configs, each in a normal run folder: finished ones are not repeated, failed ones stop nothing."""
 
-import collections
 import dataclasses
 import json
 import time
@@ -75,25 +74,28 @@ def run_trials(trials: Iterable[Trial], on_epoch: OnEpoch = lambda *_: None) -> 
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run that is going on is saved.
     """
     data_sets = _DataSets()
-    elsewhere: collections.deque[Trial] = collections.deque()
+    elsewhere: list[Trial] = []
     for trial in trials:
-        if is_finished(trial):
-            yield outcome(trial)
-        elif (claim := run_folder.claim(trial.workdir)) is None:
+        done = _do(trial, on_epoch, data_sets)
+        if done is None:
             elsewhere.append(trial)
         else:
-            with claim:
-                yield _attempt(trial, on_epoch, data_sets)
-    while elsewhere:
-        trial = elsewhere.popleft()
-        if is_finished(trial):
-            yield outcome(trial)
-        elif (claim := run_folder.claim(trial.workdir)) is None:
-            elsewhere.append(trial)
+            yield done
+    for trial in elsewhere:
+        while (done := _do(trial, on_epoch, data_sets)) is None:
             time.sleep(POLL_SECONDS)
-        else:
-            with claim:
-                yield _attempt(trial, on_epoch, data_sets)
+        yield done
+
+
+def _do(trial: Trial, on_epoch: OnEpoch, data_sets: "_DataSets") -> Outcome | None:
+    """What came of a trial, which is done unless it is finished already; None if another process is doing it."""
+    if is_finished(trial):
+        return outcome(trial)
+    claim = run_folder.claim(trial.workdir)
+    if claim is None:
+        return None
+    with claim:
+        return _attempt(trial, on_epoch, data_sets)
 
 
 class _DataSets:
@@ -131,7 +133,7 @@ def is_finished(trial: Trial) -> bool:
     if not path.exists() or not any(record["kind"] == "test" for record in read_metrics(trial.workdir)):
         return False
     done, config = json.loads(path.read_text()), trial.config.to_dict()
-    same_length = all(done[key] == config[key] for key in config_lib.LENGTH_KEYS)
+    same_length = config_lib.length(config_lib.complete(done)) == config_lib.length(config)
     return same_length and not config_lib.differences(done, config)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from alexnet_jax import config as config_lib
 from alexnet_jax.fidelity import descriptions
 from alexnet_jax.fidelity.descriptions import Describe
 from alexnet_jax.models.alexnet import AlexNet
@@ -67,43 +68,11 @@ def explain(config: ConfigDict, model: AlexNet) -> list[Row]:
 
 def bookkeeping(config: ConfigDict) -> list[str]:
     """The settings of a run that change nothing but how it is done, as "key=value"."""
-    return [f"{key}={_get(config, key)!r}" for key in BOOKKEEPING]
-
-
-BOOKKEEPING = (
-    "eval_batch_size",
-    "log_every_steps",
-    "stuck_after_steps",
-    "compilation_cache_dir",
-    "profile_steps",
-    "data.dir",
-    "data.prepared_dir",
-    "data.residence",
-    "data.num_threads",
-    "data.max_quarantined",
-    "parallel.mode",
-    "parallel.num_devices",
-    "parallel.micro_batches",
-    "parallel.towers",
-    "parallel.deterministic",
-    "parallel.coordinator",
-    "parallel.num_processes",
-    "parallel.process_id",
-    "parallel.timeout_seconds",
-    "checkpoint.keep",
-    "checkpoint.every_steps",
-    "checkpoint.on_failure",
-)
+    return [f"{key}={value!r}" for key, value in config_lib.free(config.to_dict()).items()]
 
 
 def _gist(text: str) -> str:
     return text.partition(" (")[0]
-
-
-def _get(config: ConfigDict, key: str) -> object:
-    for part in key.split("."):
-        config = config[part]
-    return config
 
 
 _OPTIMIZER = ("schedule", "factor", "patience", "threshold", "cooldown", "minimum_rate", "min_divisions", "step_epochs")

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import augment
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Restored, checkpoint_names, digest, restore, restore_latest
-from alexnet_jax.config import check
+from alexnet_jax.config import check, complete
 from alexnet_jax.data.images import to_square
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError, reason
@@ -229,8 +229,9 @@ def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
 
 def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> TrainedRun:
     """Raises UserError if the parts do not fit each other, or anything for parts that are missing."""
-    check(about["config"])
-    config, class_names = ConfigDict(about["config"]), tuple(about["class_names"])
+    plain = complete(about["config"])
+    check(plain)
+    config, class_names = ConfigDict(plain), tuple(about["class_names"])
     preprocessing = make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
     run = TrainedRun(
         path=path,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexnet_jax.config import config_from_flags
+from alexnet_jax.cli.flags import config_from_flags
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments import search_space
 from alexnet_jax.experiments.search_space import Range

@@ -8,12 +8,13 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax.cli import explain as program
 from alexnet_jax.errors import UserError
-from alexnet_jax.fidelity.decisions import BOOKKEEPING, DECISIONS, REFERENCES, Row, bookkeeping, explain
+from alexnet_jax.fidelity.decisions import DECISIONS, REFERENCES, Row, bookkeeping, explain
 from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.system import console
 from configs import alexnet
 from tests.conftest import REPOSITORY
 
+FREE = set(config_lib.free(alexnet.get_config().to_dict()))
 KEYS = [key for key, _ in config_lib.flatten(alexnet.get_config())]
 OTHER: dict[str, Any] = {
     "data.name": "mnist",
@@ -96,7 +97,7 @@ def test_each_key_changes_its_rows_and_no_other(key: str) -> None:
     with_values(after, {key: changed_value})
     rows_before, rows_after = rows_of(before), rows_of(after)
     changed = {name for name, row in rows_after.items() if row.this_run != rows_before[name].this_run}
-    if key in BOOKKEEPING:
+    if key in FREE:
         assert not changed and bookkeeping(before) != bookkeeping(after)
         assert len(set(bookkeeping(after)) - set(bookkeeping(before))) == 1
     elif key == "model.preset":
@@ -109,7 +110,7 @@ def test_each_key_changes_its_rows_and_no_other(key: str) -> None:
 
 
 def test_each_key_is_somewhere() -> None:
-    named = {key for decision in DECISIONS for key in decision.keys} | set(BOOKKEEPING) | {"model.preset"}
+    named = {key for decision in DECISIONS for key in decision.keys} | FREE | {"model.preset"}
     assert named == set(KEYS)
 
 
