@@ -311,13 +311,13 @@ def _config(config: ConfigDict) -> str:
 
 def _fidelity(run: TrainedRun) -> str:
     """Each decision that not all made alike."""
-    rows = [row for row in explain(run.config, run.model) if row.is_disputed]
+    disputed = [row for row in explain(run.config, run.model) if row.is_disputed]
     cells = [
-        [row.decision.name, row.this_run, *(getattr(row.decision, name) for name in REFERENCES), row.decision.cost]
-        for row in rows
+        [row.decision.name, str(row.this_run), *map(row.decision.text, REFERENCES), row.decision.cost]
+        for row in disputed
     ]
     header = ["decision", "this run", "paper", "source", "Caffe", "what it costs"]
-    return report_page.details(f"{len(rows)} decisions that not all made alike", report_page.table(header, cells))
+    return report_page.details(f"{len(disputed)} decisions that not all made alike", report_page.table(header, cells))
 
 
 def _versions(versions: Mapping[str, Any]) -> str:
