@@ -17,7 +17,8 @@ from alexnet_jax import metrics
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.loader import sent_ahead
-from alexnet_jax.diagnosis.diagnosis import StartWatch, diagnose
+from alexnet_jax.diagnosis.diagnosis import diagnose
+from alexnet_jax.diagnosis.start_watch import StartWatch
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
 from alexnet_jax.experiment import Evaluate, Experiment, open_experiment
 from alexnet_jax.inference.loaded_run import start_from
@@ -400,8 +401,7 @@ class Run:
 
     def _stuck(self, step: int) -> None:
         variables = self.devices.on_host({"params": self.state.params, "batch_stats": self.state.batch_stats})
-        parts = self.config, self.model, self.dataset, self.experiment.preprocessing
-        diagnosis = diagnose(*parts, variables, self.start_watch, self.rate)
+        diagnosis = diagnose(self.config, self.experiment, variables, self.start_watch, self.rate)
         console.show(diagnosis.table())
         raise TrainingStuckError(f"{self.start_watch.text(step)}; {self._last_good()}; {diagnosis.text()}")
 
