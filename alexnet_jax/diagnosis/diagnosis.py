@@ -46,7 +46,8 @@ class Diagnosis:
 
     def table(self) -> str:
         """The statistics of each layer."""
-        rows = [("layer", "kernel std", "of He's", "bias", "signal", "dead", "gradient/kernel", "moved")]
+        header = ("layer", "kernel std", "of He's", "bias", "signal", "dead", "gradient/kernel", "moved")
+        rows: list[tuple[str, ...]] = [header]
         for layer in self.layers:
             scales = (f"{number:.2g}" for number in (layer.kernel_std, layer.of_he, layer.bias, layer.signal))
             rows.append((layer.name, *scales, f"{layer.dead:.0%}", f"{layer.gradient:.1g}", f"{layer.moved:.2g}"))

@@ -79,7 +79,7 @@ def _decision(entry: dict[str, Any]) -> Decision:
 
 
 def _function(name: str) -> Describe:
-    function = getattr(descriptions, name, None)
+    function: Any = getattr(descriptions, name, None)
     if getattr(function, "__module__", "") != descriptions.__name__:
         raise KeyError(f"descriptions.py has no function {name!r}")
     return function
