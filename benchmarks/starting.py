@@ -3,7 +3,7 @@
     python -m benchmarks.starting --data-dir=cifar10
 
 cifar10 holds train/CLASS/*.jpg and test/CLASS/*.jpg. A run is the preset's own but for its batch; it ends once it has
-started (alexnet_jax/diagnosis/diagnosis.py) or after --steps. results/starting.json is written after each run; what
+started (alexnet_jax/diagnosis/start_watch.py) or after --steps. results/starting.json is written after each run; what
 is there already is not run again.
 """
 

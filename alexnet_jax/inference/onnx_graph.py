@@ -178,14 +178,10 @@ def _local(graph: _Graph, kernel: np.ndarray, bias: np.ndarray, channels: int, x
 def _activation(graph: _Graph, run: TrainedRun, name: str, x: str) -> str:
     """One of `layers.ACTIVATIONS`, or PReLU. Raises UserError for one that has no counterpart here."""
     match run.model.activation:
-        case "relu":
-            return graph.add("Relu", x)
-        case "tanh":
-            return graph.add("Tanh", x)
+        case "relu" | "tanh" | "sigmoid" as same:
+            return graph.add(same.capitalize(), x)
         case "scaled_tanh":
             return graph.add("Mul", graph.add("Tanh", graph.add("Mul", x, np.array(2 / 3))), np.array(1.7159))
-        case "sigmoid":
-            return graph.add("Sigmoid", x)
         case "leaky_relu":
             return graph.add("LeakyRelu", x, alpha=0.01)
         case "prelu":
