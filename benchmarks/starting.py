@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alexnet_jax.diagnosis.diagnosis import StartWatch
+from alexnet_jax.diagnosis.start_watch import StartWatch
 from alexnet_jax.experiment import open_experiment
 from alexnet_jax.experiments.results import write_results
 from alexnet_jax.system import console

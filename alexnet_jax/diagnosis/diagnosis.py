@@ -88,9 +88,7 @@ class Measurements:
         return max(layer.moved for layer in self.present)
 
 
-def diagnose(
-    experiment: Experiment, variables: dict[str, Any], losses: StartWatch, learning_rate: float
-) -> Diagnosis:
+def diagnose(experiment: Experiment, variables: dict[str, Any], losses: StartWatch, learning_rate: float) -> Diagnosis:
     """Finds out why a run has not started.
 
     Args:
