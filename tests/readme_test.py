@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.__main__ import COMMANDS
+from alexnet_jax.cli.main import COMMANDS
 from alexnet_jax.config import _check_keys
 from benchmarks import tables
 from configs import alexnet
