@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.__main__ import COMMANDS
 from alexnet_jax.cli.flags import _check_keys
+from alexnet_jax.cli.main import COMMANDS
 from benchmarks import tables
 from configs import alexnet
 from tests.conftest import REPOSITORY

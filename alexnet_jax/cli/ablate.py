@@ -122,7 +122,7 @@ def make_trials(
         for seed in seeds:
             values = {**changes, "seed": seed}
             folder = workdir / row.name / f"seed-{seed}"
-            command = ["main.py", *own, *flags(values), f"--workdir={folder}"]
+            command = [*run_folder.training_program(), *own, *flags(values), f"--workdir={folder}"]
             trials[row.name].append(Trial(apply(values, config), folder, command))
     return trials
 

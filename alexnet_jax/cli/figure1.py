@@ -22,6 +22,7 @@ from alexnet_jax.experiments.figure1_plot import draw_figure1
 from alexnet_jax.experiments.results import Spread, describe_data, public, write_results
 from alexnet_jax.experiments.search_space import apply, flags
 from alexnet_jax.experiments.trials import Outcome, Trial, run_trials
+from alexnet_jax.run.run_folder import training_program
 from alexnet_jax.system import console
 
 ACTIVATIONS = ("relu", "tanh")
@@ -277,5 +278,5 @@ def _trial(
 ) -> Trial:
     network, activation = contender
     values = {"model.activation": activation, **settings}
-    command = ["main.py", *flags_lib.with_choice(words, network), *flags(values), f"--workdir={workdir}"]
-    return Trial(apply(values, configs[network]), workdir, command)
+    words = [*flags_lib.with_choice(words, network), *flags(values), f"--workdir={workdir}"]
+    return Trial(apply(values, configs[network]), workdir, [*training_program(), *words])

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+from alexnet_jax.cli.config_files import find_configs
 from alexnet_jax.config import check, flatten, nearest
 from alexnet_jax.errors import UserError
 from alexnet_jax.system.signals import Terminated
@@ -44,6 +45,7 @@ def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parses absl flags with a --config; a mistake ends the program with one line and status 2."""
+    argv = find_configs(argv)
     try:
         config_file = _config_file(argv[1:])
         if config_file:

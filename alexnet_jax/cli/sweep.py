@@ -15,11 +15,13 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.cli import flags as flags_lib
+from alexnet_jax.cli.config_files import find_file
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments import search_space
 from alexnet_jax.experiments.results import Spread
 from alexnet_jax.experiments.study import PRUNERS, SAMPLERS, Plan, Row, Setting, Study, open_study
 from alexnet_jax.experiments.trials import Outcome, Trial, TrialStoppedError, run_trials
+from alexnet_jax.run.run_folder import training_program
 from alexnet_jax.system import console
 from alexnet_jax.system.files import write_text
 
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/sweep"), help="folder of the runs")
     options, words = parser.parse_known_args(argv)
     config = flags_lib.config_from_flags("sweep", words)
-    space = search_space.load_space(options.space, config)
+    space = search_space.load_space(find_file(options.space), config)
     plan = Plan(space, options.sampler, _count(options, space))
     about = {"seeds": list(options.seeds), **_comparable(config)}
     storage, name = options.storage or str(options.workdir / "study.log"), options.study or options.workdir.name
@@ -53,7 +55,7 @@ class Sweep:
 
     def __init__(self, study: Study, config: ConfigDict, words: Sequence[str], seeds: Sequence[int], workdir: Path):
         self._study, self._config, self._seeds, self._workdir = study, config, seeds, workdir
-        self._command = ["main.py", *words]
+        self._command = [*training_program(), *words]
         self._doing: dict[Path, Setting] = {}
         self._told: set[int] = set()
 

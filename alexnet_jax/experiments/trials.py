@@ -28,7 +28,7 @@ class Trial:
     Attributes:
       config: see configs/alexnet.py.
       workdir: the folder of the run.
-      command: the words after "python" that would do the same, from "main.py" on.
+      command: the words that would do the same, from "main.py" or "alexnet", "train" on.
     """
 
     config: ConfigDict

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.inference.report_figures import Draw
 from alexnet_jax.run.metrics_log import read_metrics, read_timing
 from alexnet_jax.system import console
+from alexnet_jax.system.versions import shell_command
 
 SHOWN, WORST, QUERIES, NEIGHBOURS = 8, 8, 5, 6
 """Images with their answers; worst mistakes; test images with neighbours; neighbours of each."""
@@ -317,5 +317,5 @@ def _fidelity(run: TrainedRun) -> str:
 
 def _versions(versions: Mapping[str, Any]) -> str:
     rows = {"Python": versions["python"], "platform": versions["platform"], "git": versions["git"] or "unknown"}
-    command = shlex.join(["python", *versions["command"]])
+    command = shell_command(versions["command"])
     return report_page.code(command) + report_page.facts({**rows, **versions["packages"]})

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import main
 from alexnet_jax.cli import flags as flags_lib
+from alexnet_jax.cli.train import default_workdir
 from alexnet_jax.errors import TrainingDivergedError, UserError
 from alexnet_jax.system.signals import Terminated
 from tests.conftest import REPOSITORY
@@ -207,4 +207,4 @@ def test_errors_of_the_program_itself_keep_their_traceback() -> None:
     ],
 )
 def test_default_workdir_is_named_by_the_config(config: str, workdir: str) -> None:
-    assert main.default_workdir(config) == workdir
+    assert default_workdir(config) == workdir

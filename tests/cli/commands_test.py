@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax import __main__
 from alexnet_jax.cli import benchmark, benchmark_input, prepare
+from alexnet_jax.cli import main as program
 from alexnet_jax.cli.flags import exit_on_user_error
 from alexnet_jax.data.dataset import open_prepared
 from alexnet_jax.errors import UserError
@@ -117,7 +117,7 @@ def test_benchmark_shows_what_it_measured(capsys: pytest.CaptureFixture[str], mo
     ],
 )
 def test_benchmark_answers_a_mistake_with_a_line(flag: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main = exit_on_user_error(lambda argv: __main__.main(["alexnet_jax", "benchmark", *argv]))
+    main = exit_on_user_error(lambda argv: program.main(["alexnet_jax", "benchmark", *argv]))
     with pytest.raises(SystemExit) as exit:
         main(["--config=configs/alexnet.py:synthetic,lenet,smoke", flag])
     assert exit.value.code == 2

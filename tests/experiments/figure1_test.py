@@ -12,8 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from alexnet_jax import __main__
 from alexnet_jax.cli import figure1
+from alexnet_jax.cli import main as program
 from alexnet_jax.cli.figure1 import Race
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments.figure1_plot import draw_figure1
@@ -140,7 +140,7 @@ def test_the_command_from_pictures_to_figure(
     words += ["--networks", "cifar_19pct", "--rates", "0.001", "1e20", "--probe-epochs=0.5", "--seeds=0,1"]
     words += [f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'results' / 'figure1.json'}", "--processes=2"]
     monkeypatch.setattr(sys, "argv", ["alexnet_jax", *words])
-    __main__.main(["alexnet_jax", *words])
+    program.main(["alexnet_jax", *words])
     printed = capfd.readouterr().out
     assert printed.count("six times") == 1 and "folder photos" in printed
     assert printed.count("cifar_19pct relu: 0.001 is at the edge of --rates") == 1
