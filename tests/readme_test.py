@@ -65,7 +65,7 @@ def test_the_files_it_names_exist() -> None:
     assert names
     assert all((REPOSITORY / name).exists() for name in names)
     tree = README.split("## The code")[1]
-    told = set(re.findall(r"(\w+\.py|\w+/)(?=[, ])", tree.split("alexnet_jax/\n")[1]))
+    told = set(re.findall(r"(\w+\.py|\w+/)(?=[,\s])", tree.split("alexnet_jax/\n")[1]))
     package = REPOSITORY / "alexnet_jax"
     there = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
     there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}

@@ -13,9 +13,12 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.models.presets import PRESETS, Layer
-from alexnet_jax.ops import convolution, layers
+from alexnet_jax.ops import convolution
+from alexnet_jax.ops.activations import ACTIVATIONS
 from alexnet_jax.ops.convolution import Padding
-from alexnet_jax.ops.layers import LRN, LRN_CONVENTIONS
+from alexnet_jax.ops.dropout import dropout
+from alexnet_jax.ops.normalization import LRN, LRN_CONVENTIONS, cross_map_norm, within_map_norm
+from alexnet_jax.ops.pooling import pool, window_padding
 from alexnet_jax.parallel import collectives
 from alexnet_jax.parallel.collectives import ONE_DEVICE, Axes
 
@@ -27,13 +30,13 @@ class AlexNet(nn.Module):
       layers: the layers with weights, the classifier last.
       num_classes: units of the classifier.
       towers: 2 as in the paper, or 1.
-      activation: "prelu" or a name in `layers.ACTIVATIONS`.
+      activation: "prelu" or a name in `ACTIVATIONS`.
       lrn: cross-map normalisation, or None to leave every normalisation layer out.
       map_norm: (window, alpha) of the within-map normalisation.
       pool_size: side of the pooling window in pixels; it moves by 2.
-      conv_ceil, pool_ceil: the last window may hang over the edge; see `layers.output_size`.
+      conv_ceil, pool_ceil: the last window may hang over the edge; see `pooling.output_size`.
       dropout_rate: probability of dropping a unit.
-      dropout_convention: "2012" or "inverted"; see `layers.dropout`.
+      dropout_convention: "2012" or "inverted"; see `ops.dropout`.
       dtype: of activations and products; parameters, normalisation and logits are float32.
     """
 
@@ -46,7 +49,7 @@ class AlexNet(nn.Module):
     pool_size: int = 3
     conv_ceil: bool = False
     pool_ceil: bool = False
-    dropout_rate: float | Float[Array, ""] = 0.5
+    dropout_rate: float = 0.5
     dropout_convention: str = "2012"
     dtype: Any = jnp.float32
 
@@ -92,15 +95,15 @@ class AlexNet(nn.Module):
                     case "lrn" if self.lrn is not None:
                         x = self._normalize_maps(x, self.lrn, parts, axes)
                     case "map_norm" if self.lrn is not None:
-                        x = layers.within_map_norm(x, *self.map_norm)
+                        x = within_map_norm(x, *self.map_norm)
                     case "pool":
-                        x = layers.pool(x, layer.pool, self.pool_size, 2, self.pool_ceil)
+                        x = pool(x, layer.pool, self.pool_size, 2, self.pool_ceil)
                     case "bn":
                         over: Any = (axes.rows if has_part else axes.batch) or None
                         x = nn.BatchNorm(not train, momentum=0.9, axis_name=over, dtype=self.dtype, name=name)(x)
                     case "dropout":
                         keys = None if dropout_keys is None else _fold_in(dropout_keys, index)
-                        x = layers.dropout(x, keys, self.dropout_rate, self.dropout_convention, tower)
+                        x = dropout(x, keys, self.dropout_rate, self.dropout_convention, tower)
                     case _:
                         continue
                 activations[name] = x
@@ -137,14 +140,14 @@ class AlexNet(nn.Module):
     def _activate(self, x: Array, name: str) -> Array:
         if self.activation == "prelu":
             return nn.PReLU(negative_slope_init=0.25, name=name)(x)  # one slope a layer, from 0.25: He et al. 2015
-        return layers.ACTIVATIONS[self.activation](x)
+        return ACTIVATIONS[self.activation](x)
 
     def _normalize_maps(self, x: Array, lrn: LRN, parts: int, axes: Axes) -> Array:
-        """`layers.cross_map_norm`; a window that crosses the towers needs the other's nearest channels."""
+        """`cross_map_norm`; a window that crosses the towers needs the other's nearest channels."""
         if parts == 1 or lrn.per_tower:
-            return layers.cross_map_norm(x, lrn, self.towers // parts)
+            return cross_map_norm(x, lrn, self.towers // parts)
         reach = lrn.size // 2
-        return layers.cross_map_norm(collectives.with_neighbours(x, reach, axes), lrn)[..., reach:-reach]
+        return cross_map_norm(collectives.with_neighbours(x, reach, axes), lrn)[..., reach:-reach]
 
     def _weights(self, layer: Layer, name: str, x: Array, parts: int) -> Array:
         """Applies a part of the weights of a layer; a fully connected one flattens what it gets."""
@@ -154,7 +157,7 @@ class AlexNet(nn.Module):
             x = x.reshape(x.shape[0], -1)
             return nn.Dense(features, dtype=self.dtype, **_initializers(layer, fan_in=x.shape[-1]), name=name)(x)
         size, stride = layer.kernel, layer.stride
-        rows, columns = (layers.window_padding(n, size, stride, layer.pad, self.conv_ceil) for n in x.shape[1:3])
+        rows, columns = (window_padding(n, size, stride, layer.pad, self.conv_ceil) for n in x.shape[1:3])
         options = {"dtype": self.dtype, **_initializers(layer, fan_in=size * size * x.shape[-1] // groups)}
         if layer.kind == "local":
             return nn.ConvLocal(features, (size, size), (stride, stride), (rows, columns), **options, name=name)(x)
@@ -203,6 +206,16 @@ def _initializers(layer: Layer, fan_in: int) -> dict[str, Any]:
     return {"kernel_init": kernel_init, "bias_init": nn.initializers.constant(layer.bias)}
 
 
+_CHOICES: dict[str, tuple[str, dict[Any, Any]]] = {
+    "towers": ("towers", {1: 1, 2: 2}),
+    "activation": ("activation", {name: name for name in (*ACTIVATIONS, "prelu")}),
+    "lrn": ("lrn", {**LRN_CONVENTIONS, "none": None}),
+    "pool_window": ("pool_size", {"overlapping": 3, "plain": 2}),
+    "dropout_convention": ("dropout_convention", {"2012": "2012", "inverted": "inverted"}),
+}
+"""Keys of `config.model`: the field of `AlexNet` that each replaces, and what its values stand for."""
+
+
 def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
     """The network that `config.model` asks for: a preset with the keys that are not None in place of its own values.
 
@@ -214,20 +227,11 @@ def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
         raise UserError(f"config.model.num_classes={outputs}, but the data have {num_classes} classes")
     model = AlexNet(**{**preset, "num_classes": outputs})
     changes: dict[str, Any] = {"dtype": jnp.dtype(config.compute_dtype)}
-    if config.towers is not None:
-        changes["towers"] = _known("towers", config.towers, (1, 2))
-    if config.activation is not None:
-        changes["activation"] = _known("activation", config.activation, (*layers.ACTIVATIONS, "prelu"))
-    if config.lrn is not None:
-        changes["lrn"] = {**LRN_CONVENTIONS, "none": None}[_known("lrn", config.lrn, (*LRN_CONVENTIONS, "none"))]
-    if config.pool_window is not None:
-        changes["pool_size"] = {"overlapping": 3, "plain": 2}[
-            _known("pool_window", config.pool_window, ("overlapping", "plain"))
-        ]
+    for key, (field, values) in _CHOICES.items():
+        if (value := getattr(config, key)) is not None:
+            changes[field] = values[_known(key, value, values)]
     if config.dropout_rate is not None:
         changes["dropout_rate"] = config.dropout_rate
-    if config.dropout_convention is not None:
-        changes["dropout_convention"] = _known("dropout_convention", config.dropout_convention, ("2012", "inverted"))
     stack = list(model.layers)
     if config.pool_kind is not None:
         kind = _known("pool_kind", config.pool_kind, ("max", "avg"))
@@ -238,7 +242,7 @@ def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
             for layer in stack
         ]
     model = model.clone(layers=_without(stack, config.without_layers), **changes)
-    return model if config.cross_tower else _apart(model)
+    return model if config.cross_tower else _separate_towers(model)
 
 
 def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:
@@ -263,7 +267,7 @@ def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:
     return tuple(kept)
 
 
-def _apart(model: AlexNet) -> AlexNet:
+def _separate_towers(model: AlexNet) -> AlexNet:
     """The network whose towers first meet in a fully connected layer: convolutions and normalisation see their own.
 
     Raises UserError if it has one tower, or layers that cannot be divided.
@@ -281,44 +285,3 @@ def _apart(model: AlexNet) -> AlexNet:
 
 def _known(key: str, value: Any, known: Any) -> Any:
     return check_choice(f"config.model.{key}", value, known)
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerSummary:
-    """A row of the table of layers: output shape without the batch, parameters, multiply-accumulates of one image."""
-
-    name: str
-    shape: tuple[int, ...]
-    parameters: int
-    macs: int
-
-
-def trace_shapes(model: AlexNet, crop: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """The variables, as shapes, and the shape of every activation of one crop x crop image; computes neither."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def init(images: Array) -> Any:
-        (_, activations), variables = model.init_with_output(jax.random.key(0), images)
-        shapes.update({name: activation.shape[1:] for name, activation in activations.items()})
-        return variables
-
-    return jax.eval_shape(init, jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)), shapes
-
-
-def summarize(model: AlexNet, crop: int) -> list[LayerSummary]:
-    """Every operation that has parameters or changes the shape, for one crop x crop image; computes no activation.
-
-    A convolution counts a multiply-accumulate for each kernel weight at each output pixel, padding included.
-    """
-    variables, shapes = trace_shapes(model, crop)
-    rows: list[LayerSummary] = []
-    previous: tuple[int, ...] = (crop, crop, 3)
-    for name, shape in shapes.items():
-        parameters = variables["params"].get(name, {})
-        macs = parameters["kernel"].size if "kernel" in parameters else 0
-        if name.startswith("conv"):
-            macs *= shape[0] * shape[1]
-        if parameters or shape != previous or name.startswith(("lrn", "map_norm")):
-            rows.append(LayerSummary(name, shape, sum(leaf.size for leaf in parameters.values()), macs))
-        previous = shape
-    return rows

@@ -1,6 +1,6 @@
 """The variants of AlexNet as data: which layers, in which order, with which numbers.
 
-The sources' names are spelt out in `layers.py`. No number stands here without the place it was read at.
+The sources' names are spelt out in `ops/__init__.py`. No number stands here without the place it was read at.
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from alexnet_jax.ops.layers import LRN, LRN_CONVENTIONS
+from alexnet_jax.ops.normalization import LRN, LRN_CONVENTIONS
 
 
 @dataclasses.dataclass(frozen=True)

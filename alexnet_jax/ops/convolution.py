@@ -65,8 +65,8 @@ _compile_soon = contextvars.ContextVar("compile_soon", default=False)
 
 
 @contextlib.contextmanager
-def compiled_soon() -> Iterator[None]:
-    """What is traced meanwhile takes XLA's own operations: a tenth of the time to compile, worth it for few images."""
+def fast_compilation() -> Iterator[None]:
+    """Inside, use XLA's own operations: slower, but they compile ten times faster, which pays for few images."""
     token = _compile_soon.set(True)
     try:
         yield
@@ -252,8 +252,8 @@ def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
     return coefficients
 
 
-def _apart(*static_argnames: str) -> Callable[[Any], Any]:
-    """Marks a stage of which the results are made once, in memory.
+def _materialized(*static_argnames: str) -> Callable[[Any], Any]:
+    """Keeps XLA from fusing (and recomputing) this stage: its results are made once, in memory.
 
     Fused into what uses them, XLA would compute a value of one stage anew for each of its many uses in the next.
     """
@@ -271,7 +271,7 @@ def _apart(*static_argnames: str) -> Callable[[Any], Any]:
     return mark
 
 
-@_apart("groups")
+@_materialized("groups")
 def _split_groups(kernel: Kernel, groups: int) -> Tiles:
     """The kernel of each group by itself, in the type of sums."""
     rows, columns, channels, features = kernel.shape
@@ -299,7 +299,7 @@ def _cover(
     return jnp.concatenate(jnp.split(x, groups, axis=-1))
 
 
-@_apart("matrix", "axis", "count")
+@_materialized("matrix", "axis", "count")
 def _transform_windows(x: Array, matrix: Matrix, axis: int, count: int) -> Array:
     """Transforms `count` windows along an axis."""
     starts = range(len(matrix[0]))
@@ -312,7 +312,7 @@ def _on_both_sides(matrix: Matrix, x: Float[Array, "columns rows ..."]) -> Float
     return _transform_rows(_transform_rows(x, matrix), matrix)
 
 
-@_apart("matrix")
+@_materialized("matrix")
 def _transform_rows(x: Float[Array, "columns rows ..."], matrix: Matrix) -> Float[Array, "rows_out columns ..."]:
     """Transforms the second axis and puts it first, so that twice makes both sides."""
     return _combine(matrix, [lax.index_in_dim(x, row, 1, keepdims=False) for row in range(x.shape[1])])
@@ -324,7 +324,7 @@ def _combine(matrix: Matrix, arrays: list[Array]) -> Array:
     return jnp.stack(sums)
 
 
-@_apart("extents")
+@_materialized("extents")
 def _assemble(planes: Tiles, extents: Sides) -> Images:
     """Maps out of planes that each hold one place of every tile."""
     columns, rows, groups, _, features = planes.shape

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.models.alexnet import AlexNet, get_model, summarize
+from alexnet_jax.models.alexnet import AlexNet, get_model
 from alexnet_jax.models.presets import PRESETS
+from alexnet_jax.models.summary import summarize
 from configs import alexnet
 
 CROPS = {"source": 224, "run170": 224, "owt": 224, "lenet": 28, "small": 28, "small_modern": 28}

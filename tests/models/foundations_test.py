@@ -10,9 +10,10 @@ import optax
 import pytest
 
 from alexnet_jax import metrics
-from alexnet_jax.models.alexnet import AlexNet, summarize
+from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.presets import PRESETS, fc
-from alexnet_jax.ops import layers
+from alexnet_jax.models.summary import summarize
+from alexnet_jax.ops import activations, dropout, pooling
 from alexnet_jax.ops.convolution import conv
 from alexnet_jax.optimizer import make_optimizer
 from configs.alexnet import get_config
@@ -53,7 +54,7 @@ def test_backpropagation_through_two_layers() -> None:
 
     def loss(params: dict) -> jax.Array:
         z, _ = network.apply({"params": params}, pixels(X))
-        y_hat = layers.ACTIVATIONS["sigmoid"](z)
+        y_hat = activations.ACTIVATIONS["sigmoid"](z)
         return -jnp.sum(Y * jnp.log(y_hat) + (1 - Y) * jnp.log(1 - y_hat))
 
     gradients = jax.jit(jax.grad(loss))(params_of((W1, b1), (W2, b2)))
@@ -102,14 +103,14 @@ CLOSED_FORMS: dict[str, tuple[Callable, Callable]] = {
 @pytest.mark.parametrize("name", CLOSED_FORMS)
 def test_activation_and_its_derivative(name: str) -> None:
     x = np.linspace(-4, 4, 40)
-    values, slopes = jax.vmap(jax.value_and_grad(layers.ACTIVATIONS[name]))(jnp.asarray(x))
+    values, slopes = jax.vmap(jax.value_and_grad(activations.ACTIVATIONS[name]))(jnp.asarray(x))
     function, derivative = CLOSED_FORMS[name]
     np.testing.assert_allclose(values, function(x), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(slopes, derivative(x), rtol=1e-5, atol=1e-6)
 
 
 def test_every_activation_has_its_closed_form_here() -> None:
-    assert set(CLOSED_FORMS) == set(layers.ACTIVATIONS)
+    assert set(CLOSED_FORMS) == set(activations.ACTIVATIONS)
 
 
 def test_prelu_learns_its_slope_from_the_negative_inputs() -> None:
@@ -161,11 +162,11 @@ def test_mean_of_dropout_in_training_is_its_output_in_testing(
 ) -> None:
     examples, unit = 4000, np.array([1, -2, 5], np.float32)
     x, keys = jnp.tile(unit, (examples, 1)), jax.random.split(jax.random.key(0), examples)
-    training = np.asarray(layers.dropout(x, keys, rate, convention))
+    training = np.asarray(dropout.dropout(x, keys, rate, convention))
     assert np.all((training == 0) | (training == kept_in_training * unit))
     deviation = kept_in_training * np.abs(unit) * math.sqrt(rate * (1 - rate) / examples)
     assert np.all(np.abs(training.mean(axis=0) - in_testing * unit) < 5 * deviation)
-    np.testing.assert_array_equal(layers.dropout(x, None, rate, convention)[0], in_testing * unit)
+    np.testing.assert_array_equal(dropout.dropout(x, None, rate, convention)[0], in_testing * unit)
 
 
 # Convolution
@@ -249,7 +250,7 @@ def test_output_size_and_parameters_of_every_convolution(preset: str) -> None:
     assert list(rows) == list(table)
     for name, (h, k, p, s, d, K) in table.items():
         outputs = round_((h - k + 2 * p) / s + 1)
-        assert layers.output_size(h, k, s, p, ceil) == outputs
+        assert pooling.output_size(h, k, s, p, ceil) == outputs
         assert rows[name].shape == (outputs, outputs, K)
         assert rows[name].parameters == K * (k * k * d + 1)
 
@@ -270,5 +271,5 @@ SUMS = np.array([[21, 14, 18], [20, 26, 23], [23, 28, 28]])
 
 @pytest.mark.parametrize(("kind", "expected"), [("max", MAXIMA), ("avg", SUMS / 9)])
 def test_pooling_3x3_at_every_pixel(kind: str, expected: np.ndarray) -> None:
-    pooled = layers.pool(jnp.array(POOLED_IMAGE, float)[None, :, :, None], kind, size=3, stride=1, ceil=False)
+    pooled = pooling.pool(jnp.array(POOLED_IMAGE, float)[None, :, :, None], kind, size=3, stride=1, ceil=False)
     np.testing.assert_allclose(pooled[0, :, :, 0], expected, rtol=1e-6)

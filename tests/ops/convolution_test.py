@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.models.presets import PRESETS
-from alexnet_jax.ops import convolution, layers
+from alexnet_jax.ops import convolution, pooling
 from alexnet_jax.ops.convolution import Padding, conv, conv_by_tiles, conv_by_xla, conv_on_cpu, winograd
 
 Convolve = Callable[..., jax.Array]
@@ -48,7 +48,7 @@ def convolutions() -> list[Any]:
 @pytest.mark.parametrize("size", [13, 16, 23])
 @pytest.mark.parametrize(("kernel", "stride", "pad", "ceil", "groups"), convolutions())
 def test_convolutions_of_the_presets(kernel: int, stride: int, pad: int, ceil: bool, groups: int, size: int) -> None:
-    padding = tuple(layers.window_padding(extent, kernel, stride, pad, ceil) for extent in (size, size + 1))
+    padding = tuple(pooling.window_padding(extent, kernel, stride, pad, ceil) for extent in (size, size + 1))
     x, weights = normal(0, 6, size, size + 1, 3 * groups), normal(1, kernel, kernel, 3, 4 * groups)
     assert_as_xla(x, weights, stride=stride, padding=padding, groups=groups)
 

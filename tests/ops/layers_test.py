@@ -8,8 +8,8 @@ from jax import lax
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.presets import PRESETS
-from alexnet_jax.ops import layers
-from alexnet_jax.ops.layers import LRN, LRN_CONVENTIONS
+from alexnet_jax.ops import dropout, normalization, pooling
+from alexnet_jax.ops.normalization import LRN, LRN_CONVENTIONS
 
 
 def normal(seed: int, *shape: int, std: float = 1.0) -> np.ndarray:
@@ -48,13 +48,13 @@ def test_cross_map_norm(
 ) -> None:
     x = normal(0, 2, 3, 4, channels, std=std)
     # The network always tells how many towers it has; the convention decides whether that matters.
-    normalised = layers.cross_map_norm(jnp.asarray(x), lrn, towers=2)
+    normalised = normalization.cross_map_norm(jnp.asarray(x), lrn, towers=2)
     np.testing.assert_allclose(normalised, cross_map_loop(x, k, alpha, size, separate_towers), rtol=1e-6)
 
 
 def test_cross_map_norm_of_the_source_with_one_tower() -> None:
     x = normal(0, 2, 3, 4, 13, std=500)
-    normalised = layers.cross_map_norm(jnp.asarray(x), LRN_CONVENTIONS["source"], towers=1)
+    normalised = normalization.cross_map_norm(jnp.asarray(x), LRN_CONVENTIONS["source"], towers=1)
     np.testing.assert_allclose(normalised, cross_map_loop(x, 2, 1e-4 / 5, 5, towers=1), rtol=1e-6)
 
 
@@ -71,7 +71,7 @@ def within_map_loop(x: np.ndarray, size: int, alpha: float) -> np.ndarray:
 @pytest.mark.parametrize("size", [3, 5])
 def test_within_map_norm(size: int, std: float) -> None:
     x = normal(0, 2, 7, 6, 3, std=std)
-    normalised = layers.within_map_norm(jnp.asarray(x), size, alpha=1e-3 / size**2)
+    normalised = normalization.within_map_norm(jnp.asarray(x), size, alpha=1e-3 / size**2)
     np.testing.assert_allclose(normalised, within_map_loop(x, size, alpha=1e-3 / size**2), rtol=1e-6)
 
 
@@ -85,7 +85,7 @@ def test_gradient_of_normalisation_against_autodiff(window: tuple[int, int, int]
 
     with jax.enable_x64(True):
         x, dy = (jnp.asarray(normal(seed, 2, 7, 6, 9, std=std), jnp.float64) for seed in (0, 1))
-        _, pull_back = jax.vjp(lambda x: layers._normalize(x, window, 2.0, 1e-3), x)
+        _, pull_back = jax.vjp(lambda x: normalization._normalize(x, window, 2.0, 1e-3), x)
         _, expected = jax.vjp(formula, x)
         np.testing.assert_allclose(pull_back(dy)[0], expected(dy)[0], rtol=1e-9, atol=1e-12)
 
@@ -107,22 +107,22 @@ def test_gradient_of_normalisation_against_autodiff(window: tuple[int, int, int]
 def test_window_padding(
     size: int, kernel: int, stride: int, pad: int, ceil: bool, outputs: int, padding: tuple[int, int]
 ) -> None:
-    assert layers.output_size(size, kernel, stride, pad, ceil) == outputs
-    assert layers.window_padding(size, kernel, stride, pad, ceil) == padding
+    assert pooling.output_size(size, kernel, stride, pad, ceil) == outputs
+    assert pooling.window_padding(size, kernel, stride, pad, ceil) == padding
 
 
 @pytest.mark.parametrize("ceil", [False, True])
 def test_maps_of_67_pixels_need_no_rounding(ceil: bool) -> None:
     windows = {67: (11, 4), 15: (3, 2), 7: (3, 2), 3: (3, 2)}
-    assert [layers.output_size(size, *window, 0, ceil) for size, window in windows.items()] == [15, 7, 3, 1]
-    assert all(layers.window_padding(size, *window, 0, ceil) == (0, 0) for size, window in windows.items())
+    assert [pooling.output_size(size, *window, 0, ceil) for size, window in windows.items()] == [15, 7, 3, 1]
+    assert all(pooling.window_padding(size, *window, 0, ceil) == (0, 0) for size, window in windows.items())
 
 
 @pytest.mark.parametrize("ceil", [False, True])
 @pytest.mark.parametrize(("size", "kernel", "stride", "pad"), [(1, 3, 2, 0), (2, 3, 2, 0), (2, 5, 1, 1), (8, 11, 4, 1)])
 def test_window_that_does_not_fit(size: int, kernel: int, stride: int, pad: int, ceil: bool) -> None:
     with pytest.raises(UserError, match=f"{kernel}x{kernel} window does not fit into a {size}x{size} map"):
-        layers.window_padding(size, kernel, stride, pad, ceil)
+        pooling.window_padding(size, kernel, stride, pad, ceil)
 
 
 def pool_loop(x: np.ndarray, kind: str, size: int, stride: int, ceil: bool) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_pooling_ignores_what_lies_outside(
 ) -> None:
     # Below zero everywhere, so that zeros outside the map would win each maximum and raise each average.
     x = -1 - np.abs(normal(0, 2, height, 15 - height, 3))
-    pooled = layers.pool(jnp.asarray(x), kind, *kernel_and_stride, ceil)
+    pooled = pooling.pool(jnp.asarray(x), kind, *kernel_and_stride, ceil)
     np.testing.assert_allclose(pooled, pool_loop(x.astype(np.float64), kind, *kernel_and_stride, ceil), rtol=1e-6)
 
 
@@ -160,19 +160,19 @@ def keys_of(examples: int) -> jax.Array:
 
 def test_mask_of_an_example_is_the_same_in_any_batch() -> None:
     x, keys = jnp.asarray(normal(0, 8, 3, 5)), keys_of(8)
-    together = layers.dropout(x, keys, 0.5, "2012")
+    together = dropout.dropout(x, keys, 0.5, "2012")
     some = jnp.array([6, 1, 4])
-    np.testing.assert_array_equal(layers.dropout(x[some], keys[some], 0.5, "2012"), together[some])
+    np.testing.assert_array_equal(dropout.dropout(x[some], keys[some], 0.5, "2012"), together[some])
 
 
 def test_each_key_has_its_own_mask() -> None:
-    masks = layers.dropout(jnp.ones((16, 64)), keys_of(16), 0.5, "2012")
+    masks = dropout.dropout(jnp.ones((16, 64)), keys_of(16), 0.5, "2012")
     assert len(np.unique(masks, axis=0)) == 16
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
 def test_rate_is_the_share_of_dropped_units(rate: float) -> None:
-    dropped = layers.dropout(jnp.ones((100, 200)), keys_of(100), rate, "2012") == 0
+    dropped = dropout.dropout(jnp.ones((100, 200)), keys_of(100), rate, "2012") == 0
     deviation = np.sqrt(rate * (1 - rate) / dropped.size)
     assert abs(dropped.mean() - rate) < 5 * deviation
 
@@ -181,11 +181,11 @@ def test_rate_is_the_share_of_dropped_units(rate: float) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_rate_0_changes_nothing(training: bool, convention: str) -> None:
     x = normal(0, 4, 10)
-    outputs = layers.dropout(jnp.asarray(x), keys_of(4) if training else None, 0.0, convention)
+    outputs = dropout.dropout(jnp.asarray(x), keys_of(4) if training else None, 0.0, convention)
     np.testing.assert_array_equal(outputs, x)
 
 
 @pytest.mark.parametrize(("convention", "factor"), [("2012", 0.75), ("inverted", 1)])
 def test_testing_needs_no_keys(convention: str, factor: float) -> None:
     x = normal(0, 4, 10)
-    np.testing.assert_array_equal(layers.dropout(jnp.asarray(x), None, 0.25, convention), factor * x)
+    np.testing.assert_array_equal(dropout.dropout(jnp.asarray(x), None, 0.25, convention), factor * x)
