@@ -10,11 +10,9 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-ORDER = (
-    "errors config_keys config system parallel ops models data "
-    "augment metrics optimizer schedules run_plan train_state steps checkpoint experiment "  # the core
-    "run diagnosis fidelity inference train experiments cli __main__"
-).split()
+CORE = ["augment", "metrics", "optimizer", "schedules", "run_plan", "train_state", "steps", "checkpoint", "experiment"]
+TOOLS = ["run", "diagnosis", "fidelity", "inference", "train", "experiments", "cli", "__main__"]
+ORDER = ["errors", "config_keys", "config", "system", "parallel", "ops", "models", "data", *CORE, *TOOLS]
 """What each package, or module at the top, may import: itself and those before it."""
 
 DEVICE_NAMES = {"pmap", "Mesh", "NamedSharding", "shard_map"}

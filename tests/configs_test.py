@@ -11,8 +11,8 @@ from alexnet_jax.models.presets import PRESETS
 from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
 
-OF_MANY = {"parallel.towers", "parallel.num_processes", "parallel.process_id"}
-"""Read where devices share a network, or processes a run: mesh_test.py, hosts_test.py."""
+ELSEWHERE = {"parallel.towers", "parallel.num_processes", "parallel.process_id", "optimizer.cooldown"}
+"""Read where devices share a network, processes a run, or a learning rate drops: mesh_, hosts_ and schedules_test.py."""
 
 
 def recording(config: ConfigDict, read: set[str], prefix: str = "") -> ConfigDict:
@@ -57,4 +57,4 @@ def test_every_key_is_read(tmp_path: Path, prepared_dir: str) -> None:
         config = alexnet.get_config("digits,lenet,smoke")
         config.data.prepared_dir, config.max_steps, config.optimizer.schedule = prepared_dir, 1, schedule
         train_and_evaluate(recording(config, read), tmp_path / schedule)
-    assert read | OF_MANY == {key for key, _ in config_lib.flatten(config)}
+    assert read | ELSEWHERE == {key for key, _ in config_lib.flatten(config)}
