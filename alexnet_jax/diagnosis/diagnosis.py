@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import augment
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.data.storage import read_squares
+from alexnet_jax.data.storage import read_images
 from alexnet_jax.diagnosis.layer_statistics import LayerEvidence, Relation, distances, look_at_layers, look_for_relation
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.train_state import init_variables
@@ -162,7 +162,7 @@ def diagnose(
     """Why a run with these variables, whole and on the host, has not started."""
     records = dataset.splits["train"]
     ids = np.random.default_rng(0).permutation(len(records.labels))[:BATCH]
-    pixels = read_squares(records, ids)
+    pixels = read_images(records, ids)
     images, labels = augment.testing_images(preprocessing, jnp.asarray(pixels), 1)[0], records.labels[ids]
     initial = init_variables(model, config.data.crop, config.seed)
     counts = np.bincount(records.labels)

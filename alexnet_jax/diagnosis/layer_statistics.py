@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from alexnet_jax.data.storage import Records, read_squares
+from alexnet_jax.data.storage import Records, read_images
 from alexnet_jax.models.alexnet import AlexNet
 
 THUMBNAIL = 8
@@ -155,7 +155,7 @@ def look_for_relation(records: Records) -> Relation | None:
 
 def _thumbnails(records: Records, ids: np.ndarray) -> np.ndarray:
     """[ids, THUMBNAIL^2 x 3] means of the pixels of boxes."""
-    pixels = read_squares(records, ids)
+    pixels = read_images(records, ids)
     box = max(records.image_size // THUMBNAIL, 1)
     side = records.image_size // box
     boxes = pixels[:, : side * box, : side * box].reshape(len(ids), side, box, side, box, 3)

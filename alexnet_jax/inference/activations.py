@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from alexnet_jax import augment
-from alexnet_jax.data.storage import Records, read_squares
+from alexnet_jax.data.storage import Records, read_images
 from alexnet_jax.inference.loaded_run import TrainedRun
 
 
@@ -85,7 +85,7 @@ def nearest(
 def _batches(run: TrainedRun, records: Records, ids: np.ndarray) -> Iterator[np.ndarray]:
     size = run.config.eval_batch_size
     for first in range(0, len(ids), size):
-        yield read_squares(records, ids[first : first + size])
+        yield read_images(records, ids[first : first + size])
 
 
 def _flat(features: np.ndarray) -> np.ndarray:
