@@ -13,7 +13,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import metrics
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.data.dataset import Dataset, get_dataset
-from alexnet_jax.data.loader import check_residence, eval_batches
+from alexnet_jax.data.loader import check_cache, eval_batches
 from alexnet_jax.data.preparation import Storing
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.train_source import TrainSource, make_train_source
@@ -133,7 +133,7 @@ def check_names(config: ConfigDict) -> None:
     make_optimizer(config.optimizer, shapes["params"])
     make_learning_rates(config, shapes["params"])
     make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
-    check_residence(config.data.residence)
+    check_cache(config.data.residence)
 
 
 def make_learning_rates(config: ConfigDict, params: Any) -> LearningRates:

@@ -22,7 +22,8 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
 from alexnet_jax.data.image_folder import ImageFolder
-from alexnet_jax.data.preparation import prepare, read_info
+from alexnet_jax.data.preparation import prepare
+from alexnet_jax.data.storage import read_info
 from alexnet_jax.experiment import make_storing
 from alexnet_jax.system.machine import available_cores
 from benchmarks.photographs import read_photographs
@@ -62,7 +63,7 @@ def main() -> None:
             builder.append(len(files) / (time.perf_counter() - began))
         info = read_info(directory)
         assert info
-        sizes = {"ours": info["bytes"], "Pillow": sum(path.stat().st_size for path in out.iterdir())}
+        sizes = {"ours": info.bytes, "Pillow": sum(path.stat().st_size for path in out.iterdir())}
     for name, rates in (("ours", ours), ("Pillow on all cores", pillow), ("Pillow in a TFDS builder", builder)):
         rate, ratio = statistics.median(rates), statistics.median(ours) / statistics.median(rates)
         print(f"{name:24} {rate:6,.0f} images/s ({min(rates):,.0f} to {max(rates):,.0f}); ours {ratio:.2f}x")

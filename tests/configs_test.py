@@ -12,7 +12,7 @@ from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
 
 ELSEWHERE = {"parallel.towers", "parallel.num_processes", "parallel.process_id", "optimizer.cooldown"}
-"""Read where devices share a network, processes a run, or a learning rate drops: mesh_, hosts_ and schedules_test.py."""
+"""Read where devices share a network, processes a run, a learning rate drops: mesh_, hosts_, schedules_test.py."""
 
 
 def recording(config: ConfigDict, read: set[str], prefix: str = "") -> ConfigDict:

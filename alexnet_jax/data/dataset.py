@@ -1,4 +1,4 @@
-"""Data sets by name: prepared on first use, then opened as random access to squares of pixels."""
+"""Data sets by name: prepared on first use, then opened for random access to resized images."""
 
 import dataclasses
 import errno
@@ -11,14 +11,14 @@ import numpy as np
 
 from alexnet_jax.data.image_folder import ImageFolder
 from alexnet_jax.data.imagenet import ImageNet
-from alexnet_jax.data.preparation import Storing, prepare, read_info
+from alexnet_jax.data.preparation import Storing, prepare
 from alexnet_jax.data.sources import SPLITS, Digits, Source, Synthetic, Tfds
 from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.data.storage import JpegRecords, PixelRecords, Records
+from alexnet_jax.data.storage import FolderInfo, JpegRecords, PixelRecords, Records, read_info
 from alexnet_jax.errors import MissingSourceError, UserError
 from alexnet_jax.system import console
 
-NAMES = ("digits", "folder", "imagenet2012", "synthetic")
+DATASET_NAMES = ("digits", "folder", "imagenet2012", "synthetic")
 """What `get_dataset` knows beside tfds:NAME."""
 
 
@@ -50,7 +50,7 @@ def get_dataset(name: str, source_dir: str, prepared_dir: str, synthetic_example
     """Opens a data set, preparing it first if it is new or has changed.
 
     Args:
-      name: one of NAMES or "tfds:NAME", where NAME is as in `tfds.builder`, e.g. tfds:cifar10:3.0.2.
+      name: one of DATASET_NAMES or "tfds:NAME", where NAME is as in `tfds.builder`, e.g. tfds:cifar10:3.0.2.
       source_dir: where the originals of "folder" and "imagenet2012" are.
       prepared_dir: folder of prepared data sets; those of TFDS are looked for there first.
       synthetic_examples: size of the synthetic training split.
@@ -58,11 +58,12 @@ def get_dataset(name: str, source_dir: str, prepared_dir: str, synthetic_example
 
     Raises UserError if there is no such data set or it cannot be prepared.
     """
-    place = Path(source_dir).resolve()
-    what = {"folder": place, "imagenet2012": place, "synthetic": synthetic_examples}
-    identity = (name, str(what.get(name)), dataclasses.astuple(dataclasses.replace(storing, max_quarantined=0.0)))
-    label = re.sub(r"[^\w.]+", "-", f"{name}-{place.name}".strip("-") if name == "folder" else name)[:80]
-    directory = Path(prepared_dir) / f"{label}-{storing.image_size}-{_short_hash(identity)}"
+    folder = Path(source_dir).resolve()
+    origin = {"folder": folder, "imagenet2012": folder, "synthetic": synthetic_examples}.get(name)
+    identity = (name, str(origin), dataclasses.astuple(dataclasses.replace(storing, max_quarantined=0.0)))
+    digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
+    label = re.sub(r"[^\w.]+", "-", f"{name}-{folder.name}".strip("-") if name == "folder" else name)[:80]
+    directory = Path(prepared_dir) / f"{label}-{storing.image_size}-{digest}"
     try:
         source = _get_source(name, source_dir, prepared_dir, synthetic_examples)
     except MissingSourceError as error:
@@ -85,7 +86,7 @@ def _get_source(name: str, source_dir: str, prepared_dir: str, synthetic_example
         return ImageNet(source_dir)
     if name.startswith("tfds:"):
         return Tfds(name.removeprefix("tfds:"), prepared_dir)
-    raise UserError(f"config.data.name={name!r} is unknown; there are: {', '.join(NAMES)} and tfds:NAME")
+    raise UserError(f"config.data.name={name!r} is unknown; there are: {', '.join(DATASET_NAMES)} and tfds:NAME")
 
 
 def open_prepared(directory: Path) -> Dataset:
@@ -94,32 +95,27 @@ def open_prepared(directory: Path) -> Dataset:
     if info is None:
         raise UserError(f"{directory} is no prepared data set")
     try:
-        splits = {split: _open_split(directory, split, info) for split in SPLITS if split in info["shards"]}
+        splits = {split: _open_split(directory, split, info) for split in SPLITS if split in info.shards}
         mean_image = np.load(directory / "mean_image.npy")
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, OSError) and error.errno == errno.EMFILE:
             raise UserError(f"{directory}: too many open files; raise the limit (ulimit -n 4096)") from error
         raise UserError(f"{directory} is damaged ({error}): delete it, and it is prepared anew") from error
-    statistics = Statistics(mean_image=mean_image, **{k: _tuple(v) for k, v in info["statistics"].items()})
-    return Dataset(splits, tuple(info["class_names"]), statistics, info["content"], directory)
+    statistics = Statistics(mean_image=mean_image, **{key: _tuple(value) for key, value in info.statistics.items()})
+    return Dataset(splits, tuple(info.class_names), statistics, info.content, directory)
 
 
-def _open_split(directory: Path, split: str, info: dict[str, Any]) -> Records:
+def _open_split(directory: Path, split: str, info: FolderInfo) -> Records:
     labels = np.load(directory / f"{split}_labels.npy")
-    shards = info["shards"][split]
+    shards = info.shards[split]
     for name, _, size in shards:
         if (directory / name).stat().st_size != size:
             raise ValueError(f"{name} should have {size:,} bytes")
     if len(labels) != sum(count for _, count, _ in shards):
         raise ValueError(f"{split}_labels.npy has {len(labels):,} labels")
-    paths = [(directory / name, count) for name, count, _ in shards]
-    if info["storage"] == "raw":
-        return PixelRecords([path for path, _ in paths], labels, info["image_size"])
-    return JpegRecords(paths, labels, info["image_size"])
-
-
-def _short_hash(value: Any) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:8]
+    if info.storage == "raw":
+        return PixelRecords([directory / name for name, _, _ in shards], labels, info.image_size)
+    return JpegRecords([(directory / name, count) for name, count, _ in shards], labels, info.image_size)
 
 
 def _tuple(value: Any) -> Any:

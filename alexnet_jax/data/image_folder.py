@@ -1,6 +1,5 @@
 """A folder of photographs as a data set: DIR/train/CLASS/*, DIR/val/CLASS/*, DIR/test/CLASS/*, or DIR/CLASS/*."""
 
-import functools
 import hashlib
 import os
 import stat
@@ -9,15 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from alexnet_jax.data.sources import SPLITS, Original, Part, slices
+from alexnet_jax.data.sources import SPLITS, Chunk, Original, Source, in_hundredths
 from alexnet_jax.errors import MissingSourceError, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 
 
 class _File(NamedTuple):
-    """A file, by its path below the folder, with what tells that it has changed."""
+    """A file, by its path below the folder, with what tells that it has changed.
+
+    Fingerprints of prepared folders are made of these names: with other ones, all would be prepared anew.
+    """
 
     path: str
     split: str
@@ -26,7 +28,7 @@ class _File(NamedTuple):
     modified: int
 
 
-class ImageFolder:
+class ImageFolder(Source):
     """Every image below a class's folder belongs to that class, however deep it lies.
 
     Without val/ and test/ both are taken from the training images, by a hash of each file's content: copies of a file
@@ -50,34 +52,30 @@ class ImageFolder:
             self.held_out = ()  # val/ serves as test, as ImageNet's does
         self._files = [file for path, split in splits.items() for file in self._files_of(path, split)]
         self.class_names = tuple(sorted({file.class_name for file in self._files if file.split == "train"}))
+        self.remarks = tuple(f"ignored: {count:,} {what}" for what, count in sorted(self._ignored.items()))
         self._check(folder)
 
-    @functools.cached_property
-    def remarks(self) -> tuple[str, ...]:
-        """What was ignored, with counts."""
-        return tuple(f"ignored: {count:,} {what}" for what, count in sorted(self._ignored.items()))
-
     def fingerprint(self) -> str:
-        """Of paths, sizes and times of change."""
+        """A digest of paths, sizes and modification times."""
         digest = hashlib.sha256()
         for file in self._files:
             digest.update(f"{file}\n".encode(errors="surrogateescape"))
         return f"{len(self._files)} files {digest.hexdigest()}"
 
-    def parts(self) -> list[Part]:
-        """Some hundred files each."""
-        groups = [[self._files[number] for number in numbers] for numbers in slices(len(self._files))]
-        return [Part(sum(file.size for file in files), len(files), files) for files in groups]
+    def chunks(self) -> list[Chunk]:
+        """Chunks of a hundredth of the files; sizes in bytes."""
+        groups = in_hundredths(self._files)
+        return [Chunk(sum(file.size for file in files), len(files), files) for files in groups]
 
-    def read(self, part: Part) -> Iterator[Original]:
-        """The part's files, sorted by split, class and name."""
+    def read(self, chunk: Chunk) -> Iterator[Original]:
+        """Yields the files by split, class and name."""
         labels = {name: label for label, name in enumerate(self.class_names)}
-        for file in part.where:
+        for file in chunk.where:
             yield Original(file.split, labels[file.class_name], file.path, self._root / file.path)
 
     def _split_folders(self) -> dict[Path, str]:
         entries = [entry for entry in _scan(self._root) if not _is_hidden(entry.name)]
-        found = {Path(e.path): _NAMES[e.name.lower()] for e in entries if e.name.lower() in _NAMES and _is_dir(e)}
+        found = {Path(e.path): _SPLITS[e.name.lower()] for e in entries if e.name.lower() in _SPLITS and _is_dir(e)}
         names = " and ".join(f"{path.name}/" for path in sorted(found))
         if len(set(found.values())) < len(found):
             raise UserError(f"{self._root} has {names}: two of them are the same split")
@@ -89,38 +87,40 @@ class ImageFolder:
         return dict(sorted(found.items(), key=lambda item: SPLITS.index(item[1]))) or {self._root: "train"}
 
     def _files_of(self, folder: Path, split: str) -> Iterator[_File]:
+        """Yields the images in the classes' folders of a split."""
         above = frozenset(map(str, (self._root.resolve(), *self._root.resolve().parents, folder.resolve())))
-        for entry in _scan(folder):
-            if _is_hidden(entry.name):
-                self._ignored["hidden files or folders"] += 1
-            elif _is_dir(entry):
-                files = list(self._images_below(Path(entry.path), split, entry.name, above))
-                if not files:
-                    self._ignored[f"folder without images ({entry.path})"] += 1
-                yield from files
-            else:
+        for entry in self._visible(folder):
+            if not _is_dir(entry):
                 self._ignored["files that lie in no class's folder"] += 1
+                continue
+            files = list(self._images_below(Path(entry.path), split, entry.name, above))
+            if not files:
+                self._ignored[f"folder without images ({entry.path})"] += 1
+            yield from files
 
     def _images_below(self, folder: Path, split: str, class_name: str, above: frozenset[str]) -> Iterator[_File]:
         real = os.path.realpath(folder)
         if real in above:
             self._ignored[f"link to a folder above it ({folder})"] += 1
             return
+        for entry in self._visible(folder):
+            if _is_dir(entry):
+                yield from self._images_below(Path(entry.path), split, class_name, above | {real})
+            elif not entry.name.lower().endswith(SUFFIXES):
+                suffix = Path(entry.name).suffix.lower() or "no suffix"
+                self._ignored[f"files that are no images by their name ({suffix})"] += 1
+            elif stat.S_IFMT((status := _status(entry)).st_mode) not in (stat.S_IFREG, stat.S_IFLNK):
+                self._ignored["pipes, sockets and devices"] += 1
+            else:
+                path = os.path.relpath(entry.path, self._root)
+                yield _File(path, split, class_name, status.st_size, status.st_mtime_ns)
+
+    def _visible(self, folder: Path) -> Iterator["os.DirEntry[str]"]:
         for entry in _scan(folder):
             if _is_hidden(entry.name):
                 self._ignored["hidden files or folders"] += 1
-            elif _is_dir(entry):
-                yield from self._images_below(Path(entry.path), split, class_name, above | {real})
-            elif not entry.name.lower().endswith(SUFFIXES):
-                kind = Path(entry.name).suffix.lower() or "no suffix"
-                self._ignored[f"files that are no images by their name ({kind})"] += 1
             else:
-                status = _status(entry)
-                if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
-                    path = os.path.relpath(entry.path, self._root)
-                    yield _File(path, split, class_name, status.st_size, status.st_mtime_ns)
-                else:
-                    self._ignored["pipes, sockets and devices"] += 1
+                yield entry
 
     def _check(self, folder: str) -> None:
         kinds = " ".join(SUFFIXES)
@@ -145,7 +145,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _scan(folder: Path) -> list["os.DirEntry[str]"]:
-    """What is in a folder, by name."""
+    """Returns what is in a folder, by name."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -161,7 +161,7 @@ def _is_dir(entry: "os.DirEntry[str]") -> bool:
 
 
 def _status(entry: "os.DirEntry[str]") -> os.stat_result:
-    """Of what a link points to; of the link itself if it leads nowhere: reading it will fail and say so."""
+    """Follows a link; describes the link itself if it leads nowhere: reading it will fail and say so."""
     try:
         return entry.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""ImageNet 2012 from its two tar files, read where they lie: a tar of one tar a class, and a flat one."""
+"""ImageNet 2012 from its two tar files, read where they lie: one holds a tar for each class, the other images."""
 
 import re
 import tarfile
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from alexnet_jax.data.sources import Original, Part, slices
+from alexnet_jax.data.sources import Chunk, Original, Source, in_hundredths
 from alexnet_jax.errors import MissingSourceError, UserError
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 TRAIN_IMAGES, VALIDATION_IMAGES = 1_281_167, 50_000
-_CLASSES = 10  # in a part
+_CLASSES_PER_CHUNK = 10
 _PADDING = 20 * 512 + 1024  # zeros at the end of a tar at most
 
 
-class ImageNet:
+class ImageNet(Source):
     """The official training and validation images; classes are WordNet's synset numbers, sorted.
 
     The names of the training tars are the labels; those of the validation images, in the order of their numbers, are
@@ -24,9 +24,6 @@ class ImageNet:
 
     Raises UserError if a tar is missing, cut short or something else.
     """
-
-    held_out: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
 
     def __init__(self, folder: str):
         self._folder = Path(folder)
@@ -41,42 +38,38 @@ class ImageNet:
         self._validation_labels = [self._labels[name] for name in (texts / "validation_labels.txt").read_text().split()]
 
     def fingerprint(self) -> str:
-        """Sizes and times of change of the two files."""
+        """The sizes and modification times of the two files."""
         stats = [(self._folder / name).stat() for name in (TRAIN, VALIDATION)]
         return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
 
-    def parts(self) -> list[Part]:
-        """Some classes of training images each, then some validation images each; sizes in bytes."""
-        return [*self._train_parts(), *self._validation_parts()]
+    def chunks(self) -> list[Chunk]:
+        """Chunks of some classes of training images, then of some validation images; sizes in bytes."""
+        return [*self._train_chunks(), *self._validation_chunks()]
 
-    def read(self, part: Part) -> Iterator[Original]:
-        """In the order of the tar."""
-        split, members = part.where
-        if split == "train":
-            for member in members:
-                yield from self._read_class(*member)
-        else:
-            yield from self._read_validation(members)
+    def read(self, chunk: Chunk) -> Iterator[Original]:
+        """Yields the images in the order of the tar."""
+        split, members = chunk.where
+        return self._read_train(members) if split == "train" else self._read_validation(members)
 
-    def _train_parts(self) -> list[Part]:
-        path = self._folder / TRAIN
+    def _train_chunks(self) -> list[Chunk]:
+        path, classes = self._folder / TRAIN, len(self.class_names)
         members = _members(path, r"n\d{8}\.tar")
-        labels = [self._labels.get(Path(member.name).stem) for member in members]
-        if sorted(label for label in labels if label is not None) != list(range(len(self.class_names))):
-            missing = len(set(range(len(self.class_names))) - set(labels))
-            raise UserError(
-                f"{path} is not whole: {missing} of ImageNet's {len(self.class_names)} classes are missing"
-                if missing
-                else f"{path} holds a class twice"
-            )
-        inner = [(label, member.offset_data, member.size) for label, member in zip(labels, members, strict=True)]
-        images = TRAIN_IMAGES // len(members)
-        groups = [inner[start : start + _CLASSES] for start in range(0, len(inner), _CLASSES)]
-        return [Part(sum(size for *_, size in group), images * len(group), ("train", group)) for group in groups]
+        missing = len({*self.class_names} - {Path(member.name).stem for member in members})
+        if missing:
+            raise UserError(f"{path} is not whole: {missing} of ImageNet's {classes} classes are missing")
+        if len(members) > classes:
+            raise UserError(f"{path} holds a class twice or one that is not ImageNet's")
+        images = TRAIN_IMAGES // classes
+        groups = [members[start : start + _CLASSES_PER_CHUNK] for start in range(0, classes, _CLASSES_PER_CHUNK)]
+        return [Chunk(sum(tar.size for tar in group), images * len(group), ("train", group)) for group in groups]
 
-    def _read_class(self, label: int, offset: int, size: int) -> Iterator[Original]:
-        """The images of an inner tar, to its very end."""
-        path, name = self._folder / TRAIN, self.class_names[label]
+    def _read_train(self, members: list[tarfile.TarInfo]) -> Iterator[Original]:
+        for member in members:
+            yield from self._read_class(Path(member.name).stem, member.offset_data, member.size)
+
+    def _read_class(self, name: str, offset: int, size: int) -> Iterator[Original]:
+        """Yields the images of an inner tar, and reads it to its very end."""
+        path = self._folder / TRAIN
         try:
             with path.open("rb") as file:
                 file.seek(offset)
@@ -85,7 +78,7 @@ class ImageNet:
                         image = tar.extractfile(member) if member.isfile() else None
                         if image is None:
                             raise tarfile.ReadError(f"{member.name} is no file")
-                        yield Original("train", label, f"{name}/{member.name}", image.read())
+                        yield Original("train", self._labels[name], f"{name}/{member.name}", image.read())
                     end = tar.offset
                 file.seek(end)  # a damaged header ends a tar like a whole one, with more behind it than padding
                 rest = file.read(offset + size - end)
@@ -94,14 +87,14 @@ class ImageNet:
         except tarfile.TarError as error:
             raise UserError(f"{path} is damaged in {name}.tar ({error}): copy or download it again") from error
 
-    def _validation_parts(self) -> list[Part]:
+    def _validation_chunks(self) -> list[Chunk]:
         path = self._folder / VALIDATION
         members = _members(path, r"ILSVRC2012_val_\d{8}\.JPEG")
         numbers = sorted(int(Path(member.name).stem[-8:]) for member in members)
         if numbers != list(range(1, VALIDATION_IMAGES + 1)):
             raise UserError(f"{path} is not whole: {len(set(numbers)):,} of {VALIDATION_IMAGES:,} images are there")
-        groups = [[members[number] for number in numbers] for numbers in slices(len(members))]
-        return [Part(sum(member.size for member in group), len(group), ("validation", group)) for group in groups]
+        groups = in_hundredths(members)
+        return [Chunk(sum(member.size for member in group), len(group), ("validation", group)) for group in groups]
 
     def _read_validation(self, members: list[tarfile.TarInfo]) -> Iterator[Original]:
         with (self._folder / VALIDATION).open("rb") as file:
@@ -113,7 +106,7 @@ class ImageNet:
 
 
 def _members(path: Path, pattern: str) -> list[tarfile.TarInfo]:
-    """The files in a tar, which must all be named like the pattern and lie in it to their end."""
+    """Returns the files in a tar, which must all have names of the pattern and be whole."""
     try:
         with tarfile.open(path, mode="r:") as tar:
             members = [member for member in tar if member.isfile()]

@@ -12,10 +12,11 @@ from alexnet_jax.data.storage import InMemoryRecords, Records
 from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.system.machine import available_cores
 
-Batch = dict[str, np.ndarray]
+HostBatch = dict[str, np.ndarray]
 """image (uint8, [batch, size, size, 3]), label, id, epoch (int32, [batch]) and mask (bool, [batch])."""
 
-RESIDENCES = ("auto", "device", "host", "disk")
+CACHES = ("auto", "device", "host", "disk")
+"""Where training images are kept; "auto" chooses."""
 
 ALL_ROWS = slice(None)
 
@@ -25,17 +26,24 @@ _AHEAD = 3  # batches in memory beside the one in use
 
 def training_order(
     size: int, batch_size: int, seed: int, start_example: int, rows: slice = ALL_ROWS
-) -> Generator[Batch]:
-    """The endless stream of training batches from a position on, as ids and epochs alone; of each batch these rows.
+) -> Generator[HostBatch]:
+    """Yields the endless stream of training batches from a position on, as ids and epochs alone.
 
-    Position p of the stream is in epoch p // size at place p % size of a permutation drawn from (seed, epoch), so
-    neither threads nor interruptions nor the batch size change which example stands where. Batches straddle epochs.
+    Position p of the stream is number p % size of a permutation drawn from (seed, epoch p // size), so neither threads
+    nor interruptions nor the batch size change which example comes where. A batch may span two epochs.
+
+    Args:
+      size: training images.
+      batch_size: examples a batch, over all processes.
+      seed: of the run.
+      start_example: position of the first example.
+      rows: of each batch, the examples that are wanted.
     """
-    epoch, place = divmod(start_example, size)
+    first_epoch, skipped = divmod(start_example, size)
     ids, epochs = np.empty(0, np.int32), np.empty(0, np.int32)
-    for number in itertools.count(epoch):
-        order = epoch_order(size, seed, number)[place:]
-        place = 0
+    for number in itertools.count(first_epoch):
+        order = epoch_order(size, seed, number)[skipped:]
+        skipped = 0
         ids, epochs = np.append(ids, order), np.append(epochs, np.full_like(order, number))
         whole = len(ids) // batch_size * batch_size
         for first in range(0, whole, batch_size):
@@ -45,24 +53,26 @@ def training_order(
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The ids of an epoch in its order, int32."""
+    """Returns the ids of an epoch in its order, int32, [size]."""
     return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
 
 
 def train_batches(
     records: Records, *, batch_size: int, seed: int, start_example: int, num_threads: int, rows: slice = ALL_ROWS
-) -> Generator[Batch]:
-    """The training batches from a position on, read ahead of time in threads (0: one a core); of each these rows."""
+) -> Generator[HostBatch]:
+    """Yields the batches of `training_order` with images and labels, read ahead in threads; 0 for one a core."""
     order = training_order(len(records.labels), batch_size, seed, start_example, rows)
     yield from _read(records, order, num_threads)
 
 
-def eval_batches(records: Records, *, batch_size: int, num_threads: int, rows: slice = ALL_ROWS) -> Generator[Batch]:
-    """Every record once, in order, of each batch these rows; the last is filled up with what the mask leaves out."""
+def eval_batches(
+    records: Records, *, batch_size: int, num_threads: int, rows: slice = ALL_ROWS
+) -> Generator[HostBatch]:
+    """Yields every record once, in order; the last batch is padded with zeros, which its mask leaves out."""
     size = len(records.labels)
-    places = (np.arange(first, first + batch_size, dtype=np.int32)[rows] for first in range(0, size, batch_size))
+    ids = (np.arange(first, first + batch_size, dtype=np.int32)[rows] for first in range(0, size, batch_size))
     length = len(range(batch_size)[rows])
-    for batch in _read(records, ({"id": ids[ids < size]} for ids in places), num_threads):
+    for batch in _read(records, ({"id": wanted[wanted < size]} for wanted in ids), num_threads):
         count = len(batch["id"])
         padded = {
             name: np.pad(values, [(0, length - count)] + [(0, 0)] * (values.ndim - 1)) if count < length else values
@@ -72,7 +82,7 @@ def eval_batches(records: Records, *, batch_size: int, num_threads: int, rows: s
 
 
 def sent_ahead(host_batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Any]:
-    """Batches on the devices, each sent there before the one ahead of it is asked for."""
+    """Yields batches on the devices, each sent there before the one ahead of it is asked for."""
     upcoming = put(next(host_batches))
     for batch in host_batches:
         following = put(batch)
@@ -81,7 +91,7 @@ def sent_ahead(host_batches: Iterator[Any], put: Callable[[Any], Any]) -> Genera
 
 
 def load_into_memory(records: Records, num_threads: int) -> InMemoryRecords:
-    """All images of a split, decoded."""
+    """Returns all images of a split, decoded."""
     size = len(records.labels)
     images = np.empty((size, records.image_size, records.image_size, 3), np.uint8)
     pool = ThreadPoolExecutor(num_threads or available_cores())
@@ -93,51 +103,50 @@ def load_into_memory(records: Records, num_threads: int) -> InMemoryRecords:
     return InMemoryRecords(images, records.labels)
 
 
-def check_residence(residence: str) -> None:
-    """Raises UserError if the name is unknown."""
-    check_choice("config.data.residence", residence, RESIDENCES)
+def check_cache(cache: str) -> None:
+    """Raises UserError if there is no such cache."""
+    check_choice("config.data.residence", cache, CACHES)
 
 
-def choose_residence(residence: str, records: Records, device_bytes: int | None, host_bytes: int) -> str:
-    """Where the training images are to lie: "device", "host" or "disk".
+def choose_cache(cache: str, records: Records, device_bytes: int | None, host_bytes: int) -> str:
+    """Decides where training images are kept: "device", "host" or "disk".
 
     "auto" takes a quarter of the device's memory at most, if the device has memory of its own, else a quarter of the
-    host's; pixels that are on disk uncompressed stay there, since the system keeps them in memory by itself.
+    host's; pixels that are on disk uncompressed stay there, since the system caches them in memory by itself.
 
     Args:
-      residence: one of RESIDENCES.
+      cache: one of CACHES.
       records: of the training split.
       device_bytes: memory of a device; None for a device that shares the host's.
       host_bytes: memory of the host.
 
-    Raises UserError if the name is unknown or the images are larger than the memory asked for.
+    Raises UserError if there is no such cache or the images are larger than the memory asked for.
     """
-    check_residence(residence)
+    check_cache(cache)
     needed = len(records.labels) * records.image_size**2 * 3
     memory = {"device": min(device_bytes or host_bytes, host_bytes), "host": host_bytes}  # they pass through the host
-    if residence in memory and needed > memory[residence]:
+    if cache in memory and needed > memory[cache]:
         raise UserError(
-            f"config.data.residence={residence!r}: the training images need {needed / 1e9:.1f} GB, the {residence} has "
-            f"{memory[residence] / 1e9:.1f} GB; 'disk' or 'auto' will do"
+            f"config.data.residence={cache!r}: the training images need {needed / 1e9:.1f} GB, the {cache} has "
+            f"{memory[cache] / 1e9:.1f} GB; 'disk' or 'auto' will do"
         )
-    if residence != "auto":
-        return residence
+    if cache != "auto":
+        return cache
     if device_bytes and needed <= min(device_bytes / 4, host_bytes / 2):
         return "device"
     return "host" if records.is_compressed and needed <= host_bytes / 4 else "disk"
 
 
-def _read(records: Records, order: Iterable[Batch], num_threads: int) -> Generator[Batch]:
+def _read(records: Records, order: Iterable[HostBatch], num_threads: int) -> Generator[HostBatch]:
     """Adds images and labels to batches of ids, a few batches ahead. The threads end when the consumer does."""
-    upcoming: deque[tuple[Batch, list[Future[None]]]] = deque()
+    upcoming: deque[tuple[HostBatch, list[Future[None]]]] = deque()
     pool = ThreadPoolExecutor(num_threads or available_cores())
     try:
         for batch in order:
             ids = batch["id"]
             images = np.empty((len(ids), records.image_size, records.image_size, 3), np.uint8)
-            upcoming.append(
-                ({**batch, "image": images, "label": records.labels[ids]}, _submit(pool, records, ids, images))
-            )
+            futures = _submit(pool, records, ids, images)
+            upcoming.append(({**batch, "image": images, "label": records.labels[ids]}, futures))
             if len(upcoming) > _AHEAD:
                 yield _finished(*upcoming.popleft())
         while upcoming:
@@ -151,7 +160,7 @@ def _submit(pool: ThreadPoolExecutor, records: Records, ids: np.ndarray, images:
     return [pool.submit(records.read, ids[chunk], images[chunk]) for chunk in chunks]
 
 
-def _finished(batch: Batch, futures: list[Future[None]]) -> Batch:
+def _finished(batch: HostBatch, futures: list[Future[None]]) -> HostBatch:
     for future in futures:
         future.result()
     return batch

@@ -1,17 +1,17 @@
 """Where original images come from: generated, scikit-learn's digits, or a TFDS data set. See also the folder and the
 ImageNet source, `image_folder.py` and `imagenet.py`.
 
-A source knows its images without reading them, in parts that can be read side by side and in any order.
+A source lists its images without reading them, in chunks that can be read in parallel and in any order.
 """
 
+import abc
 import contextlib
-import dataclasses
 import io
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from alexnet_jax.errors import MissingSourceError, UserError
 
 SPLITS = ("train", "validation", "test")
+Item = TypeVar("Item")
 
 
 class Original(NamedTuple):
@@ -37,13 +38,13 @@ class Original(NamedTuple):
     content: bytes | Path | np.ndarray
 
 
-class Part(NamedTuple):
-    """A share of a source's images that is read in one go.
+class Chunk(NamedTuple):
+    """Some of a source's images, read in one go.
 
     Attributes:
-      size: how much work it is, in a unit of the source's own.
+      size: how much work they are, in a unit of the source's own.
       images: how many images, as far as that is known beforehand.
-      where: what the source needs to find it.
+      where: what the source needs to find them.
     """
 
     size: int
@@ -51,60 +52,57 @@ class Part(NamedTuple):
     where: Any
 
 
-@runtime_checkable
-class Source(Protocol):
-    """All images of a data set, with their classes."""
+class Source(abc.ABC):
+    """All images of a data set, with their classes.
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """By label."""
+    Attributes:
+      class_names: by label.
+      held_out: the splits that the source lacks and that are to be taken from its training images.
+      remarks: what a person should know: what was ignored, and why.
+    """
 
-    @property
-    def held_out(self) -> tuple[str, ...]:
-        """The splits that the source lacks and that are to be taken from its training images."""
+    class_names: tuple[str, ...]
+    held_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
-    @property
-    def remarks(self) -> Sequence[str]:
-        """What a person should know: what was ignored, and why."""
-
+    @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Changes when the images do."""
+        """Returns a text that changes when the images do."""
 
-    def parts(self) -> list[Part]:
-        """All images; the same list each time, as long as the fingerprint is the same."""
+    @abc.abstractmethod
+    def chunks(self) -> list[Chunk]:
+        """Returns all images; the same list each time, as long as the fingerprint is the same."""
 
-    def read(self, part: Part) -> Iterator[Original]:
-        """The images of a part, in order. Raises UserError if the source is damaged."""
-
-
-def slices(images: int) -> list[range]:
-    """Cuts numbered images into a hundred parts: enough for many cores, and few files to be open at once."""
-    size = max(-(-images // 100), 64)
-    return [range(start, min(start + size, images)) for start in range(0, images, size)]
+    @abc.abstractmethod
+    def read(self, chunk: Chunk) -> Iterator[Original]:
+        """Yields the images of a chunk, in order. Raises UserError if the source is damaged."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Digits:
+def in_hundredths(images: Sequence[Item]) -> list[Sequence[Item]]:
+    """Divides images among a hundred chunks: enough for many cores, and few files to be open at once."""
+    size = max(-(-len(images) // 100), 64)
+    return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+class Digits(Source):
     """The 1,797 scans of handwritten digits that scikit-learn ships, 8x8 pixels in 17 grey levels.
 
     The test half of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998, UCI). Split at random, the
     same way each time: 1,257 to train, 180 to validate, 360 to test.
     """
 
-    class_names: tuple[str, ...] = tuple("0123456789")
-    held_out: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
+    class_names = tuple("0123456789")
 
     def fingerprint(self) -> str:
-        """Nothing changes."""
+        """The same always: scikit-learn ships no other digits."""
         return "digits"
 
-    def parts(self) -> list[Part]:
-        """One."""
-        return [Part(1797, 1797, None)]
+    def chunks(self) -> list[Chunk]:
+        """All images in one chunk."""
+        return [Chunk(1797, 1797, None)]
 
-    def read(self, part: Part) -> Iterator[Original]:
-        """All."""
+    def read(self, chunk: Chunk) -> Iterator[Original]:
+        """Yields the training, validation and test images, each in random order."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -115,38 +113,35 @@ class Digits:
                 yield Original(split, int(digits.target[index]), f"digits/{index}", grey)
 
 
-@dataclasses.dataclass(frozen=True)
-class Synthetic:
+class Synthetic(Source):
     """Noise around a colour of the class: enough to learn from, nothing to download."""
 
-    examples: int
-    held_out: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-    class_names: tuple[str, ...] = tuple(f"colour {number}" for number in range(10))
+    class_names = tuple(f"colour {number}" for number in range(10))
+
+    def __init__(self, examples: int):
+        self._examples = examples
 
     def fingerprint(self) -> str:
-        """Nothing changes but the size."""
-        return f"synthetic {self.examples}"
+        """The number of training images, on which all else depends."""
+        return f"synthetic {self._examples}"
 
-    def parts(self) -> list[Part]:
-        """One a split."""
-        sizes = [self.examples, *[max(self.examples // 8, 1)] * 2]
-        return [Part(size, size, number) for number, size in enumerate(sizes)]
+    def chunks(self) -> list[Chunk]:
+        """One chunk a split; validation and test are an eighth of the training split each."""
+        sizes = [self._examples, *[max(self._examples // 8, 1)] * 2]
+        return [Chunk(size, size, number) for number, size in enumerate(sizes)]
 
-    def read(self, part: Part) -> Iterator[Original]:
-        """32 x 32 pixels each."""
-        for index in range(part.images):
+    def read(self, chunk: Chunk) -> Iterator[Original]:
+        """Yields images of 32 x 32 pixels."""
+        for index in range(chunk.images):
             label = index % len(self.class_names)
             colour = np.random.default_rng(label).integers(64, 192, 3)
-            noise = np.random.default_rng((part.where, index)).integers(-40, 41, (32, 32, 3))
+            noise = np.random.default_rng((chunk.where, index)).integers(-40, 41, (32, 32, 3))
             pixels = (colour + noise).astype(np.uint8)
-            yield Original(SPLITS[part.where], label, f"synthetic/{index}", pixels)
+            yield Original(SPLITS[chunk.where], label, f"synthetic/{index}", pixels)
 
 
-class Tfds:
-    """A data set of TFDS as ArrayRecord. Reading needs no TensorFlow; making a stock data set does."""
-
-    remarks: tuple[str, ...] = ()
+class Tfds(Source):
+    """A data set of TFDS as ArrayRecord. Reading needs no TensorFlow; having TFDS prepare one does."""
 
     def __init__(self, name: str, prepared_dir: str):
         self._builder = _find_builder(name, prepared_dir) or _build(name, prepared_dir)
@@ -173,24 +168,24 @@ class Tfds:
         """Name, version and sizes."""
         return f"{self._builder.info.full_name} " + " ".join(f"{s}:{len(r)}" for s, r in self._records.items())
 
-    def parts(self) -> list[Part]:
+    def chunks(self) -> list[Chunk]:
         """Ranges of records."""
         return [
-            Part(len(numbers), len(numbers), (split, numbers))
+            Chunk(len(numbers), len(numbers), (split, numbers))
             for split, records in self._records.items()
-            for numbers in slices(len(records))
+            for numbers in in_hundredths(range(len(records)))
         ]
 
-    def read(self, part: Part) -> Iterator[Original]:
-        """A range of records."""
-        split, numbers = part.where
+    def read(self, chunk: Chunk) -> Iterator[Original]:
+        """Yields the records of a range, in order."""
+        split, numbers = chunk.where
         for index in numbers:
             record = self._records[split][index]
             yield Original(split, int(record["label"]), f"{split}/{index}", record["image"])
 
 
 def _find_builder(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder | None:
-    """The builder of a data set that is prepared already."""
+    """Returns the builder of a data set that is prepared already; None if there is none."""
     for folder in (prepared_dir, os.environ.get("TFDS_DATA_DIR", str(Path("~/tensorflow_datasets").expanduser()))):
         with contextlib.suppress(*_BUILDER_ERRORS):
             builder = tfds.builder(name, data_dir=folder, file_format="array_record")
@@ -200,7 +195,7 @@ def _find_builder(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder | No
 
 
 def _build(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
-    """Has TFDS download and write a stock data set, for which it needs TensorFlow."""
+    """Has TFDS download and prepare a data set that it knows, for which it needs TensorFlow."""
     where = f"put its ArrayRecord files in {prepared_dir} or $TFDS_DATA_DIR"
     try:
         builder = tfds.builder(name, data_dir=prepared_dir, file_format="array_record")

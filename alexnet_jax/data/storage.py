@@ -1,10 +1,12 @@
 """How prepared images lie on disk: JPEG in ArrayRecord files that TFDS can read, or pixels in .npy files."""
 
+import dataclasses
 import errno
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -13,34 +15,82 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax.data.images import decode_jpeg
+from alexnet_jax.data.images import PreparedImage, decode_jpeg, encode_jpeg
 from alexnet_jax.errors import UserError
 
 _NAME = "images"  # TFDS wants one
 
 
+@dataclasses.dataclass(frozen=True)
+class FolderInfo:
+    """What info.json holds about a prepared folder.
+
+    Attributes:
+      source: fingerprint of the original images.
+      content: digest of all images, labels and splits.
+      storage: "jpeg" or "raw".
+      image_size: side of the images, in pixels.
+      jpeg_quality: 1 to 100.
+      class_names: by label.
+      shards: (file name, images, bytes) of each shard, by split.
+      bytes: size of all shards.
+      unreadable: number of images that could not be decoded.
+      traits: number of images that had each of `images.PROPERTIES`.
+      statistics: of the training images, all but the mean image.
+    """
+
+    source: str
+    content: str
+    storage: str
+    image_size: int
+    jpeg_quality: int
+    class_names: Sequence[str]
+    shards: dict[str, list[Any]]
+    bytes: int
+    unreadable: int
+    traits: dict[str, int]
+    statistics: dict[str, Any]
+
+    def write(self, directory: Path) -> None:
+        """Writes the file. A folder that has it is complete."""
+        (directory / "info.json").write_text(json.dumps(dataclasses.asdict(self), indent=2))
+
+
+def read_info(directory: Path) -> FolderInfo | None:
+    """Returns the info of a prepared folder; None if it is not one. Raises UserError if it is damaged."""
+    try:
+        info = json.loads((directory / "info.json").read_text())
+        if info.keys() != {field.name for field in dataclasses.fields(FolderInfo)}:
+            raise ValueError(f"keys are {', '.join(info)}")
+        return FolderInfo(**info)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{directory}/info.json is damaged ({error}): delete {directory}, it is prepared anew"
+        ) from error
+
+
 @runtime_checkable
 class Records(Protocol):
-    """Random access to the images of a split."""
+    """Random access to the images of a split.
 
-    @property
-    def labels(self) -> np.ndarray:
-        """int32, [images]."""
+    Attributes:
+      labels: int32, [images].
+      image_size: side of the images, in pixels.
+      is_compressed: whether reading means decoding.
+    """
 
-    @property
-    def image_size(self) -> int:
-        """In pixels."""
-
-    @property
-    def is_compressed(self) -> bool:
-        """Whether reading means decoding."""
+    labels: np.ndarray
+    image_size: int
+    is_compressed: bool
 
     def read(self, indices: Sequence[int] | np.ndarray, out: np.ndarray) -> None:
         """Writes images to `out`, uint8, [indices, size, size, 3]. Any number of threads may read at once."""
 
 
-def read_squares(records: Records, ids: np.ndarray) -> np.ndarray:
-    """These images of a split, uint8, [ids, size, size, 3]."""
+def read_images(records: Records, ids: np.ndarray) -> np.ndarray:
+    """Returns these images of a split, uint8, [ids, size, size, 3]."""
     pixels = np.empty((len(ids), records.image_size, records.image_size, 3), np.uint8)
     records.read(ids, pixels)
     return pixels
@@ -67,7 +117,7 @@ class JpegRecords:
                 ) from error
 
     def read_jpeg(self, index: int) -> bytes:
-        """An image as it is stored."""
+        """Returns an image as it is stored."""
         example = tf_example_pb2.Example.FromString(self._source[index])
         return example.features.feature["image"].bytes_list.value[0]
 
@@ -103,30 +153,20 @@ class InMemoryRecords:
         np.take(self.images, indices, axis=0, out=out, mode="clip")  # "raise" would copy everything once more
 
 
-@runtime_checkable
-class ShardWriter(Protocol):
-    """Writes the images of one file, in order."""
-
-    def write(self, pixels: np.ndarray, jpeg: bytes, label: int, file: str) -> None:
-        """Adds an image."""
-
-    def close(self) -> None:
-        """Completes the file."""
-
-
 class JpegWriter:
-    """Writes what JpegRecords reads."""
+    """Writes what JpegRecords reads, to one file; encodes what is not a JPEG of the right size yet."""
 
-    def __init__(self, path: Path):
-        self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    def __init__(self, path: Path, quality: int):
+        self._writer, self._quality = ArrayRecordWriter(str(path), "group_size:1,uncompressed"), quality
 
-    def write(self, pixels: np.ndarray, jpeg: bytes, label: int, file: str) -> None:
-        """Adds `jpeg`."""
+    def write(self, image: PreparedImage) -> None:
+        """Appends an image with its label and file name."""
+        jpeg = image.resized.jpeg or encode_jpeg(image.resized.pixels, self._quality)
         example = tf_example_pb2.Example()
         feature = example.features.feature
         feature["image"].bytes_list.value.append(jpeg)
-        feature["label"].int64_list.value.append(label)
-        feature["file_name"].bytes_list.value.append(file.encode(errors="backslashreplace"))
+        feature["label"].int64_list.value.append(image.label)
+        feature["file_name"].bytes_list.value.append(image.file.encode(errors="backslashreplace"))
         self._writer.write(example.SerializeToString(deterministic=True))
 
     def close(self) -> None:
@@ -140,15 +180,15 @@ class JpegWriter:
 
 
 class PixelWriter:
-    """Writes what PixelRecords reads."""
+    """Writes what PixelRecords reads, to one file."""
 
     def __init__(self, path: Path, image_size: int):
         self._file, self._image_size, self._count = path.open("wb"), image_size, 0
         self._write_header()
 
-    def write(self, pixels: np.ndarray, jpeg: bytes, label: int, file: str) -> None:
-        """Adds `pixels`."""
-        self._file.write(pixels.data)
+    def write(self, image: PreparedImage) -> None:
+        """Appends the pixels of an image."""
+        self._file.write(image.resized.pixels.data)
         self._count += 1
 
     def close(self) -> None:
@@ -164,13 +204,16 @@ class PixelWriter:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
-def working_name(split: str, part: int, storage: str) -> str:
-    """A shard's name while it is not known how many there will be."""
-    return f"{split}-{part:05d}.{'npy' if storage == 'raw' else 'array_record'}"
+ShardWriter = JpegWriter | PixelWriter
+
+
+def working_name(split: str, chunk: int, storage: str) -> str:
+    """Returns a shard's name while it is not known how many there will be."""
+    return f"{split}-{chunk:05d}.{'npy' if storage == 'raw' else 'array_record'}"
 
 
 def final_name(split: str, number: int, shards: int, storage: str) -> str:
-    """A shard's name in a complete data set."""
+    """Returns a shard's name in a complete data set."""
     if storage == "raw":
         return f"{split}-{number:05d}-of-{shards:05d}.npy"
     return f"{_NAME}-{split}.array_record-{number:05d}-of-{shards:05d}"

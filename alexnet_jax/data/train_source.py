@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax.data.loader import Batch, choose_residence, load_into_memory, train_batches, training_order
+from alexnet_jax.data.loader import HostBatch, choose_cache, load_into_memory, train_batches, training_order
 from alexnet_jax.data.storage import Records
 from alexnet_jax.system.machine import memory_bytes
 
@@ -18,17 +18,17 @@ class TrainSource:
 
     Attributes:
       records: the training split, in memory or on disk.
-      residence: where its images lie: "disk", "host" or "device".
+      cache: where its images are kept: "disk", "host" or "device".
       resident: images and labels for the devices to hold, of which the step looks up those of a batch; None otherwise.
       num_threads: reading threads; 0 for one a core.
     """
 
     records: Records
-    residence: str
+    cache: str
     resident: dict[str, np.ndarray] | None
     num_threads: int
 
-    def batches(self, start_example: int, *, batch_size: int, seed: int, rows: slice) -> Generator[Batch]:
+    def batches(self, start_example: int, *, batch_size: int, seed: int, rows: slice) -> Generator[HostBatch]:
         """These rows of all batches from a position on."""
         stream: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "start_example": start_example, "rows": rows}
         if self.resident is not None:
@@ -37,10 +37,10 @@ class TrainSource:
 
 
 def make_train_source(data: ConfigDict, records: Records, device_memory_bytes: int | None) -> TrainSource:
-    """Decides where training images lie, and brings them there; None for devices that use the host's memory."""
-    residence, resident = choose_residence(data.residence, records, device_memory_bytes, memory_bytes()), None
-    if residence != "disk":
+    """Decides where training images are kept, and loads them; None for devices that use the host's memory."""
+    cache, resident = choose_cache(data.residence, records, device_memory_bytes, memory_bytes()), None
+    if cache != "disk":
         records = in_memory = load_into_memory(records, data.num_threads)
-        if residence == "device":
+        if cache == "device":
             resident = {"image": in_memory.images, "label": in_memory.labels}
-    return TrainSource(records, residence, resident, data.num_threads)
+    return TrainSource(records, cache, resident, data.num_threads)

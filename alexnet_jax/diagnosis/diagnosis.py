@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import augment
-from alexnet_jax.data.storage import read_squares
+from alexnet_jax.data.storage import read_images
 from alexnet_jax.diagnosis.layer_statistics import LayerStatistics, measure_layers
 from alexnet_jax.diagnosis.linear_probe import ProbeResult, probe_labels
 from alexnet_jax.diagnosis.start_watch import StartWatch
@@ -99,7 +99,7 @@ def diagnose(experiment: Experiment, variables: dict[str, Any], losses: StartWat
     """
     records, model = experiment.dataset.splits["train"], experiment.model
     ids = np.random.default_rng(0).permutation(len(records.labels))[:BATCH]
-    pixels, labels = jnp.asarray(read_squares(records, ids)), records.labels[ids]
+    pixels, labels = jnp.asarray(read_images(records, ids)), records.labels[ids]
     images = augment.testing_images(experiment.preprocessing, pixels, 1)[0]
     initial = init_variables(model, experiment.config.data.crop, experiment.config.seed)
     measured = Measurements(

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from alexnet_jax.data.storage import Records, read_squares
+from alexnet_jax.data.storage import Records, read_images
 
 THUMBNAIL = 8
 """Side of the images that are classified, in pixels."""
@@ -72,7 +72,7 @@ def _result(predictions: np.ndarray, labels: np.ndarray, classes: int) -> ProbeR
 
 def _thumbnails(records: Records, ids: np.ndarray) -> np.ndarray:
     """[ids, THUMBNAIL^2 x 3] means of the pixels of boxes."""
-    pixels = read_squares(records, ids)
+    pixels = read_images(records, ids)
     box = max(records.image_size // THUMBNAIL, 1)
     side = records.image_size // box
     boxes = pixels[:, : side * box, : side * box].reshape(len(ids), side, box, side, box, 3)

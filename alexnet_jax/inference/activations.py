@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from alexnet_jax import augment
-from alexnet_jax.data.storage import Records, read_squares
+from alexnet_jax.data.storage import Records, read_images
 from alexnet_jax.inference.loaded_run import TrainedRun
 
 
@@ -77,7 +77,7 @@ def nearest_neighbours(
     wanted = _flat(run.features(queries, layer))
     size, distances = run.config.eval_batch_size, []
     for first in range(0, len(ids), size):
-        squares = read_squares(records, ids[first : first + size])
+        squares = read_images(records, ids[first : first + size])
         distances.append(_distances(wanted, _flat(run.features(squares, layer))))
     order = np.argsort(np.concatenate(distances, axis=1), axis=1, kind="stable")
     return ids[order[:, :count]]

@@ -18,7 +18,7 @@ from alexnet_jax import augment
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Restored, checkpoint_names, digest, restore, restore_latest
 from alexnet_jax.config import check, complete
-from alexnet_jax.data.images import to_square
+from alexnet_jax.data.images import resize_image
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError, reason
 from alexnet_jax.experiment import make_preprocessing
@@ -99,7 +99,7 @@ class TrainedRun:
             content = Path(image).read_bytes() if isinstance(image, str | Path) else image
             if isinstance(content, np.ndarray) and (content.dtype != np.uint8 or content.shape[2:] not in _CHANNELS):
                 raise ValueError(f"{content.dtype} of shape {content.shape} is not uint8, [height, width, 1 or 3]")
-            return to_square(content, data.image_size, data.max_megapixels * 1e6).pixels
+            return resize_image(content, data.image_size, data.max_megapixels * 1e6).pixels
         except Exception as error:  # decoders raise anything on broken data
             name = str(image) if isinstance(image, str | Path) else "the image"
             raise UserError(f"{name} cannot be read: {reason(error)}") from error

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.data.storage import read_squares
+from alexnet_jax.data.storage import read_images
 from alexnet_jax.errors import UserError
 from alexnet_jax.fidelity.decisions import REFERENCES, explain
 from alexnet_jax.inference import report_figures, report_page
@@ -219,7 +219,7 @@ def _errors(evaluation: Evaluation) -> Iterator[Part]:
 
 def _pictures(name: str, evaluation: Evaluation, dataset: Dataset, ids: np.ndarray, which: str) -> Figure:
     run = evaluation.run
-    squares = read_squares(dataset.splits[evaluation.split], ids)
+    squares = read_images(dataset.splits[evaluation.split], ids)
     labels = [run.class_names[label] for label in evaluation.labels[ids]]
     predictions = [
         [(run.name_of(guess), probability) for guess, probability in evaluation.predictions(number)]
@@ -232,11 +232,11 @@ def _pictures(name: str, evaluation: Evaluation, dataset: Dataset, ids: np.ndarr
 def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Figure:
     run, train = evaluation.run, dataset.splits["train"]
     layer = run.layer_names[-2]  # what the classifier sees
-    queries = read_squares(dataset.splits[evaluation.split], ids)
+    queries = read_images(dataset.splits[evaluation.split], ids)
     total = len(train.labels)
     searched = np.sort(np.random.default_rng(0).permutation(total)[:MOST_SEARCHED])
     near = nearest_neighbours(run, layer, queries, train, searched, min(NEIGHBOURS, len(searched)))
-    pictures = read_squares(train, near.ravel()).reshape(*near.shape, *queries.shape[1:])
+    pictures = read_images(train, near.ravel()).reshape(*near.shape, *queries.shape[1:])
     names = [[run.class_names[label] for label in train.labels[row]] for row in near]
     labels = [run.class_names[label] for label in evaluation.labels[ids]]
     among = f"{len(searched):,} of {total:,}" if len(searched) < total else f"{total:,}"
@@ -259,7 +259,7 @@ def _activations(evaluation: Evaluation, dataset: Dataset) -> str:
             f"{row.zeros:.1%}",
             "" if row.dead is None else f"{row.dead:,} of {row.shape[-1]:,}",
         ]
-        for row in activation_statistics(evaluation.run, read_squares(records, ids))
+        for row in activation_statistics(evaluation.run, read_images(records, ids))
     ]
     header = ["activation", "shape", "mean", "std", "zeros", "dead"]
     text = report_page.paragraph(

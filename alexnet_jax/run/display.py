@@ -24,7 +24,7 @@ def show_header(experiment: Experiment, run: str, command: str, learning_rate: s
             "network": f"{config.model.preset}, {parameters:,} parameters, {macs:,} MACs an image",
             "data": f"{config.data.name}: {sizes}; {dataset.num_classes} classes",
             "images": f"{config.data.image_size} pixels, crops of {config.data.crop}, from "
-            + places[experiment.source.residence],
+            + places[experiment.source.cache],
             "devices": f"{len(devices)} x {devices[0].device_kind}, {experiment.devices.layout}, "
             f"{processes} process{'es' if processes > 1 else ''}; batch {config.batch_size}",
             "learning rate": learning_rate,

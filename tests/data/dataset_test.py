@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from alexnet_jax.data.dataset import Dataset, get_dataset, open_prepared
 from alexnet_jax.data.preparation import Storing, prepare
-from alexnet_jax.data.sources import SPLITS, Original, Part
+from alexnet_jax.data.sources import SPLITS, Chunk, Original, Source
 from alexnet_jax.errors import MissingSourceError, UserError
 from tests.conftest import REPOSITORY
 
@@ -298,23 +298,21 @@ def test_tensorflow_is_never_loaded(prepared_dir: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise:
+class Noise(Source):
     """Ten pictures of two classes, the last two to validate."""
 
     labels: tuple[int, ...] = (0, 1) * 5
     seeds: tuple[int, ...] = tuple(range(10))
     class_names: tuple[str, ...] = ("dark", "bright")
-    held_out: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         return repr(self)
 
-    def parts(self) -> list[Part]:
-        return [Part(5, 5, range(5)), Part(5, 5, range(5, 10))]
+    def chunks(self) -> list[Chunk]:
+        return [Chunk(5, 5, range(5)), Chunk(5, 5, range(5, 10))]
 
-    def read(self, part: Part) -> Iterator[Original]:
-        for number in part.where:
+    def read(self, chunk: Chunk) -> Iterator[Original]:
+        for number in chunk.where:
             pixels = np.random.default_rng(self.seeds[number]).integers(0, 256, (8, 8, 3), np.uint8)
             yield Original("train" if number < 8 else "validation", self.labels[number], f"{number}.png", pixels)
 

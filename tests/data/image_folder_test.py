@@ -29,7 +29,7 @@ from tests.helpers.pictures import (
 
 def listed(source: ImageFolder) -> list[tuple[str, str, str]]:
     """(split, class, file) of every image."""
-    originals = [original for part in source.parts() for original in source.read(part)]
+    originals = [original for chunk in source.chunks() for original in source.read(chunk)]
     return sorted((split, source.class_names[label], file) for split, label, file, _ in originals)
 
 

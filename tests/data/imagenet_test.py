@@ -20,7 +20,7 @@ from PIL import Image
 from alexnet_jax.data import imagenet
 from alexnet_jax.data.dataset import Dataset, get_dataset, open_prepared
 from alexnet_jax.data.imagenet import ImageNet
-from alexnet_jax.data.images import to_square
+from alexnet_jax.data.images import resize_image
 from alexnet_jax.data.preparation import Storing
 from alexnet_jax.data.sources import Original
 from alexnet_jax.errors import MissingSourceError, UserError
@@ -110,7 +110,7 @@ def open_imagenet(folder: Path, prepared: Path, storing: Storing = STORING) -> D
 
 def originals(folder: Path) -> list[Original]:
     source = ImageNet(str(folder))
-    return [original for part in source.parts() for original in source.read(part)]
+    return [original for chunk in source.chunks() for original in source.read(chunk)]
 
 
 def images(dataset: Dataset, split: str) -> np.ndarray:
@@ -140,7 +140,7 @@ def test_validation_labels_follow_the_numbers_in_the_names(tars: Path) -> None:
     for number, original in zip(numbers, validation, strict=True):
         assert SYNSETS[original.label] == OFFICIAL[number - 1]
         assert isinstance(original.content, bytes)
-        assert number_of(to_square(original.content, 16, 1e6).pixels) == number
+        assert number_of(resize_image(original.content, 16, 1e6).pixels) == number
 
 
 def test_training_labels_follow_the_names_of_the_inner_tars(tars: Path) -> None:
@@ -151,11 +151,11 @@ def test_training_labels_follow_the_names_of_the_inner_tars(tars: Path) -> None:
     assert all(Path(original.file).name.startswith(SYNSETS[original.label]) for original in train)
 
 
-def test_parts_are_the_same_each_time_and_can_be_read_in_any_order(tars: Path) -> None:
+def test_chunks_are_the_same_each_time_and_can_be_read_in_any_order(tars: Path) -> None:
     source = ImageNet(str(tars))
-    parts = source.parts()
-    assert [part[:2] for part in parts] == [part[:2] for part in ImageNet(str(tars)).parts()]
-    backwards = [[original.file for original in source.read(part)] for part in reversed(parts)]
+    chunks = source.chunks()
+    assert [chunk[:2] for chunk in chunks] == [chunk[:2] for chunk in ImageNet(str(tars)).chunks()]
+    backwards = [[original.file for original in source.read(chunk)] for chunk in reversed(chunks)]
     assert [file for files in reversed(backwards) for file in files] == [original.file for original in originals(tars)]
 
 
@@ -228,7 +228,7 @@ def test_photographs_end_up_with_their_synsets(tmp_path: Path, tars: Path, monke
     write_train(tmp_path / TRAIN, files)
     shutil.copy(tars / VALIDATION, tmp_path)
     dataset = open_imagenet(tmp_path, tmp_path / "data")
-    synsets = {to_square(photo, 16, 1e8).pixels.tobytes(): synset for synset, photo in photographs.items()}
+    synsets = {resize_image(photo, 16, 1e8).pixels.tobytes(): synset for synset, photo in photographs.items()}
     labelled = zip(images(dataset, "train"), dataset.splits["train"].labels, strict=True)
     found = {synsets[image.tobytes()]: SYNSETS[label] for image, label in labelled if image.tobytes() in synsets}
     assert found == {synset: synset for synset in photographs}
@@ -260,9 +260,19 @@ def cut_between(path: Path, number: int) -> None:
 
 def lose(path: Path, number: int) -> None:
     """Rewrites a tar without a member."""
-    with tarfile.open(path) as tar:
-        files = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    files = files_of(path)
     write_tar(path, files[:number] + files[number + 1 :])
+
+
+def repeat(path: Path, number: int, name: str = "") -> None:
+    """Rewrites a tar with a member once more, by another name if one is given."""
+    files = files_of(path)
+    write_tar(path, [*files, (name or files[number][0], files[number][1])])
+
+
+def files_of(path: Path) -> Files:
+    with tarfile.open(path) as tar:
+        return [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
 
 
 BEFOREHAND: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -287,6 +297,8 @@ BEFOREHAND: dict[str, tuple[Callable[[Path], object], str]] = {
     "validation is train": (lambda folder: shutil.copy(folder / TRAIN, folder / VALIDATION), VALIDATION),
     "something else": (lambda folder: write_tar(folder / TRAIN, [("README", b"text")]), TRAIN),
     "999 classes": (lambda folder: lose(folder / TRAIN, 700), TRAIN),
+    "a class twice": (lambda folder: repeat(folder / TRAIN, 700), TRAIN),
+    "an unknown class": (lambda folder: repeat(folder / TRAIN, 700, "n99999999.tar"), TRAIN),
     "a number lacks": (lambda folder: lose(folder / VALIDATION, 7), VALIDATION),
     "a header is garbage": (lambda f: overwrite(f / TRAIN, inner(f / TRAIN, THRICE).offset, b"\xa5" * 512), TRAIN),
 }

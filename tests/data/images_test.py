@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from alexnet_jax.data.images import TRAITS, decode_jpeg, encode_jpeg, to_square
+from alexnet_jax.data.images import PROPERTIES, decode_jpeg, encode_jpeg, resize_image
 
 SIZE = 16
 
@@ -31,10 +31,10 @@ def encoded(picture: Image.Image | np.ndarray, kind: str, **options: object) -> 
 
 
 def squared(original: bytes | np.ndarray, size: int = SIZE, max_pixels: float = 1e6) -> tuple[np.ndarray, set[str]]:
-    square = to_square(original, size, max_pixels)
+    square = resize_image(original, size, max_pixels)
     assert square.pixels.shape == (size, size, 3) and square.pixels.dtype == np.uint8
-    assert square.pixels.flags.c_contiguous and square.traits <= set(TRAITS)
-    return square.pixels, set(square.traits)
+    assert square.pixels.flags.c_contiguous and square.properties <= set(PROPERTIES)
+    return square.pixels, set(square.properties)
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> float:
@@ -56,9 +56,9 @@ def rgb(data: bytes) -> np.ndarray:
 @pytest.mark.parametrize("wide", [True, False])
 def test_the_shorter_side_is_scaled_and_the_central_square_stays(wide: bool) -> None:
     ramp = np.repeat((np.arange(1024) // 4).astype(np.uint8)[None, :, None], 500, axis=0).repeat(3, axis=2)
-    pixels, traits = squared(ramp if wide else ramp.transpose(1, 0, 2).copy(), 256)
+    pixels, properties = squared(ramp if wide else ramp.transpose(1, 0, 2).copy(), 256)
     line = (pixels[128] if wide else pixels[:, 128])[:, 0].astype(float)
-    assert not traits
+    assert not properties
     # 524 columns of 1.953 pixels, of which 134 go at either side.
     np.testing.assert_allclose(line, (np.arange(134, 390) + 0.5) * 500 / 256 / 4, atol=1)
 
@@ -66,7 +66,7 @@ def test_the_shorter_side_is_scaled_and_the_central_square_stays(wide: bool) -> 
 @pytest.mark.parametrize(("height", "width"), [(100, 61), (61, 100), (300, 257), (48, 48), (17, 16), (1000, 40)])
 def test_shrinking_averages_areas(height: int, width: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    pixels, traits = squared(noise)
+    pixels, properties = squared(noise)
     expected = central_square(noise)
     if min(height, width) > SIZE:
         expected = cv2.resize(expected, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
@@ -74,18 +74,18 @@ def test_shrinking_averages_areas(height: int, width: int) -> None:
     smooth = waves(height, width)
     picture = Image.fromarray(np.ascontiguousarray(central_square(smooth)))
     assert difference(squared(smooth)[0], np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX))) < 2
-    assert "tiny" not in traits
+    assert "tiny" not in properties
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 12), (15, 15), (15, 300), (8, 8)])
 def test_enlarging_is_cubic_and_counted(height: int, width: int) -> None:
     picture = waves(height, width)
-    pixels, traits = squared(picture)
+    pixels, properties = squared(picture)
     square = np.ascontiguousarray(central_square(picture))
     np.testing.assert_array_equal(pixels, cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC))
     pillow = Image.fromarray(square).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     assert difference(pixels, np.asarray(pillow)) < 4
-    assert traits == {"tiny"}
+    assert properties == {"tiny"}
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 3), (31, 33), (33, 65), (257, 129)], ids=str)
@@ -100,19 +100,19 @@ def test_any_shape_will_do(kind: str, shape: tuple[int, int]) -> None:
 def test_arrays_may_be_grey_and_are_left_as_they_are() -> None:
     grey = waves(20, 30)[..., 0]
     grey.setflags(write=False)
-    flat, traits = squared(grey)
-    deep, deep_traits = squared(grey[..., None])
-    colour, colour_traits = squared(np.repeat(grey[..., None], 3, axis=2))
+    flat, properties = squared(grey)
+    deep, deep_properties = squared(grey[..., None])
+    colour, colour_properties = squared(np.repeat(grey[..., None], 3, axis=2))
     np.testing.assert_array_equal(flat, deep)
     np.testing.assert_array_equal(flat, colour)
-    assert (traits, deep_traits, colour_traits) == ({"grey"}, {"grey"}, set())
+    assert (properties, deep_properties, colour_properties) == ({"grey"}, {"grey"}, set())
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}], ids=str)
 def test_a_jpeg_of_the_wanted_size_is_kept_to_the_byte(mode: str, options: dict[str, object]) -> None:
     data = encoded(Image.fromarray(waves(SIZE, SIZE)).convert(mode), "JPEG", **options)
-    square = to_square(data, SIZE, 1e6)
+    square = resize_image(data, SIZE, 1e6)
     assert square.jpeg == data
     out = np.empty((SIZE, SIZE, 3), np.uint8)
     decode_jpeg(data, out)
@@ -125,7 +125,7 @@ def test_other_images_of_the_wanted_size_are_not_taken_for_jpeg() -> None:
     turned[0x112] = 6
     others = [encoded(picture, "PNG"), encoded(picture.convert("CMYK"), "JPEG"), encoded(picture, "JPEG", exif=turned)]
     others += [encoded(waves(SIZE, SIZE + 1), "JPEG"), encoded(waves(2 * SIZE, 2 * SIZE), "JPEG")]
-    assert [to_square(original, SIZE, 1e6).jpeg for original in [*others, waves(SIZE, SIZE)]] == [None] * 6
+    assert [resize_image(original, SIZE, 1e6).jpeg for original in [*others, waves(SIZE, SIZE)]] == [None] * 6
 
 
 def test_encoding_and_decoding_change_little_at_high_quality() -> None:
@@ -141,16 +141,16 @@ def test_encoding_and_decoding_change_little_at_high_quality() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_grey_becomes_rgb(kind: str) -> None:
     data = encoded(Image.fromarray(waves(40, 60)).convert("L"), kind)
-    pixels, traits = squared(data)
-    assert traits == {"grey"} and (pixels == pixels[..., :1]).all()
+    pixels, properties = squared(data)
+    assert properties == {"grey"} and (pixels == pixels[..., :1]).all()
     assert difference(pixels, squared(rgb(data))[0]) < 1
 
 
 def test_black_and_white_is_grey() -> None:
     bits = Image.fromarray(waves(SIZE, SIZE)).convert("1")
-    pixels, traits = squared(encoded(bits, "PNG"))
+    pixels, properties = squared(encoded(bits, "PNG"))
     np.testing.assert_array_equal(pixels, np.repeat(np.asarray(bits)[..., None] * np.uint8(255), 3, axis=2))
-    assert traits == {"grey"}
+    assert properties == {"grey"}
 
 
 def see_through(mode: str) -> tuple[bytes, np.ndarray]:
@@ -177,17 +177,17 @@ def see_through(mode: str) -> tuple[bytes, np.ndarray]:
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L"])
 def test_what_is_see_through_is_shown_on_white(mode: str) -> None:
     data, expected = see_through(mode)
-    pixels, traits = squared(data)
+    pixels, properties = squared(data)
     np.testing.assert_allclose(pixels, expected, atol=1)
     assert (pixels[:, : SIZE // 2] == 255).all()
-    assert traits == {"transparent"} | ({"grey"} if mode in ("L", "LA") else set())
+    assert properties == {"transparent"} | ({"grey"} if mode in ("L", "LA") else set())
 
 
 def test_a_palette_is_looked_up() -> None:
     palette = Image.fromarray(waves(SIZE, SIZE)).quantize(64)
-    pixels, traits = squared(encoded(palette, "PNG"))
+    pixels, properties = squared(encoded(palette, "PNG"))
     np.testing.assert_array_equal(pixels, np.asarray(palette.convert("RGB")))
-    assert not traits
+    assert not properties
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -195,10 +195,10 @@ def test_of_16_bit_grey_the_upper_8_bits_count(turned: bool) -> None:
     deep = (np.arange(SIZE * SIZE, dtype=np.uint16).reshape(SIZE, SIZE) * 257).astype(np.uint16)
     exif = Image.Exif()
     exif[0x112] = 3 if turned else 1
-    pixels, traits = squared(encoded(Image.fromarray(deep), "PNG", exif=exif))
+    pixels, properties = squared(encoded(Image.fromarray(deep), "PNG", exif=exif))
     expected = (deep[::-1, ::-1] if turned else deep) >> 8
     np.testing.assert_array_equal(pixels, expected[..., None].repeat(3, axis=2))
-    assert traits == {"grey"} | ({"rotated"} if turned else set())
+    assert properties == {"grey"} | ({"rotated"} if turned else set())
 
 
 @pytest.mark.parametrize("channels", [3, 4])
@@ -217,8 +217,8 @@ def test_print_colours_come_out_right(adobe: bool) -> None:
     if not adobe:
         start = data.index(b"\xff\xee")
         data = data[:start] + data[start + 16 :]
-    pixels, traits = squared(data)
-    assert traits == {"CMYK"}
+    pixels, properties = squared(data)
+    assert properties == {"CMYK"}
     np.testing.assert_array_equal(pixels, squared(rgb(data))[0])
     assert difference(pixels, squared(picture)[0]) < 4
 
@@ -229,11 +229,11 @@ def test_pictures_are_turned_upright(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x112] = orientation
     data = encoded(waves(24, 40), kind, exif=exif)
-    pixels, traits = squared(data)
+    pixels, properties = squared(data)
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     assert upright.shape[:2] == ((24, 40) if orientation < 5 else (40, 24))
     assert difference(pixels, squared(upright)[0]) < 1
-    assert traits == ({"rotated"} if orientation > 1 else set())
+    assert properties == ({"rotated"} if orientation > 1 else set())
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -243,8 +243,8 @@ def test_pictures_are_turned_upright(orientation: int, kind: str) -> None:
 )
 def test_a_damaged_exif_tag_costs_no_image(exif: bytes) -> None:
     picture = waves(40, 60)
-    pixels, traits = squared(encoded(picture, "JPEG", exif=b"Exif\0\0" + exif))
-    assert difference(pixels, squared(picture)[0]) < 2 and not traits
+    pixels, properties = squared(encoded(picture, "JPEG", exif=b"Exif\0\0" + exif))
+    assert difference(pixels, squared(picture)[0]) < 2 and not properties
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
@@ -252,15 +252,15 @@ def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "lime")]
     lossless = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **lossless)
-    pixels, traits = squared(data)
+    pixels, properties = squared(data)
     np.testing.assert_allclose(pixels, np.broadcast_to([255, 0, 0], pixels.shape), atol=2)
-    assert traits == {"animated"}
+    assert properties == {"animated"}
 
 
 def test_the_content_decides_what_a_file_is(tmp_path: Path) -> None:
     path = tmp_path / "n02105855_2933.JPEG"
     path.write_bytes(encoded(waves(SIZE, SIZE), "PNG"))
-    square = to_square(path.read_bytes(), SIZE, 1e6)
+    square = resize_image(path.read_bytes(), SIZE, 1e6)
     np.testing.assert_array_equal(square.pixels, waves(SIZE, SIZE))
     assert square.jpeg is None
 
@@ -279,12 +279,12 @@ def test_huge_images_are_refused_by_their_header(kind: str) -> None:
     data = enlarge_header(encoded(waves(8, 8), kind), 30_000)
     began = time.monotonic()
     with pytest.raises(ValueError, match=r"30000 x 30000 pixels are more than config\.data\.max_megapixels allows"):
-        to_square(data, SIZE, 100e6)
+        resize_image(data, SIZE, 100e6)
     assert time.monotonic() - began < 0.5
     at_limit = encoded(waves(20, 30), kind)
     squared(at_limit, max_pixels=600.0)
     with pytest.raises(ValueError, match="30 x 20 pixels"):
-        to_square(at_limit, SIZE, 599.0)
+        resize_image(at_limit, SIZE, 599.0)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_huge_images_are_refused_by_their_header(kind: str) -> None:
 )
 def test_what_is_no_image_is_said_to_be_none(data: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        to_square(data, SIZE, 1e6)
+        resize_image(data, SIZE, 1e6)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {})], ids=str)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data.loader import (
-    Batch,
-    check_residence,
-    choose_residence,
+    HostBatch,
+    check_cache,
+    choose_cache,
     eval_batches,
     load_into_memory,
     train_batches,
@@ -63,13 +63,13 @@ def no_thread_is_left() -> Iterator[None]:
     assert threading.active_count() == before
 
 
-def check(batch: Batch) -> None:
+def check(batch: HostBatch) -> None:
     """Raises AssertionError if image and label are not those of the id."""
     np.testing.assert_array_equal(batch["image"], pictures(batch["id"]))
     np.testing.assert_array_equal(batch["label"], batch["id"] % 3)
 
 
-def pairs(batches: Generator[Batch], count: int) -> list[tuple[int, int]]:
+def pairs(batches: Generator[HostBatch], count: int) -> list[tuple[int, int]]:
     """(epoch, id) of the first `count` examples."""
     found: list[tuple[int, int]] = []
     while len(found) < count:
@@ -85,7 +85,7 @@ def read_pairs(
     """The same of batches with images, of reads that take random times."""
     delay = np.random.default_rng(1)
 
-    def checked() -> Generator[Batch]:
+    def checked() -> Generator[HostBatch]:
         records = Pictures(size, before=lambda ids: time.sleep(delay.uniform(0, 0.002)))
         for batch in train_batches(records, batch_size=batch_size, seed=seed, start_example=start, num_threads=threads):
             assert {name: (len(values), values.dtype) for name, values in batch.items()} == {
@@ -296,7 +296,7 @@ def test_where_images_lie(
     residence: str, is_compressed: bool, device_bytes: int | None, host_bytes: int, expected: str
 ) -> None:
     records = Pictures(100, is_compressed=is_compressed)
-    assert choose_residence(residence, records, device_bytes, host_bytes) == expected
+    assert choose_cache(residence, records, device_bytes, host_bytes) == expected
 
 
 @pytest.mark.parametrize(
@@ -305,17 +305,17 @@ def test_where_images_lie(
 )
 def test_a_memory_that_is_too_small_is_refused(residence: str, device_bytes: int | None, host_bytes: int) -> None:
     with pytest.raises(UserError, match=rf"config\.data\.residence='{residence}': .*'disk' or 'auto' will do"):
-        choose_residence(residence, Pictures(100), device_bytes, host_bytes)
+        choose_cache(residence, Pictures(100), device_bytes, host_bytes)
 
 
 def test_images_pass_through_the_hosts_memory_to_the_device() -> None:
-    assert choose_residence("auto", Pictures(100), ROOM, LITTLE) == "disk"
+    assert choose_cache("auto", Pictures(100), ROOM, LITTLE) == "disk"
     with pytest.raises(UserError, match=r"config\.data\.residence='device': "):
-        choose_residence("device", Pictures(100), ROOM, LITTLE)
+        choose_cache("device", Pictures(100), ROOM, LITTLE)
 
 
 def test_an_unknown_residence_is_refused() -> None:
-    for refuse in (check_residence, lambda name: choose_residence(name, Pictures(1), None, ROOM)):
+    for refuse in (check_cache, lambda name: choose_cache(name, Pictures(1), None, ROOM)):
         with pytest.raises(UserError, match=r"config\.data\.residence='cloud' is unknown; there are: auto, device"):
             refuse("cloud")
 

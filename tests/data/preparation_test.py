@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from alexnet_jax.data import preparation, storage
-from alexnet_jax.data import statistics as inventory_lib
+from alexnet_jax.data import inventory, preparation, storage
 from alexnet_jax.data.dataset import open_prepared
 from alexnet_jax.data.image_folder import ImageFolder
 from alexnet_jax.data.preparation import _Job
@@ -170,13 +169,13 @@ import os, signal, sys
 from pathlib import Path
 from alexnet_jax.data import preparation
 from tests.helpers.pictures import prepared
-real, seen = preparation.to_square, []
-def to_square(*args):
+real, seen = preparation.resize_image, []
+def resize_image(*args):
     seen.append(True)
     if len(seen) == 80:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
-preparation.to_square, preparation.available_cores = to_square, lambda: 1
+preparation.resize_image, preparation.available_cores = resize_image, lambda: 1
 prepared(Path(sys.argv[1]), Path(sys.argv[2]), storage=sys.argv[3])
 """
 
@@ -210,13 +209,13 @@ def test_a_killed_preparation_goes_on_where_it_stood(
 
 
 STAGES: dict[str, tuple[Any, str]] = {
-    "reading": (preparation, "to_square"),
-    "part": (inventory_lib.Inventory, "save"),
+    "reading": (preparation, "resize_image"),
+    "chunk": (inventory.Inventory, "save"),
     "naming": (_Job, "_name_shards"),
-    "tables": (inventory_lib, "write_tables"),
+    "tables": (preparation, "write_tables"),
     "metadata": (storage, "write_tfds_metadata"),
-    "mean image": (inventory_lib, "save_mean_image"),
-    "labels": (inventory_lib, "save_examples"),
+    "mean image": (inventory.np, "save"),
+    "arrays": (preparation, "save_arrays"),
     "completing": (_Job, "_complete"),
     "publishing": (_Job, "_publish"),
 }
@@ -246,7 +245,7 @@ def interrupt(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, after
 def test_an_interruption_at_any_stage_changes_nothing_in_the_end(
     source: Path, expected: dict[str, dict[str, bytes]], tmp_path: Path, storage: str, stage: str, after: bool
 ) -> None:
-    call = {"reading": 50, "part": 2}.get(stage, 1)
+    call = {"reading": 50, "chunk": 2}.get(stage, 1)
     with pytest.MonkeyPatch.context() as patch:
         calls = interrupt(patch, *STAGES[stage], call, after)
         if stage == "metadata" and storage == "raw":
@@ -264,7 +263,7 @@ def test_an_interruption_at_any_stage_changes_nothing_in_the_end(
 def test_an_interruption_says_that_the_work_is_kept(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    interrupt(monkeypatch, preparation, "to_square", 50, after=False)
+    interrupt(monkeypatch, preparation, "resize_image", 50, after=False)
     with pytest.raises(KeyboardInterrupt):
         prepared(source, tmp_path)
     assert "is kept" in capsys.readouterr().out
@@ -355,11 +354,11 @@ import sys, time
 from pathlib import Path
 from alexnet_jax.data import preparation
 from tests.helpers.pictures import images_of, prepared
-real = preparation.to_square
-def to_square(*args):
+real = preparation.resize_image
+def resize_image(*args):
     time.sleep(0.02)
     return real(*args)
-preparation.to_square = to_square
+preparation.resize_image = resize_image
 print("ready")
 input()
 dataset = prepared(Path(sys.argv[1]), Path(sys.argv[2]), storage="jpeg")

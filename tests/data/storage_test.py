@@ -13,7 +13,7 @@ from PIL import Image
 
 from alexnet_jax.data import preparation
 from alexnet_jax.data.dataset import open_prepared
-from alexnet_jax.data.images import decode_jpeg, encode_jpeg
+from alexnet_jax.data.images import PreparedImage, ResizedImage, decode_jpeg, encode_jpeg
 from alexnet_jax.data.storage import InMemoryRecords, JpegRecords, JpegWriter, PixelRecords, PixelWriter, Records
 from alexnet_jax.errors import UserError
 from tests.helpers.pictures import SIZE, contents, images_of, make_folder, noise, prepared, save
@@ -40,12 +40,16 @@ def in_memory(folder: Path, jpegs: list[bytes], pixels: np.ndarray) -> Records:
     return InMemoryRecords(pixels.copy(), LABELS)
 
 
+def image_of(pixels: np.ndarray, jpeg: bytes | None = None, label: int = 0) -> PreparedImage:
+    return PreparedImage("train", label, f"{label}", bytes(32), ResizedImage(pixels, jpeg=jpeg))
+
+
 def as_pixels(folder: Path, jpegs: list[bytes], pixels: np.ndarray) -> Records:
     paths, images = [folder / f"{number}.npy" for number in range(len(COUNTS))], iter(pixels)
     for path, count in zip(paths, COUNTS, strict=True):
         writer = PixelWriter(path, SIZE)
         for _ in range(count):
-            writer.write(next(images), b"", 0, "")
+            writer.write(image_of(next(images)))
         writer.close()
     return PixelRecords(paths, LABELS, SIZE)
 
@@ -53,9 +57,9 @@ def as_pixels(folder: Path, jpegs: list[bytes], pixels: np.ndarray) -> Records:
 def as_jpegs(folder: Path, jpegs: list[bytes], pixels: np.ndarray) -> Records:
     paths, images = [folder / f"{number}.array_record" for number in range(len(COUNTS))], iter(jpegs)
     for path, count in zip(paths, COUNTS, strict=True):
-        writer = JpegWriter(path)
+        writer = JpegWriter(path, quality=90)
         for index in range(count):
-            writer.write(np.zeros(0, np.uint8), next(images), index, f"{index}")
+            writer.write(image_of(np.zeros(0, np.uint8), next(images), index))
         writer.close()
     return JpegRecords(list(zip(paths, COUNTS, strict=True)), LABELS, SIZE)
 
@@ -110,7 +114,7 @@ def test_numpy_reads_what_pixel_writer_writes(tmp_path: Path, count: int) -> Non
     images = np.random.default_rng(0).integers(0, 256, (count, 3, 3, 3), dtype=np.uint8)
     writer = PixelWriter(tmp_path / "x.npy", 3)
     for image in images:
-        writer.write(image, b"", 0, "")
+        writer.write(image_of(image))
     writer.close()
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), images)
 

@@ -70,12 +70,12 @@ def test_a_file_its_bytes_and_its_pixels_are_one(run: TrainedRun, tmp_path: Path
 
 
 def test_predict_is_what_training_evaluates(run: TrainedRun) -> None:
-    from alexnet_jax.data.storage import read_squares
+    from alexnet_jax.data.storage import read_images
     from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
 
     dataset = open_run_dataset(run)
     evaluation = evaluate(run, dataset, "test")
-    squares = read_squares(dataset.splits["test"], np.arange(40))
+    squares = read_images(dataset.splits["test"], np.arange(40))
     probabilities = run.predict(squares)
     np.testing.assert_array_equal(np.argsort(-probabilities, axis=1, kind="stable")[:, :5], evaluation.guesses[:40])
     np.testing.assert_allclose(

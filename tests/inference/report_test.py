@@ -14,7 +14,7 @@ from PIL import Image
 
 from alexnet_jax import load_run
 from alexnet_jax.cli import report
-from alexnet_jax.data.storage import read_squares
+from alexnet_jax.data.storage import read_images
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference import report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
@@ -138,17 +138,17 @@ def test_neighbours_of_training_images_are_themselves(finished: Path) -> None:
     run = load_run(finished)
     train = open_run_dataset(run).splits["train"]
     ids = np.arange(5, 300)
-    queries = read_squares(train, ids[:7])
+    queries = read_images(train, ids[:7])
     near = nearest_neighbours(run, "fc4", queries, train, ids, count=3)
     np.testing.assert_array_equal(near[:, 0], ids[:7])
-    features = run.features(read_squares(train, ids), "fc4")
+    features = run.features(read_images(train, ids), "fc4")
     distances = np.linalg.norm(features[:7, None] - features[None], axis=-1)
     np.testing.assert_array_equal(near, ids[np.argsort(distances, axis=1)[:, :3]])
 
 
 def test_activation_statistics_are_those_of_the_features(finished: Path) -> None:
     run = load_run(finished)
-    squares = read_squares(open_run_dataset(run).splits["test"], np.arange(40))
+    squares = read_images(open_run_dataset(run).splits["test"], np.arange(40))
     for row in activation_statistics(run, squares):
         features = run.features(squares, row.name)
         assert row.shape == features.shape[1:]

@@ -1,0 +1,164 @@
+"""What a preparation knows about its images: where each went, what was odd, what could not be read, copies."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexnet_jax.data.images import PROPERTIES, PreparedImage
+from alexnet_jax.data.statistics import PixelSums, Statistics
+from alexnet_jax.data.storage import FolderInfo
+
+QUARANTINE_TABLE, DUPLICATES_TABLE, CLASSES_TABLE = "quarantine.tsv", "duplicates.tsv", "classes.tsv"
+
+
+class Inventory:
+    """The images of a chunk, or of all chunks, in order.
+
+    Attributes:
+      split, label, file, digest: of each stored image; the digest is the first 8 bytes of its file's SHA-256.
+      traits: how many images had each of `images.PROPERTIES`.
+      quarantine: (split, file, reason) of the unreadable.
+      sums: over the training images.
+    """
+
+    def __init__(self, image_size: int):
+        self.split: list[str] = []
+        self.label: list[int] = []
+        self.file: list[str] = []
+        self.digest: list[int] = []
+        self.traits: Counter[str] = Counter()
+        self.quarantine: list[Sequence[str]] = []
+        self.sums = PixelSums(image_size)
+
+    def add(self, image: PreparedImage) -> None:
+        """Counts a stored image."""
+        self.split.append(image.split)
+        self.label.append(image.label)
+        self.file.append(image.file)
+        self.digest.append(int.from_bytes(image.digest[:8], "big"))
+        self.traits.update(image.resized.properties)
+        if image.split == "train":
+            self.sums.add(image.resized.pixels)
+
+    def save(self, path: Path) -> None:
+        """Writes the file in one step."""
+        lists = {name: getattr(self, name) for name in ("split", "label", "file", "digest", "traits", "quarantine")}
+        text = np.frombuffer(json.dumps(lists).encode(), np.uint8)
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, text=text, pixel_sum=self.sums.pixels, product_sum=self.sums.products)
+        temporary.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Inventory":
+        """Reads a saved one."""
+        with np.load(path) as arrays:
+            inventory = cls(len(arrays["pixel_sum"]))
+            inventory.sums.pixels, inventory.sums.products = arrays["pixel_sum"], arrays["product_sum"]
+            inventory._extend(json.loads(arrays["text"].tobytes()))
+        return inventory
+
+    def extend(self, other: "Inventory") -> None:
+        """Appends a later chunk."""
+        self._extend(vars(other))
+        self.sums.extend(other.sums)
+
+    def _extend(self, lists: Mapping[str, Any]) -> None:
+        for name in ("split", "label", "file", "digest", "quarantine"):
+            getattr(self, name).extend(lists[name])
+        self.traits.update(lists["traits"])
+
+    def images(self) -> int:
+        """Returns the number of images, stored or unreadable."""
+        return len(self.label) + len(self.quarantine)
+
+    def counts(self, num_classes: int) -> dict[str, np.ndarray]:
+        """Returns the number of images of each class, by split."""
+        splits, labels = np.array(self.split), np.array(self.label, np.int64)
+        return {
+            split: np.bincount(labels[splits == split], minlength=num_classes)
+            for split in dict.fromkeys(("train", "validation", *self.split))
+        }
+
+    def duplicates(self) -> list[tuple[str, str, str, str]]:
+        """Returns (split, file, split, file) of equal files in different splits, which make errors look too small."""
+        first: dict[int, int] = {}
+        pairs = []
+        for index, digest in enumerate(self.digest):
+            known = first.setdefault(digest, index)
+            if self.split[known] != self.split[index]:
+                pairs.append((self.split[known], self.file[known], self.split[index], self.file[index]))
+        return pairs
+
+    def content(self) -> str:
+        """Returns a digest of all images, their order, labels and splits."""
+        digest = hashlib.sha256(np.array(self.digest, np.uint64).tobytes())
+        digest.update(np.array(self.label, np.int64).tobytes())
+        digest.update(" ".join(self.split).encode())
+        return digest.hexdigest()
+
+    def statistics(self) -> Statistics:
+        """Returns the statistics of the training images, of which there must be some."""
+        return self.sums.statistics(self.split.count("train"))
+
+
+def save_arrays(directory: Path, inventory: Inventory, statistics: Statistics) -> None:
+    """Writes the mean image, and labels and file names of each split, in order."""
+    np.save(directory / "mean_image.npy", statistics.mean_image)
+    splits = np.array(inventory.split)
+    for split in dict.fromkeys(inventory.split):
+        chosen = np.flatnonzero(splits == split)
+        np.save(directory / f"{split}_labels.npy", np.array([inventory.label[i] for i in chosen], np.int32))
+        (directory / f"{split}_files.json").write_text(json.dumps([inventory.file[i] for i in chosen]))
+
+
+def write_tables(directory: Path, inventory: Inventory, class_names: Sequence[str]) -> None:
+    """Writes what a report points to: counts by class, unreadable images, copies in different splits."""
+    counts = inventory.counts(len(class_names))
+    rows = zip(class_names, *(column.tolist() for column in counts.values()), strict=True)
+    write_table(directory / CLASSES_TABLE, ("class", *counts), rows)
+    write_table(directory / QUARANTINE_TABLE, ("split", "file", "reason"), inventory.quarantine)
+    header = ("split", "file", "split of its copy", "file of its copy")
+    write_table(directory / DUPLICATES_TABLE, header, inventory.duplicates())
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes tab-separated values; tabs and line ends in them become spaces."""
+    lines = ["\t".join(" ".join(str(value).split()) for value in row) for row in (header, *rows)]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+
+
+def describe(info: FolderInfo, inventory: Inventory, directory: Path, remarks: Sequence[str]) -> dict[str, str]:
+    """Returns the report of a preparation, name and text."""
+    counts = inventory.counts(len(info.class_names))
+    images, size, duplicates = len(inventory.label), info.image_size, len(inventory.duplicates())
+    copies, image_bytes = images - len(set(inventory.digest)), info.bytes / images
+    sizes = "; ".join(
+        f"{split} {column.sum():,} ({column.min():,} to {column.max():,} a class)" for split, column in counts.items()
+    )
+    mean, std, pca_std = (
+        " ".join(f"{value:.1f}" for value in info.statistics[name]) for name in ("mean", "std", "pca_std")
+    )
+    report = {
+        "prepared": f"{images:,} images of {len(info.class_names):,} classes in {directory}",
+        "stored": f"{size} x {size} {info.storage}, {info.bytes / 1e6:,.1f} MB, {image_bytes:,.0f} bytes an image",
+        "splits": f"{sizes}; see {CLASSES_TABLE}",
+        "odd": ", ".join(f"{info.traits[name]:,} {name}" for name in PROPERTIES),
+        "unreadable": f"{info.unreadable:,}" + (f"; see {QUARANTINE_TABLE}" if info.unreadable else ""),
+        "copies": f"{copies:,}, {duplicates:,} of them in another split"
+        + (f"; see {DUPLICATES_TABLE}" if duplicates else ""),
+        "colours": f"mean {mean}, std {std}, along principal components {pca_std}",
+    }
+    untrained = [name for name, count in zip(info.class_names, counts["train"], strict=True) if not count]
+    if untrained:
+        report["untrained"] = f"no training image of {', '.join(map(repr, untrained[:5]))}" + (
+            f" and {len(untrained) - 5} more" if len(untrained) > 5 else ""
+        )
+    if remarks:
+        report["remarks"] = "; ".join(remarks)
+    return report
