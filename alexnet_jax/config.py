@@ -112,10 +112,8 @@ def check(config: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"config.{name}={value} must be finite")
-    for name, entry in flatten(KEYS):
-        for rule in entry.rules:
-            if values[name] is not None and not _holds(rule.holds, values[name]):
-                raise UserError(f"config.{name}={values[name]!r} {rule.text}")
+    for name, _ in flatten(KEYS):
+        check_value(name, values[name])
     if values["data.validation_fraction"] + values["data.test_fraction"] >= 1:
         raise UserError("config.data.validation_fraction and config.data.test_fraction leave nothing to train on")
     if values["optimizer.warmup_epochs"] >= values["epochs"]:
@@ -129,6 +127,16 @@ def check(config: Mapping[str, Any]) -> None:
         raise UserError(
             f"config.data.crop={values['data.crop']} is larger than config.data.image_size={values['data.image_size']}"
         )
+
+
+def check_value(name: str, value: Any) -> None:
+    """Raises UserError if the value breaks a rule of the key "section.key"."""
+    entry: Any = KEYS
+    for part in name.split("."):
+        entry = entry[part]
+    for rule in entry.rules:
+        if value is not None and not _holds(rule.holds, value):
+            raise UserError(f"config.{name}={value!r} {rule.text}")
 
 
 def _holds(rule: Callable[[Any], bool], value: Any) -> bool:

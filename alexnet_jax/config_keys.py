@@ -50,6 +50,11 @@ def choice(*known: Any) -> Rule:
     return Rule(lambda value: value in known, f"must be {', '.join(words[:-1])} or {words[-1]}")
 
 
+def one_of(*names: Any) -> Rule:
+    """A name that some module knows; the words are those of `errors.check_choice`."""
+    return Rule(lambda value: value in names, f"is unknown; there are: {', '.join(map(str, names))}")
+
+
 def at_least(bound: int) -> Rule:
     """A number that is not below the bound."""
     return Rule(lambda value: value >= bound, f"must be at least {bound}")
@@ -108,7 +113,9 @@ KEYS: dict[str, Any] = {
         "name": key("digits", "digits, folder, imagenet2012, synthetic or tfds:NAME"),
         "dir": key("", "folder of photographs, or of ImageNet's tar files", resume="free", is_shared=False),
         "prepared_dir": key("data", "folder of prepared data sets", resume="free", is_shared=False),
-        "storage": key("auto", "how images are prepared: jpeg, raw (pixels), auto (raw up to 4 GB)"),
+        "storage": key(
+            "auto", "how images are prepared: jpeg, raw (pixels), auto (raw up to 4 GB)", one_of("auto", "jpeg", "raw")
+        ),
         "jpeg_quality": key(
             90,
             "of prepared images, 1 to 100; the 2014 source took 95",
@@ -121,7 +128,10 @@ KEYS: dict[str, Any] = {
         "max_quarantined": key(0.01, "fraction of unreadable images at which preparing stops", BELOW_1, resume="free"),
         "max_megapixels": key(100.0, "an image of more pixels counts as unreadable", POSITIVE),
         "residence": key(
-            "auto", "of training images: disk, host (its memory), device (its memory), auto", resume="free"
+            "auto",
+            "of training images: disk, host (its memory), device (its memory), auto",
+            one_of("auto", "device", "host", "disk"),
+            resume="free",
         ),
         "synthetic_examples": key(1024, "training images of the synthetic data set", at_least(1)),
         "image_size": key(
@@ -130,7 +140,11 @@ KEYS: dict[str, Any] = {
             Rule(lambda value: 1 <= value <= 4096, "must be from 1 to 4096"),
         ),
         "crop": key(227, "pixels; side of the window that the network sees", at_least(1)),
-        "cropping": key("random", "random (paper), resized (a random part of random shape, scaled), centre"),
+        "cropping": key(
+            "random",
+            "random (paper), resized (a random part of random shape, scaled), centre",
+            one_of("random", "resized", "centre"),
+        ),
         "mirror": key(True, "reflect half of the training images"),
         "mixup": key(
             0.0, "parameter of the Beta distribution by which pairs of images are mixed; 0: none are", NOT_NEGATIVE
@@ -138,7 +152,9 @@ KEYS: dict[str, Any] = {
         "color_noise": key(
             0.0, "standard deviation of the factors on the colours' principal components; 0: none", NOT_NEGATIVE
         ),
-        "color_noise_form": key("source", "source (on standard deviations, then /1.1), paper (on eigenvalues)"),
+        "color_noise_form": key(
+            "source", "source (on standard deviations, then /1.1), paper (on eigenvalues)", one_of("source", "paper")
+        ),
         "color_noise_until_epoch": key(0.0, "epoch that ends the noise; 0: none does", NOT_NEGATIVE),
         "pca_std": key(
             None,
@@ -155,7 +171,11 @@ KEYS: dict[str, Any] = {
             ),
             kind=tuple,
         ),
-        "mean_form": key("channel", "what is subtracted: channel, image_centre (source), image_crop (Caffe)"),
+        "mean_form": key(
+            "channel",
+            "what is subtracted: channel, image_centre (source), image_crop (Caffe)",
+            one_of("channel", "image_centre", "image_crop"),
+        ),
         "mean": key(
             None, "of channel: grey levels of R, G, B; None: those of the training images", PER_CHANNEL, kind=tuple
         ),
@@ -169,13 +189,30 @@ KEYS: dict[str, Any] = {
     },
     "model": {
         "preset": key("source", "which AlexNet; the keys below replace parts of it, None: as the preset says"),
-        "activation": key(None, "relu, tanh, scaled_tanh, sigmoid, leaky_relu, prelu", kind=str),
-        "lrn": key(None, "convention of response normalisation: source, paper, caffe, none", kind=str),
-        "pool_window": key(None, "overlapping (3x3 every 2 pixels), plain (2x2 every 2 pixels)", kind=str),
-        "pool_kind": key(None, "max, avg", kind=str),
+        "activation": key(
+            None,
+            "relu, tanh, scaled_tanh, sigmoid, leaky_relu, prelu",
+            one_of("relu", "tanh", "scaled_tanh", "sigmoid", "leaky_relu", "prelu"),
+            kind=str,
+        ),
+        "lrn": key(
+            None,
+            "convention of response normalisation: source, paper, caffe, none",
+            one_of("source", "paper", "caffe", "none"),
+            kind=str,
+        ),
+        "pool_window": key(
+            None,
+            "overlapping (3x3 every 2 pixels), plain (2x2 every 2 pixels)",
+            one_of("overlapping", "plain"),
+            kind=str,
+        ),
+        "pool_kind": key(None, "max, avg", one_of("max", "avg"), kind=str),
         "dropout_rate": key(None, "probability of dropping a unit, in [0, 1)", BELOW_1, kind=float),
-        "dropout_convention": key(None, "2012 (test: x0.5), inverted (train: x2)", kind=str),
-        "towers": key(None, "1, 2", kind=int),
+        "dropout_convention": key(
+            None, "2012 (test: x0.5), inverted (train: x2)", one_of("2012", "inverted"), kind=str
+        ),
+        "towers": key(None, "1, 2", one_of(1, 2), kind=int),
         "cross_tower": key(True, "False: conv3 too sees its own tower alone; the towers first meet in fc6"),
         "without_layers": key(
             (),
@@ -225,7 +262,11 @@ KEYS: dict[str, Any] = {
                 "must be ((pattern, from epoch, factor), ...), no factor negative",
             ),
         ),
-        "schedule": key("plateau", "plateau, constant, step, dexp, cosine (to 0 at the end), linear (so too)"),
+        "schedule": key(
+            "plateau",
+            "plateau, constant, step, dexp, cosine (to 0 at the end), linear (so too)",
+            one_of("plateau", "constant", "step", "dexp", "cosine", "linear"),
+        ),
         "factor": key(0.1, "of plateau and step: the learning rate is multiplied by this", FRACTION),
         "patience": key(5, "of plateau: evaluations without improvement before a drop", at_least(1)),
         "threshold": key(

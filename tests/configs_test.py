@@ -1,5 +1,6 @@
 """Every config: built, run for a step, each key read."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.config_keys import KEYS
+from alexnet_jax.data.preparation import Storing
+from alexnet_jax.errors import UserError
+from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.models.presets import PRESETS
+from alexnet_jax.schedules import BATCH_SCALINGS
 from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
 
@@ -33,6 +39,27 @@ def recording(config: ConfigDict, read: set[str], prefix: str = "") -> ConfigDic
 
 def test_the_presets_of_the_config_are_those_of_the_models() -> None:
     assert set(alexnet.PRESETS) == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", ["activation", "lrn", "pool_window", "pool_kind", "dropout_convention", "towers"])
+def test_the_names_in_the_table_are_those_that_the_models_know(name: str) -> None:
+    (rule,) = KEYS["model"][name].rules
+    config = alexnet.get_config().model
+    config[name] = KEYS["model"][name].kind("9")
+    with pytest.raises(UserError) as raised:
+        get_model(config, num_classes=10)
+    assert str(raised.value) == f"config.model.{name}={config[name]!r} {rule.text}"
+
+
+def test_the_names_in_the_table_are_those_that_storage_and_schedules_know() -> None:
+    (rule,) = KEYS["data"]["storage"].rules
+    data = alexnet.get_config().data
+    fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(Storing)}
+    with pytest.raises(UserError) as raised:
+        Storing(**{**fields, "storage": "png"})
+    assert str(raised.value) == f"config.data.storage='png' {rule.text}"
+    (rule,) = KEYS["optimizer"]["batch_scaling"].rules
+    assert all(rule.holds(name) for name in BATCH_SCALINGS) and all(name in rule.text for name in BATCH_SCALINGS)
 
 
 @pytest.mark.parametrize("data", [*alexnet.DATASETS, "tfds:mnist"])

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from alexnet_jax.config import default_config, flatten
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments.search_space import Range, Settings, Space, draw, grid
 
@@ -290,10 +291,11 @@ def _persistently(storage: str, open_: Callable[[], Any], attempts: int = 5) -> 
 
 
 def _agree(study: Any, agreed: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the study was begun with; `agreed` if this worker is the first."""
+    """What the study was begun with, `agreed` if this worker is the first; a key added since has its default."""
     if "agreed" not in study.user_attrs:
         study.set_user_attr("agreed", dict(agreed))
-    return study.user_attrs["agreed"]
+    defaults = {f"config.{key}": value for key, value in flatten(default_config())}
+    return {**defaults, **study.user_attrs["agreed"]}
 
 
 def _make_sampler(plan: Plan, number: int) -> Any:

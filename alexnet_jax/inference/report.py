@@ -83,6 +83,7 @@ def make_report(
     """
     config, versions = (_read_json(workdir / name) for name in ("config.json", "versions.json"))
     config_lib.check(config)
+    config = config_lib.complete(config)
     records, timing = read_metrics(workdir), read_timing(workdir)
     run, dataset, missing = _open(workdir, checkpoint, data_dir, prepared_dir)
     tests = _of_kind(records, "test")

@@ -184,6 +184,18 @@ def test_a_study_of_something_else_is_refused(plan: Plan, about: dict[str, objec
         pass
 
 
+def test_a_study_begun_before_a_key_was_added_goes_on_with_its_default(tmp_path: Path) -> None:
+    with opened(tmp_path, **{"config.epochs": 2.0}):
+        pass
+    with opened(tmp_path, **{"config.epochs": 2.0, "config.optimizer.ema_decay": 0.0, "config.data.std": [1.0] * 3}):
+        pass
+    with (
+        pytest.raises(UserError, match=r"has another config\.optimizer\.ema_decay \(0\.0\)"),
+        opened(tmp_path, **{"config.epochs": 2.0, "config.optimizer.ema_decay": 0.5}),
+    ):
+        pass
+
+
 def test_tpe_looks_at_results_after_its_first_random_settings(tmp_path: Path) -> None:
     proposals = []
     for sign, folder in enumerate(("up", "down")):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from alexnet_jax.experiments.trials import Trial, TrialStoppedError, run_trials
+from alexnet_jax.experiments.trials import Trial, TrialStoppedError, is_finished, run_trials
 from alexnet_jax.run import run_folder
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
@@ -62,6 +62,18 @@ def test_a_finished_trial_is_not_repeated_and_a_changed_one_fails_alone(
     assert refused.test is None and "config.optimizer.momentum: 0.9 -> 0.1" in str(refused.failure)
     assert not refused.is_its_fault
     assert (tmp_path / "run" / "timing.jsonl").read_bytes() == before
+
+
+def test_a_trial_finished_before_a_key_was_added_is_not_repeated(tmp_path: Path, make_config: MakeConfig) -> None:
+    trial = make_trial(make_config, tmp_path / "run")
+    list(run_trials([trial]))
+    path = trial.workdir / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["optimizer"]["ema_decay"], stored["stop_at_train_error"]
+    path.write_text(json.dumps(stored))
+    assert is_finished(trial)
+    path.write_text(json.dumps({**stored, "stop_at_train_error": 0.5}))
+    assert not is_finished(trial)
 
 
 def test_a_trial_that_diverges_is_to_blame_and_the_others_go_on(tmp_path: Path, make_config: MakeConfig) -> None:

@@ -1,6 +1,7 @@
 """The page on a run, whatever became of it."""
 
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -117,6 +118,16 @@ def test_a_run_whose_images_are_gone(make_config: Callable[..., ConfigDict], tmp
     make_folder(tmp_path / "elsewhere", {"train/cat": 20, "train/dog": 20})
     again = page_of(tmp_path / "run", f"--data-dir={tmp_path / 'elsewhere'}", f"--prepared-dir={tmp_path / 'again'}")
     assert again.count("<img") == len(FIGURES)
+
+
+def test_a_run_made_before_a_key_was_added_is_shown_with_its_default(run_folder: Path) -> None:
+    path = run_folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["optimizer"]["ema_decay"], config["epochs"]
+    path.write_text(json.dumps(config))
+    text = text_of(page_of(run_folder))
+    assert "config.optimizer.ema_decay 0.0" in " ".join(text.split())
+    assert "config.epochs 90.0" in " ".join(text.split())
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
