@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from alexnet_jax.cli import flags as flags_lib
 from alexnet_jax.errors import UserError
@@ -173,7 +173,7 @@ def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | 
     return kept, None
 
 
-def _claim(folder: Path) -> TextIO:
+def _claim(folder: Path) -> contextlib.ExitStack:
     """`run_folder.claim`, once no other process has one."""
     while (claim := run_folder.claim(folder)) is None:
         time.sleep(POLL_SECONDS)

@@ -282,22 +282,12 @@ def _timing(timing: Sequence[Mapping[str, Any]]) -> str:
     images = total("seconds", lambda record: record["seconds"] * record["images_per_second"])
     waiting = total("seconds", lambda record: record["seconds"] * record["input_share"])
     rows = {
-        "training steps": f"{_duration(seconds)}, {images / seconds:,.0f} images/s; the first is not counted",
+        "training steps": f"{console.duration(seconds)}, {images / seconds:,.0f} images/s; the first is not counted",
         "of this, waiting for images": f"{waiting / seconds:.1%}",
-        "evaluation": _duration(total("evaluate_seconds", lambda record: record["evaluate_seconds"])),
-        "beginning to save": _duration(total("save_seconds", lambda record: record["save_seconds"])),
+        "evaluation": console.duration(total("evaluate_seconds", lambda record: record["evaluate_seconds"])),
+        "beginning to save": console.duration(total("save_seconds", lambda record: record["save_seconds"])),
     }
     return report_page.facts(rows)
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.1f} s"
-        if seconds < 120
-        else f"{seconds / 60:.1f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def _config(config: ConfigDict) -> str:

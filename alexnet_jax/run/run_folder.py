@@ -1,10 +1,10 @@
 """What the folder of a run holds, whether a config may continue it, and by which commands."""
 
+import contextlib
 import dataclasses
-import fcntl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -17,7 +17,7 @@ from alexnet_jax.optimizer import restored_state, saved_state
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.schedules import LearningRates
 from alexnet_jax.system import console
-from alexnet_jax.system.files import open_lock, write_json
+from alexnet_jax.system.files import acquire_lock, write_json
 from alexnet_jax.system.versions import PROJECT, shell_command
 from alexnet_jax.train_state import TrainState
 
@@ -87,16 +87,10 @@ def write_description(workdir: Path, config: ConfigDict, versions: Mapping[str, 
     write_json(workdir / "versions.json", versions)
 
 
-def claim(workdir: Path) -> TextIO | None:
-    """A file that keeps other processes of this machine from claiming the folder until it is closed; None: one has."""
+def claim(workdir: Path) -> contextlib.ExitStack | None:
+    """Keeps other processes of this machine from claiming the folder until it is closed; None if one has it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    file = open_lock(workdir / ".claim")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    return acquire_lock(workdir / ".claim", timeout=0)
 
 
 def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict[str, Any]]:

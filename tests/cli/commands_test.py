@@ -137,11 +137,3 @@ def test_benchmark_answers_a_mistake_with_a_line(flag: str, words: str, capsys: 
 )
 def test_the_advice_is_about_what_limits(peak_share: float, optimizer_share: float, on_cpu: bool, words: str) -> None:
     assert benchmark.advice(peak_share, optimizer_share, on_cpu).startswith(f"Limited by {words}")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(10.0, "less than a minute"), (3599.9, "1 h"), (90_061.0, "1 d 1 h 1 min"), (1e8, "1,157 d 9 h 47 min")],
-)
-def test_durations_are_readable(seconds: float, text: str) -> None:
-    assert benchmark.duration(seconds) == text
