@@ -1,12 +1,18 @@
 """Many small runs on a CPU: one process a core does more of them in the same time than one process on all cores."""
 
+import argparse
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 
 import jax
+from ml_collections import ConfigDict
 
+from alexnet_jax import config as config_lib
+from alexnet_jax.models.alexnet import get_model, summarize
+from alexnet_jax.system import console
 from alexnet_jax.system.machine import available_cores
 from alexnet_jax.system.signals import raise_on_sigterm
 
@@ -14,9 +20,38 @@ SMALL = 1_000_000
 """Parameters of a network of which every core may train one."""
 
 
-def default_count(parameters: int) -> int:
-    """A process a core, where the processor trains and the networks are small; else one."""
-    return available_cores() if jax.default_backend() == "cpu" and parameters <= SMALL else 1
+def add_flags(parser: argparse.ArgumentParser, seeds: tuple[int, ...]) -> None:
+    """Adds what all commands of many runs take."""
+    parser.add_argument("--seeds", type=config_lib.seeds, default=seeds, help="of the runs of each: 0,1,2")
+    parser.add_argument("--processes", type=int, help="that share the runs; by default one a core for small networks")
+    parser.add_argument("--train-only", action="store_true", help="show and write nothing: another process does")
+
+
+def share_out(
+    command: str, argv: Sequence[str], processes: int | None, config: ConfigDict
+) -> contextlib.AbstractContextManager[None]:
+    """Has several processes do the runs of a command, if that is faster; whoever comes after them finds all done.
+
+    Args:
+      command: of `python -m alexnet_jax`.
+      argv: its words.
+      processes: how many; by default `default_count`.
+      config: of the first network.
+
+    Returns a context for the work after them, in which nothing is shown that they have shown.
+    """
+    processes = processes or default_count(config)
+    if processes == 1:
+        return contextlib.nullcontext()
+    run_on_each_core([command, *argv, "--processes=1", "--train-only"], processes)
+    return console.muted()
+
+
+def default_count(config: ConfigDict) -> int:
+    """A process a core, where the processor trains and the network is small; else one."""
+    layers = summarize(get_model(config.model, num_classes=1), config.data.crop)
+    is_small = sum(layer.parameters for layer in layers) <= SMALL
+    return available_cores() if is_small and jax.default_backend() == "cpu" else 1
 
 
 def run_on_each_core(words: Sequence[str], count: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from alexnet_jax.experiments import workers
+from configs import alexnet
 from tests.conftest import REPOSITORY
 
 
@@ -48,5 +49,5 @@ workers.run_on_each_core([], 2)
 
 
 def test_small_networks_get_a_process_a_core() -> None:
-    assert workers.default_count(70_000) == workers.available_cores()
-    assert workers.default_count(60_000_000) == 1
+    assert workers.default_count(alexnet.get_config("digits,lenet")) == workers.available_cores()
+    assert workers.default_count(alexnet.get_config("imagenet2012,paper")) == 1
