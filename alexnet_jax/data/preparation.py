@@ -330,7 +330,7 @@ class _Job:
 def _exclusively(directory: Path) -> contextlib.ExitStack:
     """Lets one process at a time prepare a folder; the kernel gives the lock back when a process dies."""
     lock = directory.with_name(directory.name + ".lock")
-    held = acquire_lock(lock, timeout=0)
+    held = acquire_lock(lock, timeout=0.0)
     if held is None:
         console.show(f"another process is preparing {directory}: waiting for it")
         held = acquire_lock(lock)

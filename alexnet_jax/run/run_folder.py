@@ -90,7 +90,7 @@ def write_description(workdir: Path, config: ConfigDict, versions: Mapping[str, 
 def claim(workdir: Path) -> contextlib.ExitStack | None:
     """Keeps other processes of this machine from claiming the folder until it is closed; None if one has it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    return acquire_lock(workdir / ".claim", timeout=0)
+    return acquire_lock(workdir / ".claim", timeout=0.0)
 
 
 def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict[str, Any]]:

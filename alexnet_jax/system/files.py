@@ -40,7 +40,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def acquire_lock(path: Path, timeout: float = -1) -> contextlib.ExitStack | None:
+def acquire_lock(path: Path, timeout: float = -1.0) -> contextlib.ExitStack | None:
     """Keeps other processes of this machine from a lock file until the result is closed, or this process dies.
 
     Waits for `timeout` seconds, for ever if it is negative; returns None if another has the lock for that long. Raises

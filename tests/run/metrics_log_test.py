@@ -246,16 +246,16 @@ def test_a_link_to_nothing_is_replaced(tmp_path: Path) -> None:
 
 def test_a_lock_is_one_processs_and_no_link_is_followed(tmp_path: Path) -> None:
     lock, link, outside = tmp_path / "lock", tmp_path / "link", tmp_path / "outside"
-    held = acquire_lock(lock, timeout=0)
-    assert held is not None and acquire_lock(lock, timeout=0) is None
+    held = acquire_lock(lock, timeout=0.0)
+    assert held is not None and acquire_lock(lock, timeout=0.0) is None
     held.close()
-    again = acquire_lock(lock, timeout=0)
+    again = acquire_lock(lock, timeout=0.0)
     assert again is not None
     again.close()
     outside.write_text("kept")
     link.symlink_to(outside)
     with pytest.raises(UserError, match=r"cannot write .*link"):
-        acquire_lock(link, timeout=0)
+        acquire_lock(link, timeout=0.0)
     assert outside.read_text() == "kept"
 
 
