@@ -9,10 +9,9 @@ import argparse
 import dataclasses
 import itertools
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError, check_choice
@@ -21,9 +20,8 @@ from alexnet_jax.experiments import workers
 from alexnet_jax.experiments.ablations import TABLES, Ablation, RowResult
 from alexnet_jax.experiments.results import describe_data, results_command, write_results
 from alexnet_jax.experiments.search_space import apply, flags
-from alexnet_jax.experiments.trials import POLL_SECONDS, Outcome, Trial, is_finished, run_named_trials
+from alexnet_jax.experiments.trials import Outcome, Trial, is_finished, run_named_trials, wait_for_claim
 from alexnet_jax.inference.evaluation import evaluate_run
-from alexnet_jax.run import run_folder
 from alexnet_jax.system import console
 from alexnet_jax.system.files import write_json
 
@@ -63,7 +61,7 @@ def main(argv: list[str]) -> None:
     open_dataset(config.data)  # prepared by all cores; what is wrong with it is wrong with every row
 
     def write(results: Results) -> None:
-        with _claim(workdir):  # the same command may have been given twice
+        with wait_for_claim(workdir):  # the same command may have been given twice
             _write(output, command, rows, results, baseline)
 
     with workers.share_out("ablate", argv, options.processes, config):
@@ -125,7 +123,7 @@ def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | 
         return None, "the baseline failed"
     run, seen = outcome.trial.workdir, outcome.test["examples_seen"]
     path = run / f"views-{views}.json"
-    with _claim(run):
+    with wait_for_claim(run):
         kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         if kept.get("examples_seen") != seen:  # a run may have been made longer
             try:
@@ -135,13 +133,6 @@ def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | 
                 return None, str(error)
             write_json(path, kept)
     return kept, None
-
-
-def _claim(folder: Path) -> TextIO:
-    """`run_folder.claim`, once no other process has one."""
-    while (claim := run_folder.claim(folder)) is None:
-        time.sleep(POLL_SECONDS)
-    return claim
 
 
 def _write(

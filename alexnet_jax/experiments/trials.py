@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -112,6 +112,13 @@ def is_finished(trial: Trial) -> bool:
     done, config = json.loads(path.read_text()), trial.config.to_dict()
     same_length = all(done[key] == config[key] for key in config_lib.LENGTH_KEYS)
     return same_length and not config_lib.differences(done, config)
+
+
+def wait_for_claim(folder: Path) -> TextIO:
+    """`run_folder.claim`, once no other process has one."""
+    while (claim := run_folder.claim(folder)) is None:
+        time.sleep(POLL_SECONDS)
+    return claim
 
 
 def _attempt(trial: Trial, on_epoch: OnEpoch) -> Outcome | None:
