@@ -6,11 +6,9 @@ not repeated. With --table=presets the rows are the presets, with --table=modern
 """
 
 import argparse
-import contextlib
 import dataclasses
 import itertools
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,9 @@ from alexnet_jax.experiment import open_dataset
 from alexnet_jax.experiments.ablations import TABLES, Ablation, RowResult
 from alexnet_jax.experiments.results import describe_data, results_command, write_results
 from alexnet_jax.experiments.search_space import apply, flags
-from alexnet_jax.experiments.trials import POLL_SECONDS, Outcome, Trial, is_finished, run_named_trials
+from alexnet_jax.experiments.trials import Outcome, Trial, is_finished, run_named_trials, wait_for_claim
 from alexnet_jax.inference.evaluation import evaluate_run
-from alexnet_jax.run import run_folder
+from alexnet_jax.run.run_folder import training_program
 from alexnet_jax.system import console
 from alexnet_jax.system.files import write_json
 
@@ -64,7 +62,7 @@ def main(argv: list[str]) -> None:
     open_dataset(config.data)  # prepared by all cores; what is wrong with it is wrong with every row
 
     def write(results: Results) -> None:
-        with _claim(workdir):  # the same command may have been given twice
+        with wait_for_claim(workdir):  # the same command may have been given twice
             _write(output, command, rows, results, baseline)
 
     with workers.share_out("ablate", argv, options.processes, config):
@@ -99,7 +97,7 @@ def make_trials(
         if row.learning_rate_factor != 1:
             values["optimizer.learning_rate"] = config.optimizer.learning_rate * row.learning_rate_factor
         folder = workdir / row.name / f"seed-{seed}"
-        command = [*run_folder.training_program(), *own_words, *flags(values), f"--workdir={folder}"]
+        command = [*training_program(), *own_words, *flags(values), f"--workdir={folder}"]
         trials[row.name, seed] = Trial(apply(values, config), folder, command)
     return trials
 
@@ -126,7 +124,7 @@ def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | 
         return None, "the baseline failed"
     run, seen = outcome.trial.workdir, outcome.test["examples_seen"]
     path = run / f"views-{views}.json"
-    with _claim(run):
+    with wait_for_claim(run):
         kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         if kept.get("examples_seen") != seen:  # a run may have been made longer
             try:
@@ -136,13 +134,6 @@ def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | 
                 return None, str(error)
             write_json(path, kept)
     return kept, None
-
-
-def _claim(folder: Path) -> contextlib.ExitStack:
-    """`run_folder.claim`, once no other process has one."""
-    while (claim := run_folder.claim(folder)) is None:
-        time.sleep(POLL_SECONDS)
-    return claim
 
 
 def _write(

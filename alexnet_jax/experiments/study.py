@@ -22,7 +22,7 @@ from typing import Any
 from alexnet_jax.config import default_config, flatten
 from alexnet_jax.errors import UserError, reason
 from alexnet_jax.experiments.search_space import Settings, Space, grid, storable
-from alexnet_jax.experiments.trials import Outcome, TrialStoppedError
+from alexnet_jax.experiments.trials import Outcome, TrialStoppedError, wait_for_claim
 from alexnet_jax.run import run_folder
 
 SAMPLERS = ("grid", "random", "tpe")
@@ -112,10 +112,11 @@ class Setting:
 
 
 class _LeftOpen(BaseException):
-    """A setting that this worker leaves without an end. Optuna would count it as failed after any other exception."""
+    """The error after which this worker leaves a setting to the next. After another, Optuna counts it as failed.
 
-    def __init__(self, error: BaseException):
-        self.error = error
+    That is: a signal, a lost database, or that another worker does the setting, because this one was silent for so long
+    that it counts as dead.
+    """
 
 
 Train = Callable[[Setting], Outcome | None]
@@ -141,48 +142,44 @@ class Study:
         import optuna
 
         while self._is_any_left():
-            try:
-                self._study.optimize(functools.partial(self._objective, train), n_trials=1)
-            except _LeftOpen as left:
-                if not isinstance(left.error, optuna.exceptions.UpdateFinishedTrialError):
-                    raise left.error from None
+            with contextlib.ExitStack() as lock:  # until Optuna has the result
+                try:
+                    self._study.optimize(functools.partial(self._objective, train, lock), n_trials=1)
+                except _LeftOpen as left:
+                    if not isinstance(left.args[0], optuna.exceptions.UpdateFinishedTrialError):
+                        raise left.args[0] from None
             on_end()
 
     def standings(self) -> list[Standing]:
         """All settings that were begun, the best first, those without a result last."""
         begun = [trial for trial in _trials(self._study) if "folder" in trial.user_attrs and trial.state.name in STATES]
         last = {trial.user_attrs["folder"]: _standing(trial, self._plan.space) for trial in begun}
-        order = list(STATES.values())
-        return sorted(last.values(), key=lambda one: (order.index(one.state), _mean(one.errors), one.number))
+        order = list(STATES.values())  # within a state by error, unknown ones last
+        return sorted(
+            last.values(), key=lambda one: (order.index(one.state), statistics.mean(one.errors or (2.0,)), one.number)
+        )
 
-    def _objective(self, train: Train, trial: Any) -> float | None:
+    def _objective(self, train: Train, lock: contextlib.ExitStack, trial: Any) -> float | None:
         """The mean error of a setting. None, which Optuna counts as a failure, if there is none."""
-        import optuna
+        from optuna.exceptions import StorageInternalError, TrialPruned, UpdateFinishedTrialError
 
         folder = _folder(self._study, trial)
         if folder >= self._plan.count:  # another worker was faster
             trial.set_user_attr("surplus", True)
             return None
-        # What leaves the setting to the next worker: a signal, a lost database, and that another worker does it
-        # already, because this one was silent for so long that it counts as dead.
-        leaving = (
-            KeyboardInterrupt,
-            optuna.exceptions.StorageInternalError,
-            optuna.exceptions.UpdateFinishedTrialError,
-        )
         try:
-            with run_folder.claim(self._locks / str(trial.number)) or contextlib.nullcontext():
-                trial.set_user_attr("folder", folder)
-                self._study.sampler = _make_sampler(self._plan, folder)
-                values = {key: range_.suggest(trial, key) for key, range_ in self._plan.space.items()}
-                setting = Setting(trial, values, folder)
-                failed = train(setting)
-                if failed and not setting.is_pruned:
-                    trial.set_user_attr("failure", failed.failure)
-        except leaving as error:
+            lock.enter_context(wait_for_claim(self._locks / str(trial.number)))
+            trial.set_user_attr("folder", folder)
+            self._study.sampler = _make_sampler(self._plan, folder)
+            values = {key: range_.suggest(trial, key) for key, range_ in self._plan.space.items()}
+            setting = Setting(trial, values, folder)
+            failed = train(setting)
+            if failed and not setting.is_pruned:
+                trial.set_user_attr("failure", failed.failure)
+        except (KeyboardInterrupt, StorageInternalError, UpdateFinishedTrialError) as error:
             raise _LeftOpen(error) from error
         if setting.is_pruned or (failed and failed.is_its_fault):
-            raise optuna.TrialPruned
+            raise TrialPruned
         return None if failed else statistics.mean(setting.errors)
 
     def _is_any_left(self) -> bool:
@@ -341,8 +338,3 @@ def _standing(trial: Any, space: Space) -> Standing:
         test_errors=tuple(results.get("test_errors", ())),
         failure=failure,
     )
-
-
-def _mean(errors: tuple[float, ...]) -> float:
-    """Without errors more than any error can be."""
-    return statistics.mean(errors) if errors else 2.0

@@ -1,5 +1,6 @@
 """Runs of many configs, each in a normal run folder: finished ones are not repeated, failed ones stop nothing."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -112,6 +113,13 @@ def is_finished(trial: Trial) -> bool:
     done, config = json.loads(path.read_text()), trial.config.to_dict()
     same_length = config_lib.length(config_lib.complete(done)) == config_lib.length(config)
     return same_length and not config_lib.differences(done, config)
+
+
+def wait_for_claim(folder: Path) -> contextlib.ExitStack:
+    """`run_folder.claim`, once no other process has one."""
+    while (claim := run_folder.claim(folder)) is None:
+        time.sleep(POLL_SECONDS)
+    return claim
 
 
 def _attempt(trial: Trial, on_epoch: OnEpoch) -> Outcome | None:

@@ -256,6 +256,21 @@ def test_a_live_worker_keeps_its_setting(tmp_path: Path, monkeypatch: pytest.Mon
         assert values_done(study) == grid(RATES)[:1]
 
 
+def test_a_setting_is_locked_until_its_result_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = SweepPlan(RATES, "grid", 1)
+    with opened(tmp_path, plan) as study, opened(tmp_path, plan) as other:
+
+        def after_trial(*_: object) -> None:
+            """What Optuna calls once it has the result, before it says so to others."""
+            assert not other._is_any_left() and other.standings()[0].state == "running"
+            seen.append(True)
+
+        seen: list[bool] = []
+        monkeypatch.setattr("optuna.samplers.PartialFixedSampler.after_trial", after_trial)
+        study.optimize(finish)
+        assert seen and study.standings()[0].state == "done"
+
+
 def test_a_worker_that_died_before_it_said_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(tmp_path) as dying:
         dying._study.ask()
