@@ -23,7 +23,8 @@ from alexnet_jax.experiments.results import Spread, describe_data, public, write
 from alexnet_jax.experiments.search_space import apply, flags
 from alexnet_jax.experiments.trials import POLL_SECONDS, Outcome, Trial, is_finished, run_trials
 from alexnet_jax.inference.evaluation import evaluate_run
-from alexnet_jax.models.alexnet import get_model, summarize
+from alexnet_jax.models.alexnet import get_model
+from alexnet_jax.models.summary import summarize
 from alexnet_jax.run import run_folder
 from alexnet_jax.system import console
 from alexnet_jax.system.files import write_json

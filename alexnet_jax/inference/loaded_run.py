@@ -23,8 +23,9 @@ from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError, reason
 from alexnet_jax.experiment import make_preprocessing
 from alexnet_jax.inference.weight_files import compare, read_safetensors, write_safetensors
-from alexnet_jax.models.alexnet import AlexNet, get_model, trace_shapes
-from alexnet_jax.ops.convolution import compiled_soon
+from alexnet_jax.models.alexnet import AlexNet, get_model
+from alexnet_jax.models.summary import trace_shapes
+from alexnet_jax.ops.platforms import fast_compilation
 from alexnet_jax.parallel.compilation import compiler_options
 from alexnet_jax.steps import make_predict_step
 from alexnet_jax.system import console
@@ -39,7 +40,7 @@ Images = Image | Sequence[Image]
 _CHANNELS = ((), (1,), (3,))
 
 FEW_IMAGES = 8
-"""That are answered sooner by a program that is slower, but soon compiled."""
+"""Up to this batch size compile time dominates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,7 @@ class TrainedRun:
 
 def _suited_to(images: jax.Array) -> contextlib.AbstractContextManager[None]:
     """How to trace a network for so many images."""
-    return compiled_soon() if len(images) <= FEW_IMAGES else contextlib.nullcontext()
+    return fast_compilation() if len(images) <= FEW_IMAGES else contextlib.nullcontext()
 
 
 def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:

@@ -16,7 +16,8 @@ from alexnet_jax.cli.ablate import Cell
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments.ablations import PAPER, TABLES, Ablation
 from alexnet_jax.experiments.trials import Outcome, Trial
-from alexnet_jax.models.alexnet import AlexNet, get_model, summarize
+from alexnet_jax.models.alexnet import AlexNet, get_model
+from alexnet_jax.models.summary import summarize
 from alexnet_jax.run.metrics_log import read_metrics
 from configs import alexnet
 from tests.conftest import REPOSITORY
