@@ -25,7 +25,7 @@ from alexnet_jax.experiment import make_preprocessing
 from alexnet_jax.inference.weight_files import compare, read_safetensors, write_safetensors
 from alexnet_jax.models.alexnet import AlexNet, get_model
 from alexnet_jax.models.summary import trace_shapes
-from alexnet_jax.ops.convolution import fast_compilation
+from alexnet_jax.ops.platforms import fast_compilation
 from alexnet_jax.parallel.compilation import compiler_options
 from alexnet_jax.steps import make_predict_step
 from alexnet_jax.system import console

@@ -1,4 +1,4 @@
-"""The table of a network's layers: shapes, parameters and multiply-accumulates, without computing anything."""
+"""The table of a network's layers: shapes, parameters and multiply-accumulates."""
 
 import dataclasses
 from typing import Any

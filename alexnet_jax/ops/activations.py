@@ -1,4 +1,4 @@
-"""Activation functions by name."""
+"""Activation functions without parameters. PReLU has one a layer: see `models/alexnet.py`."""
 
 from collections.abc import Callable
 
@@ -13,4 +13,3 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": nn.sigmoid,
     "leaky_relu": lambda x: nn.leaky_relu(x, negative_slope=0.01),  # Maas et al. 2013
 }
-"""Activations without parameters. PReLU has one a layer and is a module in `models/alexnet.py`."""

@@ -1,4 +1,4 @@
-"""Dropout, with masks that depend on each example's own key."""
+"""Dropout with one random key an example, in the two conventions."""
 
 import jax
 import jax.numpy as jnp

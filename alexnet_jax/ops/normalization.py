@@ -1,14 +1,22 @@
-"""Local response normalisation, across channels and within them."""
+"""Local response normalisation, across channels and within them.
+
+"Paper", "CHM", "Caffe" and the other sources are spelt out in `models/presets.py`.
+"""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from alexnet_jax.ops.convolution import Images, by_platform, pieces
+from alexnet_jax.ops.platforms import by_platform, map_chunks
+from alexnet_jax.ops.windows import NHWC
+
+Window = tuple[int, int, int]
+"""Rows, columns and channels of the window around each activation; odd numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +50,7 @@ LRN_CONVENTIONS = {
 }
 
 
-def cross_map_norm(x: Images, lrn: LRN, towers: int = 1) -> Images:
+def cross_map_norm(x: NHWC, lrn: LRN, towers: int = 1) -> NHWC:
     """Divides each activation by the energy of its neighbours in other channels; see `LRN`."""
     if lrn.per_tower and towers > 1:
         parts = jnp.split(x, towers, axis=-1)
@@ -50,7 +58,7 @@ def cross_map_norm(x: Images, lrn: LRN, towers: int = 1) -> Images:
     return _normalize(x, (1, 1, lrn.size), lrn.k, lrn.alpha)
 
 
-def within_map_norm(x: Images, size: int, alpha: float) -> Images:
+def within_map_norm(x: NHWC, size: int, alpha: float) -> NHWC:
     """Normalises over a size x size window inside each channel: a / (1 + alpha * sum a^2)^(3/4), zeros outside.
 
     The "rnorm" layer of the 2012 source (CHM layer.py:1183: the nominal scale divided by size squared).
@@ -59,40 +67,40 @@ def within_map_norm(x: Images, size: int, alpha: float) -> Images:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _normalize(x: Images, window: tuple[int, int, int], k: float, alpha: float) -> Images:
-    """x / d^(3/4) with d = k + alpha * the sum of x^2 over a window of odd sides around each activation, in float32."""
+def _normalize(x: NHWC, window: Window, k: float, alpha: float) -> NHWC:
+    """x / d^(3/4) with d = k + alpha * the sum of x^2 over a window around each activation, in float32."""
 
-    def forward(x: Images) -> Images:
+    def forward(x: NHWC) -> NHWC:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         _, factor = _energy_and_factor(wide, window, k, alpha)
         return (wide * factor).astype(x.dtype)
 
-    return _piecewise(forward, x)
+    return _each_image(forward, x)
 
 
-def _normalize_backward(window: tuple[int, int, int], k: float, alpha: float, x: Images, dy: Images) -> tuple[Images]:
+def _normalize_backward(window: Window, k: float, alpha: float, x: NHWC, dy: NHWC) -> tuple[NHWC]:
     """dx = dy / d^(3/4) - 3/2 alpha x * (sum of dy x / d^(7/4) over the window), from x alone."""
 
-    def backward(x: Images, dy: Images) -> Images:
+    def backward(x: NHWC, dy: NHWC) -> NHWC:
         wide, dy = (array.astype(jnp.promote_types(x.dtype, jnp.float32)) for array in (x, dy))
         energy, factor = _energy_and_factor(wide, window, k, alpha)
         dx = dy * factor - 1.5 * alpha * wide * _window_sum(dy * wide * factor / energy, window)
         return dx.astype(x.dtype)
 
-    return (_piecewise(backward, x, dy),)
+    return (_each_image(backward, x, dy),)
 
 
 _normalize.defvjp(lambda x, *options: (_normalize(x, *options), x), _normalize_backward)
 
 
-def _energy_and_factor(x: Images, window: tuple[int, int, int], k: float, alpha: float) -> tuple[Images, Images]:
+def _energy_and_factor(x: NHWC, window: Window, k: float, alpha: float) -> tuple[NHWC, NHWC]:
     """d and d^(-3/4), the power without a logarithm: far cheaper and as exact."""
     energy = k + alpha * _window_sum(x * x, window)
     root = lax.rsqrt(energy)
     return energy, root * jnp.sqrt(root)
 
 
-def _window_sum(x: Images, window: tuple[int, int, int]) -> Images:
+def _window_sum(x: NHWC, window: Window) -> NHWC:
     """The sum over a window around each place, zeros outside, one direction after the other."""
     for axis, size in enumerate(window, start=1):
         config = [(size // 2, size // 2, 0) if number == axis else (0, 0, 0) for number in range(x.ndim)]
@@ -102,13 +110,7 @@ def _window_sum(x: Images, window: tuple[int, int, int]) -> Images:
     return x
 
 
-def _piecewise(function: Callable[..., Images], *arrays: Images) -> Images:
-    """A function of each image by itself; the CPU takes a few at a time and keeps what it computes in its cache."""
-
-    def on_cpu(*arrays: Images) -> Images:
-        x = arrays[0]
-        intermediates = 8 * x[0].size * x.itemsize
-        outputs = lax.map(lambda piece: function(*piece), pieces(intermediates, *arrays))
-        return outputs.reshape(-1, *x.shape[1:])[: len(x)]
-
-    return by_platform(*arrays, cpu=on_cpu, default=function)
+def _each_image(function: Callable[..., NHWC], *arrays: NHWC) -> NHWC:
+    """A function of each image by itself; the CPU computes a few at a time, whose intermediates fit into its cache."""
+    image_bytes = 8 * math.prod(arrays[0].shape[1:]) * arrays[0].itemsize
+    return by_platform(*arrays, cpu=functools.partial(map_chunks, function, image_bytes), default=function)

@@ -14,7 +14,8 @@ from alexnet_jax.cli import ablate
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments.ablations import TABLES, Ablation, RowResult
 from alexnet_jax.experiments.trials import Outcome, Trial
-from alexnet_jax.models.alexnet import AlexNet, get_model, summarize
+from alexnet_jax.models.alexnet import AlexNet, get_model
+from alexnet_jax.models.summary import summarize
 from alexnet_jax.run.metrics_log import read_metrics
 from configs import alexnet
 from tests.conftest import REPOSITORY
