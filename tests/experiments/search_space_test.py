@@ -32,7 +32,10 @@ def test_a_space_is_what_its_file_says(tmp_path: Path) -> None:
     assert space == {RATE: Range("log_uniform", (0.001, 0.1)), "data.mirror": Range("values", (True, False))}
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "sweeps").glob("[!_]*.py")), ids=lambda path: path.name)
+SPACES = sorted((REPOSITORY / "configs" / "sweeps").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.name)
 def test_the_spaces_at_hand_suit_the_config(path: Path) -> None:
     assert search_space.load_space(path, alexnet.get_config())
 
