@@ -1,39 +1,6 @@
-"""`python -m alexnet_jax COMMAND`: everything that can be done with a run beside training it."""
+"""`python -m alexnet_jax COMMAND`, the same as `alexnet COMMAND` where the package is installed."""
 
-import importlib
-import sys
-
-from absl import logging
-
-from alexnet_jax.config import exit_on_user_error
-
-COMMANDS = {
-    "sweep": "which settings train best; many processes and machines can share the work",
-    "explain": "where the paper, its source, Caffe and a config differ, and what that costs",
-    "ablate": "what each idea of the paper is worth: the network without it, all else equal",
-    "figure1": "the paper's Figure 1: how much sooner ReLU learns than tanh",
-    "prepare": "makes a data set ready to be read fast, and says what is in it",
-    "benchmark": "how fast the training step is here, and what limits it",
-    "benchmark_input": "how fast images come to the training step, and what limits them",
-    "audit": "proof that a run used every image once an epoch",
-    "evaluate": "the error of a run on one of its splits, image by image",
-    "predict": "what a network takes your images for",
-    "report": "one page on a run: curves, kernels, answers, mistakes, neighbours, timing, config",
-    "convert": "weights of torchvision or Caffe become a run, and a run such weights",
-    "export": "a trained network as one file for other programs, checked against the network",
-}
-
-
-def main(argv: list[str]) -> None:
-    """Runs the command that argv[1] names."""
-    if len(argv) < 2 or argv[1] not in COMMANDS:
-        print("usage: python -m alexnet_jax COMMAND [...]\n", file=sys.stderr)
-        for name, purpose in COMMANDS.items():
-            print(f"  {name:<16} {purpose}", file=sys.stderr)
-        sys.exit(0 if argv[1:] in (["-h"], ["--help"]) else 2)
-    logging.set_verbosity(logging.FATAL)  # libraries log what is raised or shown anyway
-    importlib.import_module(f"alexnet_jax.cli.{argv[1]}").main(argv[2:])
-
+from alexnet_jax.cli.main import run
 
 if __name__ == "__main__":
-    exit_on_user_error(main)(sys.argv)
+    run()

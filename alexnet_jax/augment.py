@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
 
-from alexnet_jax.errors import UserError, check_choice
+from alexnet_jax.config import check_value
+from alexnet_jax.errors import UserError
 
 Pixels = UInt8[Array, "batch size size 3"]
 Centred = Float[Array, "batch size size 3"]
 Crops = Float[Array, "batch crop crop 3"]
 
-CROPPINGS = ("random", "resized", "centre")
-COLOR_NOISE_FORMS = ("source", "paper")
-MEAN_FORMS = ("channel", "image_centre", "image_crop")
 VIEWS = (1, 2, 10)
 """Views in testing: the centre; with its mirror image; with the four corners and theirs (paper section 4.1)."""
 
@@ -58,9 +56,8 @@ class Preprocessing:
     pca_vectors: np.ndarray
 
     def __post_init__(self) -> None:
-        names = {"cropping": CROPPINGS, "color_noise_form": COLOR_NOISE_FORMS, "mean_form": MEAN_FORMS}
-        for key, known in names.items():
-            check_choice(f"config.data.{key}", getattr(self, key), known)
+        for key in ("cropping", "color_noise_form", "mean_form"):
+            check_value(f"data.{key}", getattr(self, key))
         if self.mean_form == "image_crop" and self.cropping == "resized":
             raise UserError("config.data.mean_form='image_crop' needs whole pixels: config.data.cropping='random'")
 

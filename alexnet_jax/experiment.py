@@ -18,7 +18,8 @@ from alexnet_jax.data.preparation import Storing
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.train_source import TrainSource, make_train_source
 from alexnet_jax.errors import UserError
-from alexnet_jax.models.alexnet import AlexNet, LayerSummary, get_model, summarize, trace_shapes
+from alexnet_jax.models.alexnet import AlexNet, get_model
+from alexnet_jax.models.summary import LayerSummary, summarize, trace_shapes
 from alexnet_jax.optimizer import make_optimizer
 from alexnet_jax.parallel import hosts
 from alexnet_jax.parallel.compilation import use_compilation_cache

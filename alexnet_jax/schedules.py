@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax.errors import check_choice
+from alexnet_jax.config import check_value
 from alexnet_jax.optimizer import Params, check_pattern, is_kernel, map_names
 
-SCHEDULES = ("plateau", "constant", "step", "dexp", "cosine", "linear")
 SMOOTH_SCHEDULES = ("cosine", "linear")
 """Those that change the learning rate at every step; the others lower it now and then."""
 
@@ -90,7 +89,7 @@ class LearningRates:
 
         Raises UserError for an unknown schedule, or a pattern that matches no parameter.
         """
-        check_choice("config.optimizer.schedule", config.schedule, SCHEDULES)
+        check_value("optimizer.schedule", config.schedule)
         for pattern, _, _ in config.rate_multipliers:
             check_pattern("rate_multipliers", pattern, params)
         self._config, self._epochs, self._params = config, epochs, params

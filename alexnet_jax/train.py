@@ -16,7 +16,8 @@ from alexnet_jax import metrics
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.loader import sent_ahead
-from alexnet_jax.diagnosis.diagnosis import StartWatch, diagnose
+from alexnet_jax.diagnosis.diagnosis import diagnose
+from alexnet_jax.diagnosis.start_watch import StartWatch
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
 from alexnet_jax.experiment import Evaluate, Experiment, open_experiment
 from alexnet_jax.inference.loaded_run import start_from
@@ -341,9 +342,7 @@ class Run:
         )
 
     def _stuck(self, step: int) -> None:
-        experiment = self.experiment
-        parts = self.config, experiment.model, experiment.dataset, experiment.preprocessing
-        diagnosis = diagnose(*parts, self._variables(), self.start_watch, self.rates.kernels)
+        diagnosis = diagnose(self.experiment, self._variables(), self.start_watch, self.rates.kernels)
         console.show(diagnosis.table())
         raise TrainingStuckError(f"{self.start_watch.text(step)}; {self._last_good()}; {diagnosis.text()}")
 

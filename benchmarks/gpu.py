@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from alexnet_jax.system import console
 from benchmarks.contenders import Child, ContenderError, Steps, our_steps, save_network, spread, torch_steps
 from configs import alexnet
 
@@ -180,7 +181,9 @@ def measure(settings: Settings) -> None:
     share = f"{loop / bare:.1%} ({loop:,.0f} of {bare:,.0f} images/s)"
     show_row("end to end from data on the device, share of the bare step's rate", share, ">= 90 %, aim 98 %")
     show_row("bare step with config.parallel.deterministic, share of its rate", f"{cost:.1%}", "")
-    show_row(f"{EPOCHS} epochs of ImageNet at {loop:,.0f} images/s", duration(EPOCHS * IMAGENET_IMAGES / loop), "")
+    show_row(
+        f"{EPOCHS} epochs of ImageNet at {loop:,.0f} images/s", console.duration(EPOCHS * IMAGENET_IMAGES / loop), ""
+    )
 
 
 def show_machine(settings: Settings, run: Run) -> None:
@@ -360,13 +363,6 @@ def show_header(*names: str) -> None:
 def show_row(*cells: object) -> None:
     """A line of a table, at once."""
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Days, hours and minutes."""
-    hours, minutes = divmod(round(seconds / 60), 60)
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h {minutes} min"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.augment import training_images
 from alexnet_jax.experiments.step_timing import RandomTraining
-from alexnet_jax.models.alexnet import AlexNet, get_model, summarize
+from alexnet_jax.models.alexnet import AlexNet, get_model
+from alexnet_jax.models.summary import summarize
 
 Call = tuple[Any, ...]
 """A function and its arguments."""

@@ -3,7 +3,7 @@
     python -m benchmarks.starting --data-dir=cifar10
 
 cifar10 holds train/CLASS/*.jpg and test/CLASS/*.jpg. A run is the preset's own but for its batch; it ends once it has
-started (alexnet_jax/diagnosis/diagnosis.py) or after --steps. results/starting.json is written after each run; what
+started (alexnet_jax/diagnosis/start_watch.py) or after --steps. results/starting.json is written after each run; what
 is there already is not run again.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alexnet_jax.diagnosis.diagnosis import StartWatch
+from alexnet_jax.diagnosis.start_watch import StartWatch
 from alexnet_jax.experiment import open_experiment
 from alexnet_jax.experiments.results import write_results
 from alexnet_jax.system import console

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.cli.ablate import Cell, difference
-from alexnet_jax.cli.figure1 import ratio_text
+from alexnet_jax.experiments.ablations import RowResult
+from alexnet_jax.experiments.figure1 import ratio_text
 from alexnet_jax.experiments.results import Spread
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -44,12 +44,12 @@ def _ablations(results: dict[str, Any]) -> Iterator[str]:
     claims = any(row["paper"] != "-" or row["source"] != "-" for row in rows)
     yield f"| what is changed | test error | against the first |{' paper | its source |' if claims else ''}"
     yield f"|---|--:|--:|{'---|---|' if claims else ''}"
-    cells = [Cell(tuple(row["errors"]), tuple(row["top5_errors"]), row["failure"]) for row in rows]
-    for row, cell in zip(rows, cells, strict=True):
-        if not cell.errors:
+    measured = [RowResult(tuple(row["errors"])) for row in rows]
+    for row, result in zip(rows, measured, strict=True):
+        if not result.errors:
             continue  # all seeds failed, as the file says
         theirs = f" {row['paper']} | {row['source']} |" if claims else ""
-        yield f"| {row['what']} | {Spread.of(cell.errors).text('.2%')} | {difference(cell, cells[0])} |{theirs}"
+        yield f"| {row['what']} | {result.text()} | {result.difference(measured[0])} |{theirs}"
 
 
 def _figure1(results: dict[str, Any]) -> Iterator[str]:

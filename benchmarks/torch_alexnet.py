@@ -15,7 +15,7 @@ from alexnet_jax.system.machine import available_cores
 
 if TYPE_CHECKING:
     from alexnet_jax.models.alexnet import AlexNet
-    from alexnet_jax.ops.layers import LRN
+    from alexnet_jax.ops.normalization import LRN
 
 
 class TorchAlexNet(nn.Module):
@@ -33,7 +33,7 @@ class TorchAlexNet(nn.Module):
 
         Raises ValueError for an operation, a kind of layer or an activation that is not written here.
         """
-        from alexnet_jax.ops import layers  # here and not above: see the class
+        from alexnet_jax.ops.windows import output_size, window_padding  # here and not above: see the class
 
         super().__init__()
         self.operations = nn.Sequential()
@@ -44,14 +44,14 @@ class TorchAlexNet(nn.Module):
             if layer.kind == "conv":
                 groups = model.towers if layer.own_tower else 1
                 window = extent, layer.kernel, layer.stride, layer.pad, model.conv_ceil
-                before, after = layers.window_padding(*window)
+                before, after = window_padding(*window)
                 if after > before:  # Conv2d pads all sides alike
                     self.operations.append(nn.ZeroPad2d((0, after - before, 0, after - before)))
                 weighted: nn.Module = nn.Conv2d(
                     channels, features, layer.kernel, layer.stride, layer.pad, groups=groups
                 )
                 self.kernels[name] = layer.kernel, layer.kernel, channels // groups
-                extent = layers.output_size(*window)
+                extent = output_size(*window)
             elif layer.kind == "fc":
                 self.operations.append(nn.Flatten())
                 weighted = nn.Linear(channels * extent**2, features)
@@ -63,7 +63,7 @@ class TorchAlexNet(nn.Module):
             for operation in layer.then:
                 self.operations.extend(_operation(operation, model, layer.pool))
             if "pool" in layer.then:
-                extent = layers.output_size(extent, model.pool_size, 2, 0, model.pool_ceil)
+                extent = output_size(extent, model.pool_size, 2, 0, model.pool_ceil)
             channels = features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ def _operation(name: str, model: "AlexNet", pool: str) -> list[nn.Module]:
 
 
 class CrossMapNorm(nn.Module):
-    """`alexnet_jax.ops.layers.cross_map_norm`, by `F.local_response_norm` or by sums of slices."""
+    """`alexnet_jax.ops.normalization.cross_map_norm`, by `F.local_response_norm` or by sums of slices."""
 
     by_slices = False
 
@@ -134,7 +134,7 @@ class CrossMapNorm(nn.Module):
 
 
 class WithinMapNorm(nn.Module):
-    """`alexnet_jax.ops.layers.within_map_norm`."""
+    """`alexnet_jax.ops.normalization.within_map_norm`."""
 
     def __init__(self, size: int, alpha: float) -> None:
         super().__init__()

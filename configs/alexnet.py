@@ -5,8 +5,9 @@ two tar files), both with --config.data.dir=DIR, cifar10, mnist, fashion_mnist, 
 image classification set of TFDS, and synthetic. Presets: see PRESETS below; `alexnet_jax/models/presets.py` cites
 each number of their networks. "smoke" is a run of seconds that tries everything.
 
-The values below are paper section 5's: 90 epochs, batch 128, momentum 0.9, decay 0.0005, rate 0.01, divided by 10 when
-the validation error stops improving. Any key can be given on the command line: --config.optimizer.learning_rate=0.02
+Every key, with its default, unit and bounds, is in `alexnet_jax/config_keys.py`. The defaults are paper section 5's: 90
+epochs, batch 128, momentum 0.9, weight decay 0.0005, learning rate 0.01, divided by 10 when the validation error stops
+improving. Any key can be given on the command line: --config.optimizer.learning_rate=0.02
 
 The ILSVRC-2012 runs, and what their authors got (top-1 / top-5, 50,000 validation images):
 
@@ -31,13 +32,14 @@ on one GPU ("One weird trick", table 1), tensorpack's AlexNet 21 hours for 100 e
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+
+from alexnet_jax.config import default_config
 
 
 def get_config(choices: str = "") -> ConfigDict:
     """The configuration for a data set and a preset."""
     data, preset, smoke = _parse(choices)
-    config = _default()
+    config = default_config()
     config.model.preset = preset
     config.update(PRESETS[preset])
     config.update(DATASETS.get(data, {"data": {"name": data}}))
@@ -59,109 +61,6 @@ def get_config(choices: str = "") -> ConfigDict:
         if not small:
             config.model.hidden_width = 32
     return config
-
-
-def _default() -> ConfigDict:
-    return ConfigDict(
-        {
-            "seed": 0,  # root of all randomness: initialisation, order, crops, dropout
-            "init_from": "",  # trained run, or file of it, whose parameters this one starts from; "": drawn by the seed
-            "batch_size": 128,  # images a step, over all devices
-            "epochs": 90.0,  # passes over the training split
-            "max_steps": 0,  # ends the run after so many steps; 0: only `epochs` counts
-            "stop_at_train_error": 0.0,  # ends the run once so few training images of an epoch were wrong; 0: never
-            "eval_every_epochs": 1.0,  # epochs between evaluations on the validation split
-            "eval_batch_size": 128,  # images a step of evaluation; changes no result
-            "label_smoothing": 0.0,  # share of a training label that all classes divide evenly
-            "test_views": 1,  # views that a test prediction is averaged over: 1 (centre), 2 (and mirror), 10 (paper)
-            "log_every_steps": 50,  # steps between loss lines in metrics.jsonl
-            "stuck_after_steps": 5000,  # a run that still guesses after so many steps ends with a diagnosis; 0: never
-            "compilation_cache_dir": "data/compiled",  # folder of compiled programs, which start faster; "": none
-            "profile_steps": 0,  # steps to trace after the first three, into profile/ of the run; 0: none
-            "data": {
-                "name": "digits",  # digits, folder, imagenet2012, synthetic or tfds:NAME
-                "dir": "",  # folder of photographs, or of ImageNet's tar files
-                "prepared_dir": "data",  # folder of prepared data sets
-                "storage": "auto",  # how images are prepared: jpeg, raw (pixels), auto (raw up to 4 GB)
-                "jpeg_quality": 90,  # of prepared images, 1 to 100; the 2014 source took 95
-                "validation_fraction": 0.1,  # share of train held out where a data set has no validation split
-                "test_fraction": 0.1,  # the same of a folder that has neither val/ nor test/
-                "max_quarantined": 0.01,  # share of unreadable images at which preparing stops
-                "max_megapixels": 100.0,  # an image of more pixels counts as unreadable
-                "residence": "auto",  # of training images: disk, host (its memory), device (its memory), auto
-                "synthetic_examples": 1024,  # training images of the synthetic data set
-                "image_size": 256,  # pixels; shorter side to this, then the central square (paper section 2)
-                "crop": 227,  # pixels; side of the window that the network sees
-                "cropping": "random",  # random (paper), resized (a random part of random shape, scaled), centre
-                "mirror": True,  # reflect half of the training images
-                "mixup": 0.0,  # parameter of the Beta distribution by which pairs of images are mixed; 0: none are
-                "color_noise": 0.0,  # standard deviation of the factors on the colours' principal components; 0: none
-                "color_noise_form": "source",  # source (on standard deviations, then /1.1), paper (on eigenvalues)
-                "color_noise_until_epoch": 0.0,  # epoch that ends the noise; 0: none does
-                "pca_std": placeholder(tuple),  # grey levels along the colours' components; None: as the images have
-                "pca_vectors": placeholder(tuple),  # the components as columns, rows R, G, B; None: as the images have
-                "mean_form": "channel",  # what is subtracted: channel, image_centre (source), image_crop (Caffe)
-                "mean": placeholder(tuple),  # of channel: grey levels of R, G, B; None: those of the training images
-                "std": (1.0, 1.0, 1.0),  # grey levels of R, G, B to divide by; the 2012 source does not divide
-                "num_threads": 0,  # reading threads; 0: one a core
-            },
-            "model": {
-                "preset": "source",  # which AlexNet; the keys below replace parts of it, None: as the preset says
-                "activation": placeholder(str),  # relu, tanh, scaled_tanh, sigmoid, leaky_relu, prelu
-                "lrn": placeholder(str),  # convention of response normalisation: source, paper, caffe, none
-                "pool_window": placeholder(str),  # overlapping (3x3 every 2 pixels), plain (2x2 every 2 pixels)
-                "pool_kind": placeholder(str),  # max, avg
-                "dropout_rate": placeholder(float),  # probability of dropping a unit, in [0, 1)
-                "dropout_convention": placeholder(str),  # 2012 (test: x0.5), inverted (train: x2)
-                "towers": placeholder(int),  # 1, 2
-                "cross_tower": True,  # False: conv3 too sees its own tower alone; the towers first meet in fc6
-                "without_layers": (),  # names of layers to leave out, like ("conv3",); their pooling stays
-                "hidden_width": placeholder(int),  # units in each hidden fully connected layer
-                "num_classes": placeholder(int),  # units of the last layer; None: as many as the data have classes
-                "compute_dtype": "float32",  # of activations and products: float32, bfloat16; all else is float32
-            },
-            "optimizer": {
-                "learning_rate": 0.01,  # of kernels, at the start
-                "batch_scaling": "none",  # of the rate, with batch_size / base_batch_size: none, linear, sqrt
-                "base_batch_size": 128,  # images a step that `learning_rate` is meant for
-                "momentum": 0.9,  # share of the velocity that a step keeps
-                "weight_decay": 0.0005,  # of kernels, inside the gradient (L2)
-                "weight_decay_overrides": (),  # ((pattern, decay), ...) over names like conv1/kernel
-                "decay_biases": False,  # decay the other parameters as well
-                "bias_rate_multiplier": 2.0,  # biases learn so many times as fast as kernels
-                "bias_schedule": "same",  # same (as kernels), constant (first rate), halfway (/10 at half-time)
-                "rate_multipliers": (),  # ((pattern, from epoch, factor), ...); 0 freezes
-                "schedule": "plateau",  # plateau, constant, step, dexp, cosine (to 0 at the end), linear (so too)
-                "factor": 0.1,  # of plateau and step: the rate is multiplied by this
-                "patience": 5,  # of plateau: evaluations without improvement before a division
-                "threshold": 0.001,  # of plateau: relative improvement that counts
-                "cooldown": 0,  # of plateau: evaluations after a division that do not count
-                "minimum_rate": 1e-5,  # of plateau: never lower
-                "min_divisions": 3,  # of plateau: at least so many, spread evenly over the run if need be
-                "step_epochs": (30.0, 60.0, 80.0),  # of step: epochs of the divisions
-                "dexp_target": 250.0,  # of dexp: the rate ends divided by this
-                "dexp_steps": 4,  # of dexp: number of equal parts with a rate of their own
-                "warmup_epochs": 0.0,  # in which every rate grows from 0; 0: none
-                "ema_decay": 0.0,  # of the moving average of parameters that tests use; 0: no average
-            },
-            "parallel": {
-                "mode": "pmap",  # pmap (each device trains on its share of the images), mesh (networks over devices)
-                "num_devices": 0,  # devices to use, of each process; 0: all
-                "micro_batches": 1,  # parts of a batch that a device computes in turn, which takes less memory
-                "towers": 1,  # of mesh: devices that hold one network, with 1/n of the features each
-                "deterministic": False,  # on GPUs too the same bits each time, at a cost; a CPU always gives the same
-                "coordinator": "",  # HOST:PORT of process 0 of many; auto: as the cluster says; "": one process
-                "num_processes": placeholder(int),  # of all hosts together; None: as the cluster says
-                "process_id": placeholder(int),  # this process's number, from 0; None: as the cluster says
-                "timeout_seconds": 600,  # without progress, after which a process that waits for another gives up
-            },
-            "checkpoint": {
-                "keep": 2,  # latest checkpoints kept beside the best one
-                "every_steps": 0,  # steps between further checkpoints, left out where training would wait; 0: none
-                "on_failure": "stop",  # if one cannot be written: stop, continue (the last must succeed in any case)
-            },
-        }
-    )
 
 
 _SOURCE = {

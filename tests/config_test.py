@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.config_keys import KEYS, Key
 from alexnet_jax.errors import UserError
 from configs.alexnet import get_config
 
@@ -108,6 +109,18 @@ def config_with(changes: dict[str, Any]) -> dict[str, Any]:
         ("checkpoint.keep", 0),
         ("checkpoint.every_steps", -1),
         ("checkpoint.on_failure", "retry"),
+        ("data.storage", "png"),
+        ("data.residence", "cloud"),
+        ("data.cropping", "none"),
+        ("data.color_noise_form", "none"),
+        ("data.mean_form", "none"),
+        ("model.activation", "rleu"),
+        ("model.lrn", "yes"),
+        ("model.pool_window", "3"),
+        ("model.pool_kind", "min"),
+        ("model.dropout_convention", "2013"),
+        ("model.towers", 3),
+        ("optimizer.schedule", "exponential"),
     ],
 )
 def test_impossible_values_are_refused_by_the_name_of_their_key(key: str, value: Any) -> None:
@@ -149,11 +162,46 @@ def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
         config_lib.check(config_with({"data.validation_fraction": 0.5, "data.test_fraction": 0.5}))
 
 
-def test_a_config_without_a_key_is_refused() -> None:
+def test_a_config_without_a_key_has_its_default() -> None:
     config = get_config().to_dict()
-    del config["optimizer"]["patience"]
-    with pytest.raises(UserError, match=r"config\.optimizer\.patience"):
+    del config["optimizer"]["patience"], config["checkpoint"]
+    config_lib.check(config)
+    assert config_lib.complete(config) == get_config().to_dict()
+    assert config_lib.differences(config, get_config().to_dict()) == []
+    config["optimizer"]["warmup_epochs"] = -1.0
+    with pytest.raises(UserError, match=r"config\.optimizer\.warmup_epochs=-1\.0"):
         config_lib.check(config)
+
+
+def test_the_defaults_fulfil_their_rules_and_have_comments_and_types() -> None:
+    for name, entry in config_lib.flatten(KEYS):
+        assert entry.comment and not entry.comment.endswith("."), name
+        assert (entry.default is None) == (entry.kind is not None), name
+        assert entry.resume in {"fixed", "length", "free"}, name
+        assert entry.default is None or all(rule.holds(entry.default) for rule in entry.rules), name
+        assert all(rule.text.startswith(("must ", "is unknown; there are: ")) for rule in entry.rules), name
+    assert {name for name, _ in config_lib.flatten(config_lib.default_config())} == dict(
+        config_lib.flatten(KEYS)
+    ).keys()
+
+
+def test_a_key_that_the_code_no_longer_has_is_kept_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = get_config().to_dict()
+    monkeypatch.setitem(KEYS["data"], "sharpen", Key(0.5, "strength of a filter that was taken out again"))
+    before = get_config().to_dict()
+    monkeypatch.undo()
+    config_lib.check(before)
+    assert config_lib.complete(before) == before
+    assert config_lib.differences(before, now) == ["config.data.sharpen: 0.5 -> None"]
+
+
+def test_each_key_is_decisive_of_the_length_or_free() -> None:
+    plain = get_config().to_dict()
+    length, free = config_lib.length(plain), config_lib.free(plain)
+    names = [name for name, _ in config_lib.flatten(plain)]
+    assert sorted([*config_lib.decisive(plain), *length, *free]) == sorted(names)
+    assert length.keys() == {"batch_size", "epochs", "max_steps", "stop_at_train_error"}
+    assert {name for name in names if name.startswith(("parallel.", "checkpoint."))} <= free.keys()
 
 
 # What makes two configs different experiments

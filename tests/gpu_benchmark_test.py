@@ -79,8 +79,3 @@ def test_limits_of_a_layer(make_config: Callable[..., ConfigDict]) -> None:
     assert layer["fc7"].flops == 3 * 2 * 2 * 4096**2
     assert layer["fc7"].bytes == 4 * (2 * 6 * 4096 + 3 * 4097 * 4096)
     assert layer["optimizer"].bytes == 5 * 4 * 60_965_224
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(59 * 60, "0 d 0 h 59 min"), (90_000, "1 d 1 h 0 min")])
-def test_duration(seconds: float, text: str) -> None:
-    assert gpu.duration(seconds) == text

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.__main__ import COMMANDS
-from alexnet_jax.config import _check_keys
+from alexnet_jax.cli.flags import _check_keys
+from alexnet_jax.cli.main import COMMANDS
 from benchmarks import tables
 from configs import alexnet
 from tests.conftest import REPOSITORY
@@ -64,5 +64,9 @@ def test_the_files_it_names_exist() -> None:
     names = re.findall(r"\((alexnet_jax/\S+|configs/\S+|docs/\S+|results/\S+)\)", README)
     assert names
     assert all((REPOSITORY / name).exists() for name in names)
-    for module in re.findall(r"`(\w+\.py)`", README.split("## The code")[1]):
-        assert list(Path(REPOSITORY / "alexnet_jax").rglob(module)), module
+    tree = README.split("## The code")[1]
+    told = set(re.findall(r"(\w+\.py|\w+/)(?=[,\s])", tree.split("alexnet_jax/\n")[1]))
+    package = REPOSITORY / "alexnet_jax"
+    there = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert told == there

@@ -17,9 +17,7 @@ from alexnet_jax.checkpoint import restore
 from alexnet_jax.cli import evaluate
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import open_experiment
-from alexnet_jax.experiments.population import Member, make_member_step, make_population_step
 from alexnet_jax.optimizer import averaged_params, make_optimizer
-from alexnet_jax.parallel.collectives import Axes
 from alexnet_jax.parallel.devices import Devices, data_parallel, mesh_parallel
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.steps import example_keys, make_train_step
@@ -155,27 +153,6 @@ def test_towers_hold_their_part_of_the_average() -> None:
     average = averaged_params(devices.place(fresh(config, model, optimizer)).opt_state, None)
     array = average["fc4"]["kernel"]
     assert {part.data.shape for part in array.addressable_shards} == {(array.shape[0], array.shape[1] // 2)}
-
-
-def test_members_of_a_population_learn_by_the_recipe_what_they_would_alone() -> None:
-    devices = data_parallel(1)
-    alone, losses = trained(devices)
-    config, model, optimizer, preprocessing = modern_parts()
-    step = make_member_step(config.optimizer, model, preprocessing, Axes(("data",)), SMOOTHING)
-    program = devices.compile_train_step(step, of_many=make_population_step)
-    own = {name: np.float32(value) for name, value in (("momentum", 0.9), ("weight_decay", 0.0005))}
-    members = tuple(
-        Member(fresh(config, model, optimizer), **own, dropout_rate=np.float32(model.dropout_rate)) for _ in range(2)
-    )
-    members, found = devices.place(members), []
-    for batch in batches(4, config.data.image_size):
-        members, sums = program(members, (devices.shard(batch),) * 2)
-        found.append([float(of_member["loss_sum"]) for of_member in sums])
-    np.testing.assert_allclose(found, np.stack([losses, losses], axis=1), rtol=1e-5)
-    for member in members:
-        average = averaged_params(member.state.opt_state, None)
-        for array, expected in zip(jax.tree.leaves(average), jax.tree.leaves(alone), strict=True):
-            np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 # Runs

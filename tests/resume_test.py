@@ -3,12 +3,20 @@
 import hashlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from alexnet_jax import load_run
 from alexnet_jax.checkpoint import checkpoint_names, restore
+from alexnet_jax.config_keys import KEYS, POSITIVE, key
+from alexnet_jax.errors import UserError
+from alexnet_jax.inference.evaluation import evaluate_run
+from alexnet_jax.train import train_and_evaluate
 from tests.conftest import REPOSITORY
 
 
@@ -68,3 +76,26 @@ def test_a_finished_run_says_so_and_is_left_alone(tmp_path: Path, prepared_dir: 
     assert again.returncode == 0
     assert "is finished already" in again.stdout
     assert outcome(tmp_path) == before
+
+
+def test_a_run_made_before_a_key_was_added_is_opened_and_continued(
+    tmp_path: Path, make_config: Callable[..., ConfigDict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adding a key to the table is all that a new key takes, and costs no earlier run."""
+    result = train_and_evaluate(make_config(max_steps=1), tmp_path)
+    before = load_run(tmp_path)
+    monkeypatch.setitem(KEYS["data"], "sharpen", key(0.5, "strength of a filter that nobody has written", POSITIVE))
+    config = make_config(max_steps=2)
+    assert config.data.sharpen == 0.5
+    after = load_run(tmp_path)
+    assert after.config.data.sharpen == 0.5
+    image = np.zeros((40, 40, 3), np.uint8)
+    np.testing.assert_array_equal(after.predict(image), before.predict(image))
+    assert evaluate_run(tmp_path).summary["top1_error"] == result["top1_error"]
+    assert train_and_evaluate(config, tmp_path)["count"] == result["count"]
+    config.data.sharpen = 0.7
+    with pytest.raises(UserError, match=r"config\.data\.sharpen: 0\.5 -> 0\.7"):
+        train_and_evaluate(config, tmp_path)
+    config.data.sharpen = -1.0
+    with pytest.raises(UserError, match=r"config\.data\.sharpen=-1\.0 must be more than 0"):
+        train_and_evaluate(config, tmp_path / "another")

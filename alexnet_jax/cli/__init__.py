@@ -1,1 +1,1 @@
-"""The commands of `python -m alexnet_jax`, one file each."""
+"""The commands of `alexnet` and `python -m alexnet_jax`, one file each, and what finds them."""

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax.config import config_from_flags
+from alexnet_jax.cli.flags import config_from_flags
 from alexnet_jax.experiments import step_timing
 from alexnet_jax.experiments.step_timing import IMAGENET_IMAGES, RandomTraining
 from alexnet_jax.parallel.devices import Devices
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
         {
             "network": f"{config.model.preset}, {measured.batch_size} images of {config.data.crop} pixels a step",
             **describe(measured, compute_dtype.name),
-            "ImageNet": f"{duration(config.epochs * IMAGENET_IMAGES / measured.images_per_second)} "
+            "ImageNet": f"{console.duration(config.epochs * IMAGENET_IMAGES / measured.images_per_second)} "
             f"for {config.epochs:g} epochs of {IMAGENET_IMAGES:,} images",
         }
     )
@@ -135,13 +135,6 @@ def describe(measured: Measured, dtype: str) -> dict[str, str]:
         f"the optimizer takes at least {measured.optimizer_share:.0%} of a step",
         "peak memory": measured.peak_memory,
     }
-
-
-def duration(seconds: float) -> str:
-    """Days, hours and minutes."""
-    minutes = round(seconds / 60)
-    parts = {"d": minutes // 1440, "h": minutes // 60 % 24, "min": minutes % 60}
-    return " ".join(f"{number:,} {unit}" for unit, number in parts.items() if number) or "less than a minute"
 
 
 def advice(peak_share: float, optimizer_share: float, on_cpu: bool) -> str:

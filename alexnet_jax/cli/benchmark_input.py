@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import augment
-from alexnet_jax.config import config_from_flags
+from alexnet_jax.cli.flags import config_from_flags
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.images import decode_jpeg
 from alexnet_jax.data.loader import train_batches, training_order

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
-from alexnet_jax.config import config_from_flags, refuse_words
+from alexnet_jax.cli.flags import config_from_flags, refuse_words
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import check_names, make_learning_rates, make_preprocessing

@@ -1,13 +1,12 @@
 """`python -m alexnet_jax evaluate RUN`: the exact error of a run, and its answer to every image."""
 
-import argparse
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.augment import VIEWS
+from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.inference.evaluation import Evaluation, evaluate_run
 from alexnet_jax.system import console
 from alexnet_jax.system.files import write_text
@@ -18,15 +17,8 @@ MOST_ROWS = 10
 
 def main(argv: list[str]) -> None:
     """Prints top-1 and top-5 error and the classes with the most mistakes, and writes two tables."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax evaluate", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a run, or a file that export made of it")
+    parser = run_parser("evaluate", __doc__, views=True, data=True)
     parser.add_argument("--split", default="test", help="train, validation or test (default)")
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a number of examples seen")
-    parser.add_argument(
-        "--views", type=int, choices=VIEWS, help="views a prediction is averaged over; as the run's tests"
-    )
-    parser.add_argument("--data-dir", help="where the images are by now, in place of config.data.dir")
-    parser.add_argument("--prepared-dir", help="folder of prepared data sets, in place of config.data.prepared_dir")
     parser.add_argument("--output", type=Path, help="folder of the tables; evaluation/ in that of the run")
     options = parser.parse_args(argv)
     evaluation = evaluate_run(
@@ -54,36 +46,22 @@ def _show(evaluation: Evaluation) -> None:
 
 def write_tables(evaluation: Evaluation, folder: Path) -> None:
     """Writes predictions-SPLIT.csv, a row an image, and classes-SPLIT.csv; says where."""
-    run, ranks = evaluation.run, range(evaluation.guesses.shape[1])
-    guesses = [[f"guess{rank + 1}", f"class{rank + 1}", f"probability{rank + 1}"] for rank in ranks]
-    header = ["id", "file", "label", "class", *(column for columns in guesses for column in columns)]
-    rows = (
-        [
-            number,
-            file,
-            label,
-            run.name_of(label),
-            *(
-                cell
-                for guess, probability in zip(guesses, probabilities, strict=True)
-                for cell in (guess, run.name_of(guess), f"{probability:.6g}")
-            ),
-        ]
-        for number, (file, label, guesses, probabilities) in enumerate(
-            zip(
-                evaluation.files,
-                evaluation.labels.tolist(),
-                evaluation.guesses.tolist(),
-                evaluation.probabilities.tolist(),
-                strict=True,
-            )
-        )
-    )
-    predictions = folder / f"predictions-{evaluation.split}.csv"
-    write_text(predictions, _csv(header, rows))
-    classes = folder / f"classes-{evaluation.split}.csv"
+    ranks = range(1, evaluation.guesses.shape[1] + 1)
+    columns = [f"{name}{rank}" for rank in ranks for name in ("guess", "class", "probability")]
+    header = ["id", "file", "label", "class", *columns]
+    predictions, classes = (folder / f"{name}-{evaluation.split}.csv" for name in ("predictions", "classes"))
+    write_text(predictions, _csv(header, _prediction_rows(evaluation)))
     write_text(classes, _csv(["class", "images", "wrong_top1", "wrong_top5"], evaluation.by_class()))
     console.show(f"each image's answer lies in {predictions}, each class's errors in {classes}")
+
+
+def _prediction_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
+    run = evaluation.run
+    for number, (file, label) in enumerate(zip(evaluation.files, evaluation.labels.tolist(), strict=True)):
+        row = [number, file, label, run.name_of(label)]
+        for guess, probability in evaluation.predictions(number):
+            row += [guess, run.name_of(guess), f"{probability:.6g}"]
+        yield row
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

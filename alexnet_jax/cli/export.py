@@ -1,8 +1,8 @@
 """`python -m alexnet_jax export RUN --format=FORMAT`: the network of a run as one file for other programs."""
 
-import argparse
 from pathlib import Path
 
+from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.inference.export import FORMATS, export_run
 from alexnet_jax.inference.loaded_run import load_run
 from alexnet_jax.system import console
@@ -13,11 +13,9 @@ SHOWN = 5
 
 def main(argv: list[str]) -> None:
     """Writes the file, once it is seen to answer as the network does, and says what is in it."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax export", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a run, or a .safetensors file that export made of it")
+    parser = run_parser("export", __doc__)
     parser.add_argument("--format", required=True, choices=FORMATS, help="what is to read it; see docs/serving.md")
     parser.add_argument("--output", type=Path, help="the file; model with the format's suffix, in the run's folder")
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a number of examples seen")
     options = parser.parse_args(argv)
     kind, run = FORMATS[options.format], load_run(options.run, options.checkpoint)
     path = options.output or run.folder / f"model{kind.suffix}"

@@ -1,6 +1,5 @@
 """`python -m alexnet_jax predict RUN photo.jpg|folder|-`: what a network takes images for. No data set is needed."""
 
-import argparse
 import contextlib
 import csv
 import json
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.augment import VIEWS
+from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.data.image_folder import SUFFIXES
 from alexnet_jax.errors import UnreadableImagesError, UserError
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
@@ -23,12 +22,9 @@ Answer = dict[str, Any]
 
 def main(argv: list[str]) -> None:
     """Prints the likeliest classes of each image. Raises UnreadableImagesError after all others if some are broken."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax predict", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a run, or a file that export made of it")
+    parser = run_parser("predict", __doc__, views=True)
     parser.add_argument("images", nargs="+", help="image files, folders of them, or - for one from standard input")
     parser.add_argument("--top", type=int, default=5, help="classes that are named, 5 by default")
-    parser.add_argument("--views", type=int, choices=VIEWS, help="views that are averaged over; as the run's tests")
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a number of examples seen")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="an object a line: file, guesses")
     form.add_argument("--csv", action="store_true", help="a row a guess: file, rank, class, label, probability")
@@ -50,12 +46,10 @@ def _find(names: Sequence[str]) -> Iterator[str]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = sorted(
-                str(file) for file in path.rglob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file()
-            )
-            if not found:
+            files = [file for file in path.rglob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+            if not files:
                 raise UserError(f"{name} holds no image ({' '.join(SUFFIXES)})")
-            yield from found
+            yield from sorted(map(str, files))
         elif name == "-" or path.exists():
             yield name
         else:

@@ -1,6 +1,6 @@
 """`python -m alexnet_jax prepare --config=FILE:CHOICES`: makes images ready to be read fast, says what is in them."""
 
-from alexnet_jax.config import config_from_flags
+from alexnet_jax.cli.flags import config_from_flags
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.system import console
 

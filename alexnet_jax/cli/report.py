@@ -1,8 +1,8 @@
 """`python -m alexnet_jax report RUN`: one page on a run, in a file that needs no network."""
 
-import argparse
 from pathlib import Path
 
+from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.inference import report_figures
 from alexnet_jax.inference.report import make_report
 from alexnet_jax.system import console
@@ -11,11 +11,7 @@ from alexnet_jax.system.files import write_bytes, write_text
 
 def main(argv: list[str]) -> None:
     """Writes report.html, or the figures alone."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax report", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a run: finished, crashed or still going on")
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a number of examples seen")
-    parser.add_argument("--data-dir", help="where the images are by now, in place of config.data.dir")
-    parser.add_argument("--prepared-dir", help="folder of prepared data sets, in place of config.data.prepared_dir")
+    parser = run_parser("report", __doc__, "the folder of a run: finished, crashed or still going on", data=True)
     parser.add_argument("--output", type=Path, help="the file, or with --png the folder; in that of the run")
     parser.add_argument("--png", action="store_true", help="writes the figures alone, each a PNG file")
     options = parser.parse_args(argv)

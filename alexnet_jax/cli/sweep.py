@@ -1,26 +1,32 @@
 """`python -m alexnet_jax sweep --config=... --space=configs/sweeps/NAME.py`: which settings train best.
 
-Start it as often as there are devices or machines: all that name the same study share its settings. Each run lies in
+Start it on as many devices or machines as there are: all that name the same study share its settings. Each run lies in
 WORKDIR/trial-NNNN/seed-N and can be continued with main.py.
 """
 
 import argparse
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.cli import flags as flags_lib
+from alexnet_jax.cli import workers
+from alexnet_jax.cli.config_files import find_file
 from alexnet_jax.errors import UserError
+from alexnet_jax.experiment import open_dataset
 from alexnet_jax.experiments import search_space
 from alexnet_jax.experiments.results import Spread
-from alexnet_jax.experiments.study import PRUNERS, SAMPLERS, Plan, Row, Setting, Study, open_study
-from alexnet_jax.experiments.trials import Outcome, Trial, TrialStoppedError, run_trials
+from alexnet_jax.experiments.study import PRUNERS, SAMPLERS, Setting, Standing, Study, SweepPlan, open_study
+from alexnet_jax.experiments.trials import Outcome, Trial, run_trials
+from alexnet_jax.run.run_folder import training_program
 from alexnet_jax.system import console
 from alexnet_jax.system.files import write_text
+from alexnet_jax.system.signals import raise_on_sigterm
 
 
 def main(argv: list[str]) -> None:
@@ -29,159 +35,139 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--space", type=Path, required=True, help="file that says what is varied")
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="tpe (default), random or grid")
     parser.add_argument("--trials", type=int, help="settings to try; 20 by default, all of a grid")
-    parser.add_argument("--seeds", type=config_lib.seeds, default=(0,), help="each setting is trained with each: 0,1,2")
     parser.add_argument("--pruner", choices=PRUNERS, default="median", help="gives up what is worse than the median")
     parser.add_argument("--storage", help="postgresql://USER@HOST/DATABASE; by default the file WORKDIR/study.log")
     parser.add_argument("--study", help="its name in the storage; by default the name of the work directory")
     parser.add_argument("--workdir", type=Path, default=Path("runs/sweep"), help="folder of the runs")
+    workers.add_flags(parser, seeds=(0,))
     options, words = parser.parse_known_args(argv)
-    config = config_lib.config_from_flags("sweep", words)
-    space = search_space.load_space(options.space, config)
-    plan = Plan(space, options.sampler, _count(options, space))
-    about = {"seeds": list(options.seeds), **_comparable(config)}
+    config = flags_lib.config_from_flags("sweep", words)
+    plan = _plan(options, config)
     storage, name = options.storage or str(options.workdir / "study.log"), options.study or options.workdir.name
+    with open_study(storage, name, plan, options.workdir) as study, raise_on_sigterm():
+        if not options.train_only:
+            seeds = ", ".join(map(str, options.seeds))
+            console.show(f"{plan.count} settings of {', '.join(plan.space)}; sampler {plan.sampler}; seeds {seeds}")
+        if not any(key.startswith("data.") for key in plan.space):
+            open_dataset(config.data)  # prepared by all cores
+        with workers.share_out("sweep", argv, options.processes, config):
+            Sweep(study, config, words, options.seeds, options.workdir).run(plan.count)
+        if not options.train_only:
+            _show(study.standings(), plan.count, options.workdir)
+
+
+def _plan(options: argparse.Namespace, config: ConfigDict) -> SweepPlan:
+    space = search_space.load_space(find_file(options.space), config)
+    count = 20 if options.trials is None else options.trials
+    if options.sampler == "grid":
+        count = len(search_space.grid(space))
+        if options.trials is not None:
+            raise UserError(f"--trials={options.trials}: a grid has all its {count} settings; leave it out")
+    if count < 1:
+        raise UserError(f"--trials={count} must be at least 1")
+    plain = config.to_dict()
+    decisive = {**config_lib.decisive(plain), **config_lib.length(plain)}
+    about = {f"config.{key}": value for key, value in decisive.items() if key != "seed"}
     warmup = round(config.epochs / config.eval_every_epochs) // 4
-    with open_study(storage, name, plan, about, options.pruner, warmup) as study:
-        seeds = ", ".join(map(str, options.seeds))
-        console.show(f"{plan.count} settings of {', '.join(space)}; sampler {plan.sampler}; seeds {seeds}")
-        Sweep(study, config, words, options.seeds, options.workdir).run(plan.count)
+    return SweepPlan(space, options.sampler, count, options.pruner, warmup, {"seeds": list(options.seeds), **about})
 
 
 class Sweep:
-    """A worker: what it is doing, and how its settings become runs."""
+    """A worker: how settings become runs, and what it shows of them."""
 
     def __init__(self, study: Study, config: ConfigDict, words: Sequence[str], seeds: Sequence[int], workdir: Path):
         self._study, self._config, self._seeds, self._workdir = study, config, seeds, workdir
-        self._command = ["main.py", *words]
-        self._doing: dict[Path, Setting] = {}
-        self._told: set[int] = set()
+        self._command = [*training_program(), *words]
 
     def run(self, count: int) -> None:
-        """Does what is left of the study and keeps the leaderboard up to date."""
-        finished = sum(row.state != "running" for row in self._study.rows())
-        with console.work_progress("settings", count, finished) as bar:
-            for outcome in run_trials(self._trials(), self._on_epoch):
-                setting = self._doing[outcome.trial.workdir]
-                self._note(outcome, setting)
-                if setting.is_over and setting.folder not in self._told:
-                    self._told.add(setting.folder)
-                    self._tell(setting)
-                    bar.advance(1)
-        self._tell_all(count)
+        """Does what is left of the study; keeps the leaderboard up to date and shows a line about each setting."""
+        shown = {standing.number for standing in self._study.standings() if standing.state != "running"}
+        with console.work_progress("settings", count, len(shown)) as bar:
 
-    def _trials(self) -> Iterator[Trial]:
-        """The runs of one setting after the other; those of a setting that is over are left out."""
-        while (setting := self._study.ask()) is not None:
-            for seed in self._seeds:
-                if not setting.is_over:
-                    trial = self._trial(setting, seed)
-                    self._doing[trial.workdir] = setting
-                    yield trial
+            def show_new() -> None:
+                standings = self._study.standings()
+                _write(standings, self._workdir)
+                for standing in standings:
+                    if standing.state != "running" and standing.number not in shown:
+                        shown.add(standing.number)
+                        values = "  ".join(f"{_short(key)} {_text(value)}" for key, value in standing.settings.items())
+                        console.show(f"trial {standing.number:4}  {_result(standing)}  {values}")
+                        bar.advance(1)
 
-    def _trial(self, setting: Setting, seed: int) -> Trial:
-        workdir = self._workdir / f"trial-{setting.folder:04}" / f"seed-{seed}"
-        values = {**setting.values, "seed": seed}
-        words = [*search_space.flags(values), f"--workdir={workdir}"]
-        return Trial(search_space.apply(values, self._config), workdir, [*self._command, *words])
+            self._study.optimize(self._train, show_new)
 
-    def _on_epoch(self, trial: Trial, record: dict[str, Any]) -> None:
-        """The first seed speaks for its setting."""
-        setting = self._doing[trial.workdir]
-        if trial.config.seed == self._seeds[0]:
-            evaluation = round(record["epoch"] / trial.config.eval_every_epochs)
-            setting.report(evaluation, record["validation_top1_error"])
-        if setting.is_over:
-            raise TrialStoppedError("given up")
+    def _train(self, setting: Setting) -> Outcome | None:
+        for seed in self._seeds:
+            workdir = self._workdir / f"trial-{setting.folder:04}" / f"seed-{seed}"
+            values = {**setting.values, "seed": seed}
+            words = [*search_space.flags(values), f"--workdir={workdir}"]
+            trial = Trial(search_space.apply(values, self._config), workdir, [*self._command, *words])
 
-    def _note(self, outcome: Outcome, setting: Setting) -> None:
-        if setting.is_over:
-            return
-        if outcome.test is None:
-            setting.fail(outcome.failure or "it has ended without a test", outcome.is_its_fault)
-        else:
-            error = outcome.epochs[-1]["validation_top1_error"]
-            setting.add(outcome.trial.config.seed, error, outcome.test["top1_error"], of=len(self._seeds))
+            def report(trial: Trial, record: dict[str, Any]) -> None:
+                """The first seed speaks for its setting."""
+                if trial.config.seed == self._seeds[0]:
+                    evaluation = round(record["epoch"] / trial.config.eval_every_epochs)
+                    setting.report(evaluation, record["validation_top1_error"])
 
-    def _tell(self, setting: Setting) -> None:
-        """A line about a setting that is over."""
-        rows = self._study.rows()
-        self._write(rows)
-        row = next(row for row in rows if row.number == setting.folder)
-        values = "  ".join(f"{_short(key)} {_text(value)}" for key, value in row.settings.items())
-        console.show(f"trial {row.number:4}  {_result(row)}  {values}")
-
-    def _tell_all(self, count: int) -> None:
-        rows = self._study.rows()
-        path = self._write(rows)
-        keys = list(rows[0].settings) if rows else []
-        console.show_table(
-            ["trial", "validation error", "test error", *map(_short, keys)],
-            [
-                [
-                    f"{row.number}",
-                    _result(row),
-                    _spread(row.test_errors),
-                    *(_text(row.settings.get(key)) for key in keys),
-                ]
-                for row in rows
-            ],
-        )
-        running = sum(row.state == "running" for row in rows)
-        console.show(
-            f"{len(rows) - running} of {count} settings are done" + (f", {running} going on" if running else "")
-        )
-        console.show(f"The leaderboard lies in {path}, the runs in {self._workdir}")
-
-    def _write(self, rows: Sequence[Row]) -> Path:
-        """The leaderboard as a CSV file: errors in [0, 1]."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        keys = list(rows[0].settings) if rows else []
-        measures = [f"{name}_{part}" for name in ("validation_error", "test_error") for part in ("mean", "std")]
-        writer.writerow(["rank", "trial", "state", "seeds", *measures, *keys, "failure"])
-        for rank, row in enumerate(rows, 1):
-            numbers = [value for errors in (row.errors, row.test_errors) for value in _mean_and_std(errors)]
-            settings = [row.settings.get(key) for key in keys]
-            writer.writerow([rank, row.number, row.state, len(row.errors), *numbers, *settings, row.failure])
-        path = self._workdir / "leaderboard.csv"
-        write_text(path, text.getvalue())
-        return path
+            (outcome,) = run_trials([trial], report)
+            if outcome.test is None:
+                return outcome
+            setting.add(outcome.epochs[-1]["validation_top1_error"], outcome.test["top1_error"])
+        return None
 
 
-def _count(options: argparse.Namespace, space: search_space.Space) -> int:
-    if options.sampler == "grid":
-        combinations = len(search_space.grid(space))
-        if options.trials is not None:
-            raise UserError(f"--trials={options.trials}: a grid has all its {combinations} settings; leave it out")
-        return combinations
-    count = 20 if options.trials is None else options.trials
-    if count < 1:
-        raise UserError(f"--trials={count} must be at least 1")
-    return count
+def _show(standings: Sequence[Standing], count: int, workdir: Path) -> None:
+    """The leaderboard as a table."""
+    path = _write(standings, workdir)
+    keys = _keys(standings)
+    header = ["trial", "validation error", "test error", *map(_short, keys)]
+    rows = [
+        [str(standing.number), _result(standing), _spread(standing.test_errors)]
+        + [_text(standing.settings.get(key)) for key in keys]
+        for standing in standings
+    ]
+    console.show_table(header, rows)
+    running = sum(standing.state == "running" for standing in standings)
+    going_on = f", {running} going on" if running else ""
+    console.show(f"{len(standings) - running} of {count} settings are done{going_on}")
+    console.show(f"The leaderboard lies in {path}, the runs in {workdir}")
 
 
-def _comparable(config: ConfigDict) -> dict[str, Any]:
-    """What decides the results of a study, beside its space and seeds."""
-    plain = config.to_dict()
-    length = {key: plain[key] for key in config_lib.LENGTH_KEYS}
-    decisive = {**config_lib.decisive(plain), **length}
-    return {f"config.{key}": value for key, value in decisive.items() if key != "seed"}
+def _write(standings: Sequence[Standing], workdir: Path) -> Path:
+    """The leaderboard as a CSV file: errors in [0, 1]."""
+    text = io.StringIO()
+    keys = _keys(standings)
+    measures = [f"{name}_{part}" for name in ("validation_error", "test_error") for part in ("mean", "std")]
+    header = ["rank", "trial", "state", "seeds", *measures, *keys, "failure"]
+    writer = csv.DictWriter(text, header, lineterminator="\n")
+    writer.writeheader()
+    for rank, standing in enumerate(standings, 1):
+        row = {"rank": rank, "trial": standing.number, "state": standing.state, "seeds": len(standing.errors)}
+        for name, errors in {"validation_error": standing.errors, "test_error": standing.test_errors}.items():
+            spread = Spread.of(errors) if errors else None
+            row |= {f"{name}_mean": spread.mean, f"{name}_std": spread.std} if spread else {}
+        writer.writerow({**row, **standing.settings, "failure": standing.failure})
+    path = workdir / "leaderboard.csv"
+    write_text(path, text.getvalue())
+    return path
 
 
-def _result(row: Row) -> str:
-    if row.state == "failed":
-        return "failed: " + (row.failure or "its worker died").partition(";")[0]
-    spread = _spread(row.errors)
-    return spread if row.state == "done" else f"{row.state} at {spread}" if row.errors else row.state
+def _keys(standings: Sequence[Standing]) -> list[str]:
+    """All keys that are varied; of settings just begun, not all have values yet."""
+    return list(dict.fromkeys(key for standing in standings for key in standing.settings))
+
+
+def _result(standing: Standing) -> str:
+    if standing.state == "failed":
+        return "failed: " + (standing.failure or "its worker died").partition(";")[0]
+    spread = _spread(standing.errors)
+    return (
+        spread if standing.state == "done" else f"{standing.state} at {spread}" if standing.errors else standing.state
+    )
 
 
 def _spread(errors: Sequence[float]) -> str:
     return Spread.of(errors).text(".2%") if errors else "-"
-
-
-def _mean_and_std(errors: Sequence[float]) -> tuple[float | None, float | None]:
-    spread = Spread.of(errors) if errors else None
-    return (spread.mean, spread.std) if spread else (None, None)
 
 
 def _short(key: str) -> str:

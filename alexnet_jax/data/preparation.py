@@ -7,7 +7,6 @@ interrupted preparation continues where it stopped. Renaming the folder makes a 
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import shutil
@@ -15,7 +14,6 @@ import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -29,7 +27,7 @@ from alexnet_jax.data.sources import SPLITS, Original, Source
 from alexnet_jax.data.storage import FolderInfo, read_info
 from alexnet_jax.errors import UserError, check_choice, reason
 from alexnet_jax.system import console
-from alexnet_jax.system.files import open_lock
+from alexnet_jax.system.files import acquire_lock
 from alexnet_jax.system.machine import available_cores
 
 STORAGES = ("auto", "jpeg", "raw")
@@ -329,16 +327,15 @@ class _Job:
         shutil.rmtree(old, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _exclusively(directory: Path) -> Iterator[None]:
+def _exclusively(directory: Path) -> contextlib.ExitStack:
     """Lets one process at a time prepare a folder; the kernel gives the lock back when a process dies."""
-    with open_lock(directory.with_name(directory.name + ".lock")) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.show(f"another process is preparing {directory}: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    lock = directory.with_name(directory.name + ".lock")
+    held = acquire_lock(lock, timeout=0.0)
+    if held is None:
+        console.show(f"another process is preparing {directory}: waiting for it")
+        held = acquire_lock(lock)
+    assert held is not None  # without a timeout
+    return held
 
 
 def _free(directory: Path) -> int:

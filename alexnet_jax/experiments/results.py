@@ -1,5 +1,6 @@
 """Files of measured results, which say what was measured on which data, with which seeds, versions and hardware."""
 
+import argparse
 import dataclasses
 import datetime
 import statistics
@@ -46,9 +47,25 @@ def describe_data(config: ConfigDict, workdir: Path) -> str:
     return f"{name}: {', '.join(f'{count:,} {split}' for split, count in sizes.items())} images"
 
 
-def public(words: Sequence[str]) -> list[str]:
+def _public(words: Sequence[str]) -> list[str]:
     """Words of a command line without folders of this machine."""
     return [word for word in words if not word.startswith(("--config.data.dir", "--config.data.prep", "--config.comp"))]
+
+
+def results_command(
+    command: str, options: argparse.Namespace, defaults: Mapping[str, Any], words: Sequence[str]
+) -> list[str]:
+    """The words after "python" that decide results: those of the config, and options that differ from `defaults`."""
+    flags = []
+    for name, default in defaults.items():
+        value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        if name == "seeds" and value != default:
+            flags.append(f"{flag}={','.join(map(str, value))}")
+        elif isinstance(value, list) and value != default:
+            flags += [flag, *map(str, value)]
+        elif value != default:
+            flags.append(f"{flag}={value:g}" if isinstance(value, float) else f"{flag}={value}")
+    return ["-m", "alexnet_jax", command, *_public(words), *flags]
 
 
 def write_results(

@@ -11,20 +11,23 @@ A file of it has a function get_space() that returns, for each key, one of
 import copy
 import dataclasses
 import itertools
-import math
 import runpy
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UserError, reason
 
-KINDS = ("values", "uniform", "log_uniform", "int")
+KINDS = {
+    "values": "a list of them",
+    "uniform": "two numbers, the smaller first",
+    "log_uniform": "two numbers above 0, the smaller first",
+    "int": "two whole numbers, the smaller first",
+}
+"""What each kind of range takes."""
 
 Settings = dict[str, Any]
 """Key of the config -> value."""
@@ -37,16 +40,18 @@ class Range:
     kind: str
     values: tuple[Any, ...]
 
-    def draw(self, generator: np.random.Generator) -> Any:
-        """One of the values, each as likely as the others."""
+    @property
+    def choices(self) -> dict[Any, Any]:
+        """The values by what Optuna stores for them."""
+        return {storable(value): value for value in self.values}
+
+    def suggest(self, trial: Any, key: str) -> Any:
+        """The value that an Optuna trial chooses."""
         if self.kind == "values":
-            return self.values[generator.integers(len(self.values))]
-        low, high = self.values
+            return self.choices[trial.suggest_categorical(key, list(self.choices))]
         if self.kind == "int":
-            return int(generator.integers(low, high, endpoint=True))
-        if self.kind == "uniform":
-            return float(generator.uniform(low, high))
-        return float(math.exp(generator.uniform(math.log(low), math.log(high))))
+            return trial.suggest_int(key, *self.values)
+        return trial.suggest_float(key, *self.values, log=self.kind == "log_uniform")
 
 
 Space = Mapping[str, Range]
@@ -57,13 +62,15 @@ def load_space(path: Path, config: ConfigDict) -> Space:
     if not path.is_file():
         raise UserError(f"--space={path}: no such file; configs/sweeps holds examples")
     try:
-        described = runpy.run_path(str(path))["get_space"]()
+        content = runpy.run_path(str(path))
+        if "get_space" not in content:
+            raise ValueError("it has no get_space()")
+        described = content["get_space"]()
         if not described or not isinstance(described, dict):
             raise ValueError("get_space() must return a dict that is not empty")
         return {key: _parse(key, range_, config) for key, range_ in described.items()}
     except Exception as error:  # the file is code: anything can happen in it
-        reason = "it has no get_space()" if str(error) == "'get_space'" else str(error) or repr(error)
-        raise UserError(f"--space={path}: {reason}") from error
+        raise UserError(f"--space={path}: {reason(error)}") from error
 
 
 def _parse(key: str, described: Any, config: ConfigDict) -> Range:
@@ -73,11 +80,11 @@ def _parse(key: str, described: Any, config: ConfigDict) -> Range:
         raise ValueError(f"unknown key {key}" + (f"; did you mean {near}?" if near else ""))
     if key == "seed":
         raise ValueError("seed is no setting: each is repeated with all of --seeds")
-    if not isinstance(described, dict) or len(described) != 1 or not set(described) <= set(KINDS):
+    if not isinstance(described, dict) or len(described) != 1 or not described.keys() <= KINDS.keys():
         raise ValueError(f"{key}: {described!r} must be a dict of one of {', '.join(KINDS)}")
     ((kind, values),) = described.items()
     if not isinstance(values, list | tuple) or not values or (kind != "values" and not _is_interval(kind, values)):
-        raise ValueError(f"{key}: {kind} takes {_EXPECTED[kind]}, not {values!r}")
+        raise ValueError(f"{key}: {kind} takes {KINDS[kind]}, not {values!r}")
     if any(value is None for value in values) or len({repr(value) for value in values}) < len(values):
         raise ValueError(f"{key}: values must differ and none may be None")
     for value in values:
@@ -85,18 +92,9 @@ def _parse(key: str, described: Any, config: ConfigDict) -> Range:
     return Range(kind, tuple(values))
 
 
-_EXPECTED = {
-    "values": "a list of them",
-    "uniform": "two numbers, the smaller first",
-    "log_uniform": "two numbers above 0, the smaller first",
-    "int": "two whole numbers, the smaller first",
-}
-
-
-def _is_interval(kind: str, values: Any) -> bool:
-    if len(values) != 2 or any(isinstance(value, bool) for value in values):
-        return False
-    if not all(isinstance(value, int if kind == "int" else int | float) for value in values):
+def _is_interval(kind: str, values: list[Any] | tuple[Any, ...]) -> bool:
+    types = (int,) if kind == "int" else (int, float)
+    if len(values) != 2 or any(type(value) not in types for value in values):
         return False
     return values[0] < values[1] and (kind != "log_uniform" or values[0] > 0)
 
@@ -105,14 +103,11 @@ def apply(settings: Settings, config: ConfigDict) -> ConfigDict:
     """A copy of the config with these settings. Raises ValueError that names the key for a value of another type."""
     changed = copy.deepcopy(config)
     for key, value in settings.items():
-        *sections, name = key.split(".")
-        section = changed
-        for part in sections:
-            section = section[part]
         try:
-            section[name] = value
+            changed.update_from_flattened_dict({key: value})
         except TypeError as error:
-            raise ValueError(f"{key}: {value!r} is of another type than its default {section[name]!r}") from error
+            default = dict(config_lib.flatten(config))[key]
+            raise ValueError(f"{key}: {value!r} is of another type than its default {default!r}") from error
     return changed
 
 
@@ -121,18 +116,13 @@ def grid(space: Space) -> list[Settings]:
     for key, range_ in space.items():
         if range_.kind != "values":
             raise UserError(f"--sampler=grid takes values alone, but {key} has a range ({range_.kind})")
-    return [
-        dict(zip(space, values, strict=True))
-        for values in itertools.product(*(range_.values for range_ in space.values()))
-    ]
+    combinations = itertools.product(*(range_.values for range_ in space.values()))
+    return [dict(zip(space, values, strict=True)) for values in combinations]
 
 
-def draw(space: Space, seed: int, number: int) -> Settings:
-    """The settings of random trial `number`: the same wherever and in whichever order trials are done."""
-    return {
-        key: range_.draw(np.random.default_rng(zlib.crc32(f"{seed} {number} {key}".encode())))
-        for key, range_ in space.items()
-    }
+def storable(value: Any) -> Any:
+    """A value as Optuna can store it."""
+    return value if isinstance(value, bool | int | float | str) else repr(value)
 
 
 def flags(settings: Settings) -> Iterator[str]:

@@ -16,7 +16,7 @@ from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.storage import InMemoryRecords, Records
 from alexnet_jax.experiment import Experiment
-from alexnet_jax.models.alexnet import LayerSummary
+from alexnet_jax.models.summary import LayerSummary
 from alexnet_jax.parallel.devices import Devices
 
 IMAGENET_CLASSES, IMAGENET_IMAGES = 1000, 1_281_167

@@ -1,70 +1,71 @@
-"""What many processes know of one sweep: an Optuna study in a file or a database.
+"""What the workers of a sweep share: an Optuna study in a journal file or a database.
 
-Each setting is one Optuna trial. Its user attributes are: "worker", who does it; "folder", the number under which its
-runs lie, which is that of the first trial with these values if that one's worker died; "errors" and "test_errors", by
-seed, in [0, 1]; "failure", in a line.
+Each setting is an Optuna trial; one that is done again, because its worker died, is another trial. User attributes of a
+trial are: "folder", the number of the setting, under which its runs lie; "errors" and "test_errors", by seed, in
+[0, 1]; "failure", in one line; "surplus" if it was begun when all settings had been.
 """
 
 import contextlib
 import dataclasses
-import itertools
+import functools
 import json
 import os
-import socket
-import threading
+import re
+import statistics
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from alexnet_jax.errors import UserError
-from alexnet_jax.experiments.search_space import Range, Settings, Space, draw, grid
+from alexnet_jax.config import default_config, flatten
+from alexnet_jax.errors import UserError, reason
+from alexnet_jax.experiments.search_space import Settings, Space, grid, storable
+from alexnet_jax.experiments.trials import Outcome, TrialStoppedError, wait_for_claim
+from alexnet_jax.run import run_folder
 
 SAMPLERS = ("grid", "random", "tpe")
 PRUNERS = ("median", "none")
 
 BEAT_SECONDS, SILENT_SECONDS = 15, 120
-"""How often a worker says that it lives, and after what silence it is taken for dead."""
+"""How often a worker tells a database that it is alive, and after what silence it counts as dead."""
 
-RANDOM_FIRST = 10
-"""Settings that TPE draws at random before it looks at results."""
+STATES = {"COMPLETE": "done", "RUNNING": "running", "PRUNED": "pruned", "FAIL": "failed"}
+"""What the leaderboard calls Optuna's states, in its order."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What the workers of a study must agree on.
+class SweepPlan:
+    """What a sweep does.
 
     Attributes:
       space: what is varied.
       sampler: one of SAMPLERS.
       count: how many settings are tried; all of a grid.
-      seed: of the random draws.
+      pruner: one of PRUNERS.
+      warmup: evaluations before which no setting is pruned.
+      about: what else the workers must agree on.
     """
 
     space: Space
     sampler: str
     count: int
-    seed: int = 0
-
-    @property
-    def combinations(self) -> list[Settings]:
-        """Of a grid."""
-        return grid(self.space)
+    pruner: str = "none"
+    warmup: int = 0
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A setting as the leaderboard shows it.
+class Standing:
+    """A setting on the leaderboard.
 
     Attributes:
       number: of its folder.
-      state: "done", "pruned", "failed" or "running".
+      state: "done", "running", "pruned" or "failed".
       settings: its values.
       errors, test_errors: of the last evaluation and of the test, in [0, 1], one a seed.
-      failure: in a line.
+      failure: in one line.
     """
 
     number: int
@@ -76,198 +77,179 @@ class Row:
 
 
 class Setting:
-    """A setting that this worker does."""
+    """A setting that this worker does.
+
+    Attributes:
+      values: by the key of the config.
+      folder: the number under which its runs lie.
+      is_pruned: whether it is given up, because others were better.
+      errors, test_errors: so far, one a seed.
+    """
 
     def __init__(self, trial: Any, values: Settings, folder: int):
-        self.values, self.folder = values, folder
+        self.values, self.folder, self.is_pruned = values, folder, False
+        self.errors: list[float] = []
+        self.test_errors: list[float] = []
         self._trial = trial
-        self._errors: dict[int, float] = {}
-        self._test_errors: dict[int, float] = {}
         self._reported = -1
-        self.is_over = False
 
     def report(self, evaluation: int, error: float) -> None:
-        """Tells an epoch's validation error, which may be the end of the setting: others were better by then."""
-        import optuna
-
-        if self.is_over or evaluation <= self._reported:
+        """Tells the validation error of an evaluation. Raises TrialStoppedError if the setting is given up for it."""
+        if evaluation <= self._reported:
             return
         self._reported = evaluation
-        try:
-            self._trial.report(error, evaluation)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            self.is_over = True  # this worker was silent for so long that another does its setting
-        else:
-            if self._trial.should_prune():
-                self._end("PRUNED")
+        self._trial.report(error, evaluation)
+        self.is_pruned = self._trial.should_prune()
+        if self.is_pruned:
+            raise TrialStoppedError("given up")
 
-    def add(self, seed: int, error: float, test_error: float, of: int) -> None:
-        """Notes the result of a seed; with that of the last `of` them the setting is done."""
-        self._errors[seed], self._test_errors[seed] = error, test_error
-        if len(self._errors) == of:
-            self._end("COMPLETE", sum(self._errors.values()) / of)
+    def add(self, error: float, test_error: float) -> None:
+        """Tells the errors of a seed."""
+        self.errors.append(error)
+        self.test_errors.append(test_error)
+        self._trial.set_user_attr("errors", self.errors)
+        self._trial.set_user_attr("test_errors", self.test_errors)
 
-    def fail(self, failure: str, is_its_fault: bool) -> None:
-        """Ends it without a result. If that is its own fault, TPE counts it as worse than all others."""
-        self._end("PRUNED" if is_its_fault else "FAIL", failure=failure)
 
-    def _end(self, state: str, value: float | None = None, failure: str | None = None) -> None:
-        import optuna
+class _LeftOpen(BaseException):
+    """The error after which this worker leaves a setting to the next. After another, Optuna counts it as failed.
 
-        self.is_over = True
-        results = {"errors": list(self._errors.values()), "test_errors": list(self._test_errors.values())}
-        # A worker that was taken for dead finds its setting ended by another.
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            for name, result in {**results, "failure": failure}.items():
-                if result:
-                    self._trial.set_user_attr(name, result)
-            self._trial.study.tell(self._trial, value, state=_state(state))
+    That is: a signal, a lost database, or that another worker does the setting, because this one was silent for so long
+    that it counts as dead.
+    """
+
+
+Train = Callable[[Setting], Outcome | None]
+"""Trains a setting with all seeds, or until one fails, whose outcome it returns."""
 
 
 class Study:
-    """A worker's view of the study: it asks for settings, and tells that it lives, until it is closed."""
+    """A worker's view of the study.
 
-    def __init__(self, study: Any, plan: Plan):
-        self._study, self._plan = study, plan
-        self._worker = _identity()
-        self._closed = threading.Event()
-        self._beat()
-        threading.Thread(target=self._keep_beating, daemon=True).start()
+    The worker locks a file for each setting that it does, so that others on the same machine know at once if it dies.
+    Those on other machines learn it from Optuna's heartbeat, which works with databases alone.
+    """
 
-    def close(self) -> None:
-        """Says no more."""
-        self._closed.set()
+    def __init__(self, study: Any, plan: SweepPlan, workdir: Path, is_local: bool):
+        self._study, self._plan, self._is_local = study, plan, is_local
+        self._locks = workdir / ".workers"
 
-    def ask(self) -> Setting | None:
-        """The next setting to be done: one of a dead worker, or a new one; None if all are done or being done."""
-        self._take_over()
-        if self._enqueued() == 0 and self._settings() >= self._plan.count:
-            return None
-        trial = self._study.ask()
-        again = trial.user_attrs.get("folder")
-        folder = self._settings(trial.number) if again is None else again
-        if folder >= self._plan.count:  # another worker was faster
-            trial.set_user_attr("surplus", True)
-            self._study.tell(trial, state=_state("FAIL"))
-            return None
-        trial.set_user_attr("worker", self._worker)
-        trial.set_user_attr("folder", folder)
-        self._study.sampler = _make_sampler(self._plan, folder)
-        return Setting(trial, {key: _suggest(trial, key, range_) for key, range_ in self._plan.space.items()}, folder)
+    def optimize(self, train: Train, on_end: Callable[[], None] = lambda: None) -> None:
+        """Has settings trained, those of dead workers first, until all are done or other workers are doing them.
 
-    def rows(self) -> list[Row]:
-        """All settings that were begun, the best first, those without a result last."""
-        rows = {}
-        for trial in self._trials():
-            if trial.state != _state("WAITING") and "folder" in trial.user_attrs:
-                row = _row(trial, self._plan.space)
-                rows[row.number] = row  # of those with the same folder, the last
-        order = {"done": 0, "running": 1, "pruned": 2, "failed": 3}
-        return sorted(rows.values(), key=lambda row: (order[row.state], _mean(row.errors), row.number))
-
-    def _trials(self, before: int | None = None) -> list[Any]:
-        trials = self._study.get_trials(deepcopy=False)[:before]
-        return [trial for trial in trials if "surplus" not in trial.user_attrs]
-
-    def _settings(self, before: int | None = None) -> int:
-        """How many trials, or of those before one, are settings of their own: neither surplus nor done again."""
-        return sum(1 for trial in self._trials(before) if not _is_repeat(trial))
-
-    def _enqueued(self) -> int:
-        return sum(1 for trial in self._trials() if trial.state == _state("WAITING"))
-
-    def _take_over(self) -> None:
-        """Puts what dead workers were doing back into the queue; of many workers that notice, one does."""
+        Calls `on_end` after each.
+        """
         import optuna
 
-        for trial in self._trials():
-            if trial.state == _state("RUNNING") and self._is_dead(trial):
+        while self._is_any_left():
+            with contextlib.ExitStack() as lock:  # until Optuna has the result
+                try:
+                    self._study.optimize(functools.partial(self._objective, train, lock), n_trials=1)
+                except _LeftOpen as left:
+                    if not isinstance(left.args[0], optuna.exceptions.UpdateFinishedTrialError):
+                        raise left.args[0] from None
+            on_end()
+
+    def standings(self) -> list[Standing]:
+        """All settings that were begun, the best first, those without a result last."""
+        begun = [trial for trial in _trials(self._study) if "folder" in trial.user_attrs and trial.state.name in STATES]
+        last = {trial.user_attrs["folder"]: _standing(trial, self._plan.space) for trial in begun}
+        order = list(STATES.values())  # within a state by error, unknown ones last
+        return sorted(
+            last.values(), key=lambda one: (order.index(one.state), statistics.mean(one.errors or (2.0,)), one.number)
+        )
+
+    def _objective(self, train: Train, lock: contextlib.ExitStack, trial: Any) -> float | None:
+        """The mean error of a setting. None, which Optuna counts as a failure, if there is none."""
+        from optuna.exceptions import StorageInternalError, TrialPruned, UpdateFinishedTrialError
+
+        folder = _folder(self._study, trial)
+        if folder >= self._plan.count:  # another worker was faster
+            trial.set_user_attr("surplus", True)
+            return None
+        try:
+            lock.enter_context(wait_for_claim(self._locks / str(trial.number)))
+            trial.set_user_attr("folder", folder)
+            self._study.sampler = _make_sampler(self._plan, folder)
+            values = {key: range_.suggest(trial, key) for key, range_ in self._plan.space.items()}
+            setting = Setting(trial, values, folder)
+            failed = train(setting)
+            if failed and not setting.is_pruned:
+                trial.set_user_attr("failure", failed.failure)
+        except (KeyboardInterrupt, StorageInternalError, UpdateFinishedTrialError) as error:
+            raise _LeftOpen(error) from error
+        if setting.is_pruned or (failed and failed.is_its_fault):
+            raise TrialPruned
+        return None if failed else statistics.mean(setting.errors)
+
+    def _is_any_left(self) -> bool:
+        """Whether there are settings to be done, once those of dead workers are back in the queue."""
+        import optuna
+
+        optuna.storages.fail_stale_trials(self._study)
+        for trial in _trials(self._study):
+            if trial.state.name == "RUNNING" and self._is_dead(trial):
+                # Of many workers that notice, all but one find that the trial has ended.
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-                    self._study.tell(trial.number, state=_state("FAIL"))
-                    folder = trial.user_attrs.get("folder", self._settings(trial.number))
-                    self._study.enqueue_trial(trial.params, user_attrs={"folder": folder})
+                    self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+                    _put_back(self._study, trial)
+        trials = _trials(self._study)
+        return any(trial.state.name == "WAITING" for trial in trials) or _count(trials) < self._plan.count
 
     def _is_dead(self, trial: Any) -> bool:
-        worker = trial.user_attrs.get("worker")
-        if worker is None:  # it died, or is, between asking and saying so
-            begun = trial.datetime_start
-            return begun is None or time.time() - begun.timestamp() > SILENT_SECONDS
-        if worker == self._worker:
-            return False
-        host, _, process = worker.rpartition("/")
-        if host == _host():
-            return not _lives(process)
-        return time.time() - self._study.user_attrs.get(f"alive {worker}", 0.0) > SILENT_SECONDS
-
-    def _beat(self) -> None:
-        self._study.set_user_attr(f"alive {self._worker}", time.time())
-
-    def _keep_beating(self) -> None:
-        while not self._closed.wait(BEAT_SECONDS):
-            with contextlib.suppress(Exception):  # the worker itself will notice a lost database
-                self._beat()
+        """Whether it is known on this machine that the worker of a trial is dead."""
+        lock = self._locks / str(trial.number)
+        if lock.exists():
+            with run_folder.claim(lock) or contextlib.nullcontext() as claim:
+                return claim is not None
+        # It is about to make its lock, or died before it did, or it is one of the version that had no locks.
+        is_overdue = time.time() - trial.datetime_start.timestamp() > SILENT_SECONDS
+        return is_overdue and (self._is_local or "worker" in trial.user_attrs)
 
 
 @contextlib.contextmanager
-def open_study(
-    storage: str, name: str, plan: Plan, about: Mapping[str, Any], pruner: str, warmup: int
-) -> Iterator[Study]:
+def open_study(storage: str, name: str, plan: SweepPlan, workdir: Path) -> Iterator[Study]:
     """Opens a study, or begins it.
 
     Args:
       storage: the path of a journal file, or the URL of a database.
       name: of the study.
       plan: what it does.
-      about: what else its workers must agree on.
-      pruner: one of PRUNERS.
-      warmup: evaluations before which a setting is not given up.
+      workdir: the folder of the runs.
 
     Raises UserError if it cannot be opened, or is a study of something else.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    pruners = {"median": lambda: optuna.pruners.MedianPruner(n_warmup_steps=warmup), "none": optuna.pruners.NopPruner}
-    agreed = {
-        "space": {key: [range_.kind, list(range_.values)] for key, range_ in plan.space.items()},
-        "sampler": plan.sampler,
-        "seed": plan.seed,
-        **about,
-    }
-    study = _persistently(storage, lambda: _create(storage, name, pruners[pruner]()))
-    theirs = _agree(study, agreed)
-    if differing := [key for key in agreed if json.dumps(agreed[key]) != json.dumps(theirs.get(key))]:
-        raise UserError(
-            f"the study {name} in {storage} has another {differing[0]} ({theirs.get(differing[0])!r}); "
-            "for a new one give another --workdir or --study"
-        )
-    opened = Study(study, plan)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    shown = re.sub("(://[^:/@]*):.*@", r"\1@", storage)  # without the password
+    is_local = "://" not in storage
+    median = optuna.pruners.MedianPruner(n_warmup_steps=plan.warmup)
+    pruner = median if plan.pruner == "median" else optuna.pruners.NopPruner()
+    for attempt in range(1, 6):  # workers that make the tables of an empty database at the same time get in the way
+        try:
+            opened = _open_journal(Path(storage)) if is_local else _open_database(storage)
+            study = optuna.create_study(storage=opened, study_name=name, pruner=pruner, load_if_exists=True)
+            break
+        except Exception as error:
+            if attempt == 5:
+                raise UserError(f"--storage={shown}: {reason(error)}") from error
+            time.sleep(attempt * 0.5)
     try:
-        yield opened
+        _check_agreement(study, plan, f"the study {name} in {shown}")
+        yield Study(study, plan, workdir, is_local)
     except optuna.exceptions.StorageInternalError as error:
-        raise UserError(f"--storage={_without_password(storage)} is lost; start the same command again") from error
-    finally:
-        opened.close()
+        raise UserError(f"--storage={shown} is lost; start the same command again") from error
 
 
-def _create(storage: str, name: str, pruner: Any) -> Any:
+def _open_journal(path: Path) -> Any:
+    """Opens a journal file, without the torn line that is left of a process killed while it wrote."""
     import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-    if "://" in storage:
-        arguments = {"pool_pre_ping": True}
-        opened: Any = optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
-    else:
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        lock = JournalFileOpenLock(storage)
-        _drop_torn_line(Path(storage), lock)
-        opened = optuna.storages.JournalStorage(JournalFileBackend(storage, lock_obj=lock))
-    return optuna.create_study(storage=opened, study_name=name, pruner=pruner, load_if_exists=True)
-
-
-def _drop_torn_line(path: Path, lock: Any) -> None:
-    """A process that is killed while it writes leaves a line without an end, after which nothing could be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = JournalFileOpenLock(str(path))
     lock.acquire()
     try:
         content = path.read_bytes() if path.exists() else b""
@@ -275,113 +257,84 @@ def _drop_torn_line(path: Path, lock: Any) -> None:
             os.truncate(path, content.rfind(b"\n") + 1)
     finally:
         lock.release()
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
 
 
-def _persistently(storage: str, open_: Callable[[], Any], attempts: int = 5) -> Any:
-    """Tries again for a while: workers that make the tables of an empty database at the same time get in the way."""
-    for attempt in itertools.count(1):
-        try:
-            return open_()
-        except Exception as error:
-            if attempt == attempts:
-                reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
-                raise UserError(f"--storage={_without_password(storage)}: {reason}") from error
-            time.sleep(attempt * 0.5)
+def _open_database(url: str) -> Any:
+    import optuna
+
+    class Database(optuna.storages.RDBStorage):
+        def record_heartbeat(self, trial_id: int) -> None:
+            """Survives a database that is away for a while; the training will notice one that is lost."""
+            with contextlib.suppress(optuna.exceptions.StorageInternalError):
+                super().record_heartbeat(trial_id)
+
+    return Database(
+        url,
+        engine_kwargs={"pool_pre_ping": True},
+        heartbeat_interval=BEAT_SECONDS,
+        grace_period=SILENT_SECONDS,
+        heartbeat_stale_trial_callback=_put_back,
+    )
 
 
-def _agree(study: Any, agreed: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the study was begun with; `agreed` if this worker is the first."""
+def _check_agreement(study: Any, plan: SweepPlan, what: str) -> None:
+    """Raises UserError if a study was begun with another plan; but it may have fewer settings."""
+    space = {key: [range_.kind, list(range_.values)] for key, range_ in plan.space.items()}
+    agreed = {"space": space, "sampler": plan.sampler, **plan.about}
     if "agreed" not in study.user_attrs:
-        study.set_user_attr("agreed", dict(agreed))
-    return study.user_attrs["agreed"]
+        study.set_user_attr("agreed", agreed)
+    defaults = {f"config.{key}": value for key, value in flatten(default_config())}  # of keys added since
+    theirs = {**defaults, **study.user_attrs["agreed"]}
+    if differing := [key for key in agreed if json.dumps(agreed[key]) != json.dumps(theirs.get(key))]:
+        raise UserError(
+            f"{what} has another {differing[0]} ({theirs.get(differing[0])!r}); "
+            "for a new one give another --workdir or --study"
+        )
 
 
-def _make_sampler(plan: Plan, number: int) -> Any:
-    """What chooses the values of setting `number`; whichever worker does it, so that no two choose the same."""
-    import optuna
+def _make_sampler(plan: SweepPlan, folder: int) -> Any:
+    """What chooses the values of a setting, whichever worker does it, so that no two choose the same.
 
-    if plan.sampler == "tpe" and number >= RANDOM_FIRST:
-        seed = zlib.crc32(f"{plan.seed} {number}".encode())
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
-    values = plan.combinations[number] if plan.sampler == "grid" else draw(plan.space, plan.seed, number)
+    Not Optuna's GridSampler: of settings that are begun at the same time it may choose one twice.
+    """
+    from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
 
-    class Chosen(optuna.samplers.BaseSampler):
-        """Has chosen already."""
-
-        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-            return {}
-
-        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-            return {}
-
-        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-            return _choice(values[param_name])
-
-    return Chosen()
+    seed = zlib.crc32(str(folder).encode())
+    if plan.sampler == "tpe":
+        return TPESampler(seed=seed)
+    chosen = grid(plan.space)[folder] if plan.sampler == "grid" else {}
+    return PartialFixedSampler({key: storable(value) for key, value in chosen.items()}, RandomSampler(seed=seed))
 
 
-def _suggest(trial: Any, key: str, range_: Range) -> Any:
-    if range_.kind == "values":
-        values = {_choice(value): value for value in range_.values}
-        return values[trial.suggest_categorical(key, list(values))]
-    if range_.kind == "int":
-        return trial.suggest_int(key, *range_.values)
-    return trial.suggest_float(key, *range_.values, log=range_.kind == "log_uniform")
+def _trials(study: Any) -> list[Any]:
+    return [trial for trial in study.get_trials(deepcopy=False) if "surplus" not in trial.user_attrs]
 
 
-def _choice(value: Any) -> Any:
-    """A value as Optuna can keep it."""
-    return value if isinstance(value, bool | int | float | str) else repr(value)
+def _count(trials: list[Any]) -> int:
+    """How many settings they are; those that are done again do not count."""
+    return sum("fixed_params" not in trial.system_attrs for trial in trials)
 
 
-def _row(trial: Any, space: Space) -> Row:
-    names = {"COMPLETE": "done", "PRUNED": "pruned", "RUNNING": "running", "FAIL": "failed"}
-    attributes, failure = trial.user_attrs, trial.user_attrs.get("failure")
-    values = {
-        key: next((value for value in space[key].values if _choice(value) == chosen), chosen)
-        for key, chosen in trial.params.items()
-    }
-    errors = attributes.get("errors", ())
-    if not errors and trial.intermediate_values:
-        errors = (trial.intermediate_values[max(trial.intermediate_values)],)
-    state = "failed" if failure else names[trial.state.name]
-    return Row(attributes["folder"], state, values, tuple(errors), tuple(attributes.get("test_errors", ())), failure)
+def _folder(study: Any, trial: Any) -> int:
+    """The number of a trial's setting: how many were begun before it."""
+    before = [other for other in _trials(study) if other.number < trial.number]
+    return trial.user_attrs.get("folder", _count(before))
 
 
-def _is_repeat(trial: Any) -> bool:
-    return "fixed_params" in trial.system_attrs
+def _put_back(study: Any, trial: Any) -> None:
+    """Puts the setting of a dead worker back into the queue."""
+    study.enqueue_trial(trial.params, user_attrs={"folder": _folder(study, trial)})
 
 
-def _state(name: str) -> Any:
-    import optuna
-
-    return optuna.trial.TrialState[name]
-
-
-def _mean(errors: tuple[float, ...]) -> float:
-    return sum(errors) / len(errors) if errors else 2.0
-
-
-def _host() -> str:
-    """Tells apart machines, and containers of one machine that may have the same name."""
-    namespace = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()}:{namespace.readlink() if namespace.exists() else ''}"
-
-
-def _identity() -> str:
-    return f"{_host()}/{os.getpid()}@{psutil.Process().create_time()}"
-
-
-def _lives(process: str) -> bool:
-    pid, _, began = process.partition("@")
-    try:
-        other = psutil.Process(int(pid))
-        return str(other.create_time()) == began and other.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _without_password(url: str) -> str:
-    head, separator, tail = url.rpartition("@")
-    user = head.rsplit(":", 1)[0] if head.count(":") > 1 else head
-    return f"{user}{separator}{tail}"
+def _standing(trial: Any, space: Space) -> Standing:
+    results, last = trial.user_attrs, trial.last_step
+    failure = results.get("failure")
+    return Standing(
+        number=results["folder"],
+        state="failed" if failure else STATES[trial.state.name],
+        settings={key: space[key].choices.get(value, value) for key, value in trial.params.items()},
+        errors=tuple(results.get("errors", () if last is None else (trial.intermediate_values[last],))),
+        test_errors=tuple(results.get("test_errors", ())),
+        failure=failure,
+    )

@@ -1,25 +1,30 @@
 """Runs of many configs, each in a normal run folder: finished ones are not repeated, failed ones stop nothing."""
 
-import collections
+import contextlib
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError, UserError
+from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError, UserError, reason
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.run import run_folder
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.system import console
+from alexnet_jax.system.signals import raise_on_sigterm
 from alexnet_jax.train import train_and_evaluate
 
 POLL_SECONDS = 0.5
+"""How often a trial of another process is looked at."""
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +44,13 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a trial.
+    """The result of a trial.
 
     Attributes:
       trial: the trial.
       epochs: the records of its evaluations, in order; see metrics.jsonl.
-      test: the record of its test; None if it did not come so far.
-      failure: in a line, why not; None if it did.
+      test: the record of its test; None if the run ended before it.
+      failure: why it ended before its test, in one line; None if it did not.
       is_its_fault: whether the settings are to blame: the loss became infinite, or stayed at that of guessing.
     """
 
@@ -57,72 +62,47 @@ class Outcome:
 
 
 class TrialStoppedError(Exception):
-    """Raised by an `on_epoch` that wants no more of a trial; the text becomes its `failure`."""
+    """Raised by an `on_epoch` to end a trial; the text becomes its `failure`."""
 
 
 OnEpoch = Callable[[Trial, dict[str, Any]], None]
 
 
-def run_trials(trials: Iterable[Trial], on_epoch: OnEpoch = lambda *_: None) -> Generator[Outcome]:
-    """Does each trial that is not finished already, and yields what came of it.
+def run_trials(trials: Iterable[Trial], on_epoch: OnEpoch = lambda *_: None) -> Iterator[Outcome]:
+    """Does each trial that is not finished already, and yields its outcome.
 
     Args:
-      trials: asked for one by one. One that another process of this machine is doing comes last, and is done here only
-        if it was not finished there.
+      trials: the runs. One that another process of this machine is doing comes last, and is done here only if it was
+        not finished there.
       on_epoch: gets each record of an evaluation; may raise `TrialStoppedError`.
 
     Raises:
-      SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run that is going on is saved.
+      SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
+      KeyboardInterrupt: the same between two runs.
     """
-    data_sets = _DataSets()
-    elsewhere: collections.deque[Trial] = collections.deque()
-    for trial in trials:
-        if is_finished(trial):
-            yield outcome(trial)
-        elif (claim := run_folder.claim(trial.workdir)) is None:
-            elsewhere.append(trial)
-        else:
-            with claim:
-                yield _attempt(trial, on_epoch, data_sets)
-    while elsewhere:
-        trial = elsewhere.popleft()
-        if is_finished(trial):
-            yield outcome(trial)
-        elif (claim := run_folder.claim(trial.workdir)) is None:
-            elsewhere.append(trial)
-            time.sleep(POLL_SECONDS)
-        else:
-            with claim:
-                yield _attempt(trial, on_epoch, data_sets)
-
-
-class _DataSets:
-    """Keeps the data set that was opened last: trials after each other mostly have the same."""
-
-    def __init__(self) -> None:
-        self._last: tuple[dict[str, Any], Dataset] | None = None
-
-    def open(self, data: ConfigDict) -> Dataset:
-        key = data.to_dict()
-        if self._last is None or self._last[0] != key:
-            self._last = key, open_dataset(data)
-        return self._last[1]
-
-
-def _attempt(trial: Trial, on_epoch: OnEpoch, data_sets: _DataSets) -> Outcome:
-    """Trains a trial to its end, or to what ends it too soon."""
+    elsewhere = []
     try:
-        with console.muted():
-            config_lib.check(trial.config.to_dict())
-            dataset = data_sets.open(trial.config.data)
-            listen = lambda record: on_epoch(trial, record)  # noqa: E731
-            train_and_evaluate(trial.config, trial.workdir, trial.command, listen, dataset)
-    except SystemExit:
+        with raise_on_sigterm():
+            for trial in trials:
+                done = _attempt(trial, on_epoch)
+                if done is None:
+                    elsewhere.append(trial)
+                else:
+                    yield done
+            for trial in elsewhere:
+                while (done := _attempt(trial, on_epoch)) is None:
+                    time.sleep(POLL_SECONDS)
+                yield done
+    except (SystemExit, KeyboardInterrupt):
         console.show("stopped; what was going on is saved, and the same command goes on with it")
         raise
-    except Exception as error:  # whatever it was, the next trial may do better
-        return outcome(trial, error)
-    return outcome(trial)
+
+
+def run_named_trials(trials: Mapping[Name, Trial]) -> Iterator[tuple[Name, Outcome]]:
+    """`run_trials`, yielding the name of each trial with its outcome."""
+    names = {trial.workdir: name for name, trial in trials.items()}
+    for done in run_trials(trials.values()):
+        yield names[done.trial.workdir], done
 
 
 def is_finished(trial: Trial) -> bool:
@@ -131,23 +111,48 @@ def is_finished(trial: Trial) -> bool:
     if not path.exists() or not any(record["kind"] == "test" for record in read_metrics(trial.workdir)):
         return False
     done, config = json.loads(path.read_text()), trial.config.to_dict()
-    same_length = all(done[key] == config[key] for key in config_lib.LENGTH_KEYS)
+    same_length = config_lib.length(config_lib.complete(done)) == config_lib.length(config)
     return same_length and not config_lib.differences(done, config)
 
 
-def outcome(trial: Trial, error: Exception | None = None) -> Outcome:
-    """What the folder of a trial tells, and what ended it too soon."""
+def wait_for_claim(folder: Path) -> contextlib.ExitStack:
+    """`run_folder.claim`, once no other process has one."""
+    while (claim := run_folder.claim(folder)) is None:
+        time.sleep(POLL_SECONDS)
+    return claim
+
+
+def _attempt(trial: Trial, on_epoch: OnEpoch) -> Outcome | None:
+    """Does a trial, if it is not finished; None if another process is doing it."""
+    if is_finished(trial):
+        return _outcome(trial)
+    try:
+        claim = run_folder.claim(trial.workdir)
+        if claim is None:
+            return None
+        with claim, console.muted():
+            dataset = _opened(FrozenConfigDict(trial.config.data))
+            of_trial = functools.partial(on_epoch, trial)
+            train_and_evaluate(trial.config, trial.workdir, trial.command, of_trial, dataset)
+    except Exception as error:  # whatever it was, the next trial may do better
+        return _outcome(trial, error)
+    return _outcome(trial)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(data: FrozenConfigDict) -> Dataset:
+    """The data set of `config.data`; for trials in a row with the same one, it is opened once."""
+    return open_dataset(data)
+
+
+def _outcome(trial: Trial, error: Exception | None = None) -> Outcome:
+    """What the folder of a trial holds, and what ended the run before its test."""
     records = read_metrics(trial.workdir)
     epochs = [record for record in records if record["kind"] == "epoch"]
-    tests = [record for record in records if record["kind"] == "test"]
     if error is None:
-        return Outcome(trial, epochs, tests[-1] if tests else None, None)
-    return Outcome(
-        trial, epochs, None, _in_a_line(error), isinstance(error, TrainingDivergedError | TrainingStuckError)
-    )
-
-
-def _in_a_line(error: Exception) -> str:
-    if isinstance(error, UserError | TrialStoppedError):
-        return str(error)
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+        tests = [record for record in records if record["kind"] == "test"]
+        return Outcome(trial, epochs, tests[-1], None)
+    is_its_fault = isinstance(error, TrainingDivergedError | TrainingStuckError)
+    has_a_line = isinstance(error, UserError | TrialStoppedError)
+    failure = str(error) if has_a_line else f"{type(error).__name__}: {reason(error)}"
+    return Outcome(trial, epochs, None, failure, is_its_fault)

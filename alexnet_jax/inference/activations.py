@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,14 +15,14 @@ from alexnet_jax.inference.loaded_run import TrainedRun
 
 
 @dataclasses.dataclass(frozen=True)
-class Activity:
+class ActivationStatistics:
     """An intermediate result over some images.
 
     Attributes:
       name: as in `TrainedRun.layer_names`.
       shape: of one image's.
       mean, std: over images, places and features.
-      zeros: share of values that are 0.
+      zeros: fraction of values that are 0.
       dead: features that are 0 at all places of all images; None where no activation function came before.
     """
 
@@ -35,7 +34,7 @@ class Activity:
     dead: int | None
 
 
-def activities(run: TrainedRun, squares: np.ndarray) -> list[Activity]:
+def activation_statistics(run: TrainedRun, squares: np.ndarray) -> list[ActivationStatistics]:
     """Statistics of every intermediate result for squares of pixels, uint8, [images, size, size, 3]."""
 
     @functools.partial(jax.jit, compiler_options=run.compiler_options)
@@ -64,11 +63,11 @@ def activities(run: TrainedRun, squares: np.ndarray) -> list[Activity]:
     for name, shape in run.layer_shapes.items():
         mean, square, zeros = (float(of_all[name][key].mean(dtype=np.float64)) for key in ("mean", "square", "zeros"))
         dead = int((~of_all[name]["lives"].any(axis=0)).sum()) if name.startswith("act") else None
-        rows.append(Activity(name, shape, mean, max(square - mean**2, 0.0) ** 0.5, zeros, dead))
+        rows.append(ActivationStatistics(name, shape, mean, max(square - mean**2, 0.0) ** 0.5, zeros, dead))
     return rows
 
 
-def nearest(
+def nearest_neighbours(
     run: TrainedRun, layer: str, queries: np.ndarray, records: Records, ids: np.ndarray, count: int
 ) -> np.ndarray:
     """The `count` of these training images whose features are the nearest to those of each query (paper section 6.1).
@@ -76,16 +75,12 @@ def nearest(
     Distances are Euclidean. Returns int, [queries, count], elements of `ids`, the nearest first.
     """
     wanted = _flat(run.features(queries, layer))
-    distances = np.concatenate(
-        [_distances(wanted, _flat(run.features(squares, layer))) for squares in _batches(run, records, ids)], axis=1
-    )
-    return ids[np.argsort(distances, axis=1, kind="stable")[:, :count]]
-
-
-def _batches(run: TrainedRun, records: Records, ids: np.ndarray) -> Iterator[np.ndarray]:
-    size = run.config.eval_batch_size
+    size, distances = run.config.eval_batch_size, []
     for first in range(0, len(ids), size):
-        yield read_images(records, ids[first : first + size])
+        squares = read_images(records, ids[first : first + size])
+        distances.append(_distances(wanted, _flat(run.features(squares, layer))))
+    order = np.argsort(np.concatenate(distances, axis=1), axis=1, kind="stable")
+    return ids[order[:, :count]]
 
 
 def _flat(features: np.ndarray) -> np.ndarray:

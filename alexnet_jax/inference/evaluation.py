@@ -23,7 +23,7 @@ from alexnet_jax.system import console
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What came of it.
+    """Predictions for every image of a split.
 
     Attributes:
       run: the network.
@@ -60,6 +60,10 @@ class Evaluation:
         """Loss and errors in [0, 1]; see `metrics.summarize`."""
         return metrics.summarize(self.totals, len(self.run.class_names))
 
+    def predictions(self, number: int) -> Iterator[tuple[int, float]]:
+        """The likeliest classes of an image and their probabilities."""
+        return zip(self.guesses[number].tolist(), self.probabilities[number].tolist(), strict=True)
+
     def is_right(self, k: int) -> np.ndarray:
         """Whether the label is among the k likeliest classes, bool, [images]."""
         return (self.guesses[:, :k] == self.labels[:, None]).any(axis=1)
@@ -88,11 +92,9 @@ class Evaluation:
 
     def by_class(self) -> Iterator[tuple[str, int, int, int]]:
         """(name, images, wrong at top 1, wrong at top 5) of each class."""
-        counts = [
-            np.bincount(self.labels[chosen], minlength=len(self.run.class_names)).tolist()
-            for chosen in (slice(None), ~self.is_right(1), ~self.is_right(5))
-        ]
-        yield from zip(self.run.class_names, *counts, strict=True)
+        names, chosen = self.run.class_names, (slice(None), ~self.is_right(1), ~self.is_right(5))
+        counts = [np.bincount(self.labels[images], minlength=len(names)).tolist() for images in chosen]
+        yield from zip(names, *counts, strict=True)
 
 
 def evaluate_run(
@@ -153,31 +155,22 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = 
     views = run.config.test_views if views is None else views
     step = devices.compile_predictions_step(make_predictions_step(run.model, run.preprocessing, views, devices.axes))
     params, batch_stats = devices.place((run.params, run.batch_stats))
-    parts: dict[str, list[np.ndarray]] = {"prediction": [], "probability": [], "loss": []}
+    parts: list[dict[str, np.ndarray]] = []
     with console.work_progress(f"evaluating {split}", len(records.labels)) as progress:
-        batches = eval_batches(
-            records,
-            batch_size=devices.round_up(run.config.eval_batch_size),
-            num_threads=run.config.data.num_threads,
-        )
-        for batch in batches:
+        batch_size = devices.round_up(run.config.eval_batch_size)
+        for batch in eval_batches(records, batch_size=batch_size, num_threads=run.config.data.num_threads):
             answers = devices.batch_on_host(step(params, batch_stats, devices.shard(batch)))
-            for name, values in answers.items():
-                parts[name].append(values[batch["mask"]])
+            parts.append({name: values[batch["mask"]] for name, values in answers.items()})
             count = int(batch["mask"].sum())
             progress.advance(count, count)
-    whole = {name: np.concatenate(values) for name, values in parts.items()}
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Evaluation(
         run=run,
         split=split,
         views=views,
-        files=_files(dataset, split),
+        files=json.loads((dataset.directory / f"{split}_files.json").read_text()),
         labels=np.asarray(records.labels),
         guesses=whole["prediction"],
         probabilities=whole["probability"],
         losses=whole["loss"],
     )
-
-
-def _files(dataset: Dataset, split: str) -> list[str]:
-    return json.loads((dataset.directory / f"{split}_files.json").read_text())

@@ -19,7 +19,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.inference.onnx_graph import onnx_model
 from alexnet_jax.steps import make_predict_step
-from alexnet_jax.system.files import write_bytes
+from alexnet_jax.system.files import naming, write_bytes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """What a StableHLO file runs on."""
@@ -59,7 +59,7 @@ def export_run(run: TrainedRun, kind: Format, path: Path) -> float:
 
     Raises UserError if the file cannot be written or a package is missing, ExportFailedError beyond the limit.
     """
-    try:
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
             unchecked = Path(folder) / path.name
@@ -72,8 +72,6 @@ def export_run(run: TrainedRun, kind: Format, path: Path) -> float:
                     f"more than {kind.limit:.0e}: nothing is written"
                 )
             unchecked.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return difference
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference.weight_files import compare
-from alexnet_jax.models.alexnet import AlexNet, trace_shapes
+from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.models.summary import trace_shapes
 
 LAYOUTS = ("torchvision", "caffe")
 

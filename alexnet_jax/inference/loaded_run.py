@@ -17,14 +17,15 @@ from ml_collections import ConfigDict
 from alexnet_jax import augment
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Restored, checkpoint_names, digest, restore, restore_latest
-from alexnet_jax.config import check
+from alexnet_jax.config import check, complete
 from alexnet_jax.data.images import resize_image
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError, reason
 from alexnet_jax.experiment import make_preprocessing
 from alexnet_jax.inference.weight_files import compare, read_safetensors, write_safetensors
-from alexnet_jax.models.alexnet import AlexNet, get_model, trace_shapes
-from alexnet_jax.ops.convolution import compiled_soon
+from alexnet_jax.models.alexnet import AlexNet, get_model
+from alexnet_jax.models.summary import trace_shapes
+from alexnet_jax.ops.platforms import fast_compilation
 from alexnet_jax.parallel.compilation import compiler_options
 from alexnet_jax.steps import make_predict_step
 from alexnet_jax.system import console
@@ -195,7 +196,7 @@ class TrainedRun:
 
 def _suited_to(images: jax.Array) -> contextlib.AbstractContextManager[None]:
     """How to trace a network for so many images."""
-    return compiled_soon() if len(images) <= FEW_IMAGES else contextlib.nullcontext()
+    return fast_compilation() if len(images) <= FEW_IMAGES else contextlib.nullcontext()
 
 
 def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
@@ -229,8 +230,9 @@ def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
 
 def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> TrainedRun:
     """Raises UserError if the parts do not fit each other, or anything for parts that are missing."""
-    check(about["config"])
-    config, class_names = ConfigDict(about["config"]), tuple(about["class_names"])
+    plain = complete(about["config"])
+    check(plain)
+    config, class_names = ConfigDict(plain), tuple(about["class_names"])
     preprocessing = make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
     run = TrainedRun(
         path=path,

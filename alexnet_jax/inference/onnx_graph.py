@@ -13,8 +13,8 @@ from alexnet_jax.augment import Preprocessing
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference.loaded_run import TrainedRun
 from alexnet_jax.models.presets import Layer
-from alexnet_jax.ops import layers
-from alexnet_jax.ops.layers import LRN
+from alexnet_jax.ops.normalization import LRN
+from alexnet_jax.ops.windows import window_padding
 
 OPSET, IR_VERSION = 17, 8
 """Of the format; old enough for every onnxruntime since 1.12, of 2022."""
@@ -176,16 +176,12 @@ def _local(graph: _Graph, kernel: np.ndarray, bias: np.ndarray, channels: int, x
 
 
 def _activation(graph: _Graph, run: TrainedRun, name: str, x: str) -> str:
-    """One of `layers.ACTIVATIONS`, or PReLU. Raises UserError for one that has no counterpart here."""
+    """One of `ops.activations.ACTIVATIONS`, or PReLU. Raises UserError for one that has no counterpart here."""
     match run.model.activation:
-        case "relu":
-            return graph.add("Relu", x)
-        case "tanh":
-            return graph.add("Tanh", x)
+        case "relu" | "tanh" | "sigmoid" as same:
+            return graph.add(same.capitalize(), x)
         case "scaled_tanh":
             return graph.add("Mul", graph.add("Tanh", graph.add("Mul", x, np.array(2 / 3))), np.array(1.7159))
-        case "sigmoid":
-            return graph.add("Sigmoid", x)
         case "leaky_relu":
             return graph.add("LeakyRelu", x, alpha=0.01)
         case "prelu":
@@ -195,7 +191,7 @@ def _activation(graph: _Graph, run: TrainedRun, name: str, x: str) -> str:
 
 
 def _cross_map_norm(graph: _Graph, lrn: LRN, towers: int, channels: int, x: str) -> str:
-    """`layers.cross_map_norm` of so many channels; ONNX divides alpha by the size."""
+    """`ops.normalization.cross_map_norm` of so many channels; ONNX divides alpha by the size."""
     attributes: dict[str, Any] = {"size": lrn.size, "alpha": lrn.alpha * lrn.size, "beta": 0.75, "bias": lrn.k}
     if not lrn.per_tower or towers == 1:
         return graph.add("LRN", x, **attributes)
@@ -207,7 +203,7 @@ def _cross_map_norm(graph: _Graph, lrn: LRN, towers: int, channels: int, x: str)
 
 
 def _within_map_norm(graph: _Graph, size: int, alpha: float, x: str) -> str:
-    """`layers.within_map_norm`; the sum over a window as its average, zeros outside counted."""
+    """`ops.normalization.within_map_norm`; the sum over a window as its average, zeros outside counted."""
     window: dict[str, Any] = {"kernel_shape": [size] * 2, "pads": [size // 2] * 4, "count_include_pad": 1}
     mean = graph.add("AveragePool", graph.add("Mul", x, x), **window)
     energy = graph.add("Add", graph.add("Mul", mean, np.array(alpha * size**2)), np.array(1.0))
@@ -215,6 +211,6 @@ def _within_map_norm(graph: _Graph, size: int, alpha: float, x: str) -> str:
 
 
 def _pads(shape: tuple[int, ...], kernel: int, stride: int, pad: int, ceil: bool) -> list[int]:
-    """`layers.window_padding` in ONNX's order: above, left, below, right."""
-    rows, columns = (layers.window_padding(extent, kernel, stride, pad, ceil) for extent in shape[:2])
+    """`ops.windows.window_padding` in ONNX's order: above, left, below, right."""
+    rows, columns = (window_padding(extent, kernel, stride, pad, ceil) for extent in shape[:2])
     return [rows[0], columns[0], rows[1], columns[1]]

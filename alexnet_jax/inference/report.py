@@ -1,8 +1,7 @@
-"""What there is to say about a run, whether it is finished, goes on or has crashed."""
+"""The report on a run, whether it is finished, goes on or has crashed."""
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from alexnet_jax.data.storage import read_images
 from alexnet_jax.errors import UserError
 from alexnet_jax.fidelity.decisions import REFERENCES, explain
 from alexnet_jax.inference import report_figures, report_page
-from alexnet_jax.inference.activations import activities, nearest
+from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
 from alexnet_jax.inference.evaluation import Evaluation, evaluate, open_run_dataset
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.inference.report_figures import Draw
 from alexnet_jax.run.metrics_log import read_metrics, read_timing
 from alexnet_jax.system import console
+from alexnet_jax.system.versions import shell_command
 
 SHOWN, WORST, QUERIES, NEIGHBOURS = 8, 8, 5, 6
 """Images with their answers; worst mistakes; test images with neighbours; neighbours of each."""
@@ -83,21 +83,20 @@ def make_report(
     """
     config, versions = (_read_json(workdir / name) for name in ("config.json", "versions.json"))
     config_lib.check(config)
+    config = config_lib.complete(config)
     records, timing = read_metrics(workdir), read_timing(workdir)
     run, dataset, missing = _open(workdir, checkpoint, data_dir, prepared_dir)
-    tests = [record for record in records if record["kind"] == "test"]
+    tests = _of_kind(records, "test")
     sections: dict[str, Sequence[Part]] = {"Training": list(_training(records, tests))}
     if run:
         sections["First layer"] = [_kernels(run)]
     if run and dataset:
         split = "test" if tests and "test" in dataset.splits else "validation"
-        evaluation = evaluate(run, dataset, split)
-        sections |= _answers(evaluation, dataset)
+        sections |= _predictions(evaluate(run, dataset, split), dataset)
     if missing:
         sections["Missing"] = [report_page.paragraph(missing)]
-    plain = ConfigDict(config)
     sections["Time"] = [_timing(timing)]
-    sections["Config"] = [_config(plain)]
+    sections["Config"] = [_config(ConfigDict(config))]
     if run:
         sections["Paper, source, Caffe and this run"] = [_fidelity(run)]
     sections["Versions"] = [_versions(versions)]
@@ -127,6 +126,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
+def _of_kind(records: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+    return [record for record in records if record["kind"] == kind]
+
+
 def _summary(
     config: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
@@ -140,7 +143,7 @@ def _summary(
         last = tests[-1]
         top1, top5 = console.percent(last["top1_error"]), console.percent(last["top5_error"])
         return f"{what}. {last['split'].capitalize()} error: top-1 {top1}, top-5 {top5} ({last['count']:,} images)."
-    epochs = [record for record in records if record["kind"] == "epoch"]
+    epochs = _of_kind(records, "epoch")
     if not epochs:
         return f"{what}. Not finished: no epoch has been evaluated yet."
     last = epochs[-1]
@@ -149,22 +152,17 @@ def _summary(
 
 
 def _training(records: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
-    by_kind: dict[str, list[dict[str, Any]]] = {"start": [], "epoch": [], "step": [], "division": []}
-    for record in records:
-        by_kind.setdefault(record["kind"], []).append(dict(record))
-    if not by_kind["start"]:
+    starts, drops = _of_kind(records, "start"), _of_kind(records, "division")
+    if not starts:
         yield report_page.paragraph("Nothing is recorded yet.")
         return
-    size = by_kind["start"][0]["train_examples"]
-    losses = [(record["examples_seen"] / size, record["loss"]) for record in by_kind["step"]]
-    divisions = [(record["examples_seen"] / size, record["learning_rate"]) for record in by_kind["division"]]
+    size = starts[0]["train_examples"]
+    losses = [(record["examples_seen"] / size, record["loss"]) for record in _of_kind(records, "step")]
+    rates = [(record["examples_seen"] / size, record["learning_rate"]) for record in drops]
     ends = {name: tests[-1][name] for name in ("top1_error", "top5_error")} if tests else {}
     text = "Errors and losses after each epoch. Dashed lines: the learning rate becomes what is written above."
-    yield Figure("curves", report_figures.curves(by_kind["epoch"], losses, divisions, ends), text)
-    rows = [
-        [f"{record['examples_seen'] / size:.2f}", f"{record['learning_rate']:.3g}", record["reason"]]
-        for record in by_kind["division"]
-    ]
+    yield Figure("curves", report_figures.curves(_of_kind(records, "epoch"), losses, rates, ends), text)
+    rows = [[f"{epoch:.2f}", f"{rate:.3g}", drop["reason"]] for (epoch, rate), drop in zip(rates, drops, strict=True)]
     if rows:
         yield report_page.table(["epoch", "learning rate", "why"], rows, numbers=(0, 1))
 
@@ -177,8 +175,8 @@ def _kernels(run: TrainedRun) -> Figure:
     return Figure("kernels", report_figures.kernels(filters), text)
 
 
-def _answers(evaluation: Evaluation, dataset: Dataset) -> dict[str, Sequence[Part]]:
-    """All that needs images."""
+def _predictions(evaluation: Evaluation, dataset: Dataset) -> dict[str, Sequence[Part]]:
+    """The sections that need images."""
     rng, count = np.random.default_rng(0), len(evaluation.labels)
     chosen = np.sort(rng.permutation(count)[:SHOWN])
     wrong = np.flatnonzero(~evaluation.is_right(1))
@@ -224,13 +222,12 @@ def _pictures(name: str, evaluation: Evaluation, dataset: Dataset, ids: np.ndarr
     run = evaluation.run
     squares = read_images(dataset.splits[evaluation.split], ids)
     labels = [run.class_names[label] for label in evaluation.labels[ids]]
-    guesses = [
-        [(run.name_of(guess), share) for guess, share in zip(*of_image, strict=True)]
-        for of_image in zip(evaluation.guesses[ids].tolist(), evaluation.probabilities[ids].tolist(), strict=True)
+    predictions = [
+        [(run.name_of(guess), probability) for guess, probability in evaluation.predictions(number)]
+        for number in ids.tolist()
     ]
-    split = evaluation.split.capitalize()
-    text = f"{split} images {which}, with the likeliest classes; green is the label."
-    return Figure(name, report_figures.answers(squares, labels, guesses), text)
+    text = f"{evaluation.split.capitalize()} images {which}, with the likeliest classes; green is the label."
+    return Figure(name, report_figures.answers(squares, labels, predictions), text)
 
 
 def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Figure:
@@ -239,15 +236,14 @@ def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Fi
     queries = read_images(dataset.splits[evaluation.split], ids)
     total = len(train.labels)
     searched = np.sort(np.random.default_rng(0).permutation(total)[:MOST_SEARCHED])
-    near = nearest(run, layer, queries, train, searched, min(NEIGHBOURS, len(searched)))
+    near = nearest_neighbours(run, layer, queries, train, searched, min(NEIGHBOURS, len(searched)))
     pictures = read_images(train, near.ravel()).reshape(*near.shape, *queries.shape[1:])
     names = [[run.class_names[label] for label in train.labels[row]] for row in near]
     labels = [run.class_names[label] for label in evaluation.labels[ids]]
     among = f"{len(searched):,} of {total:,}" if len(searched) < total else f"{total:,}"
     text = (
         f"{evaluation.split.capitalize()} images (left) and, among {among} training images, those with the nearest "
-        "features in "
-        f"{layer}, the layer that the classifier sees (Figure 4, right)."
+        f"features in {layer}, the layer that the classifier sees (Figure 4, right)."
     )
     return Figure("neighbours", report_figures.neighbours(queries, labels, pictures, names), text)
 
@@ -264,7 +260,7 @@ def _activations(evaluation: Evaluation, dataset: Dataset) -> str:
             f"{row.zeros:.1%}",
             "" if row.dead is None else f"{row.dead:,} of {row.shape[-1]:,}",
         ]
-        for row in activities(evaluation.run, read_images(records, ids))
+        for row in activation_statistics(evaluation.run, read_images(records, ids))
     ]
     header = ["activation", "shape", "mean", "std", "zeros", "dead"]
     text = report_page.paragraph(
@@ -286,22 +282,12 @@ def _timing(timing: Sequence[Mapping[str, Any]]) -> str:
     images = total("seconds", lambda record: record["seconds"] * record["images_per_second"])
     waiting = total("seconds", lambda record: record["seconds"] * record["input_share"])
     rows = {
-        "training steps": f"{_duration(seconds)}, {images / seconds:,.0f} images/s; the first is not counted",
+        "training steps": f"{console.duration(seconds)}, {images / seconds:,.0f} images/s; the first is not counted",
         "of this, waiting for images": f"{waiting / seconds:.1%}",
-        "evaluation": _duration(total("evaluate_seconds", lambda record: record["evaluate_seconds"])),
-        "beginning to save": _duration(total("save_seconds", lambda record: record["save_seconds"])),
+        "evaluation": console.duration(total("evaluate_seconds", lambda record: record["evaluate_seconds"])),
+        "beginning to save": console.duration(total("save_seconds", lambda record: record["save_seconds"])),
     }
     return report_page.facts(rows)
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.1f} s"
-        if seconds < 120
-        else f"{seconds / 60:.1f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def _config(config: ConfigDict) -> str:
@@ -311,16 +297,16 @@ def _config(config: ConfigDict) -> str:
 
 def _fidelity(run: TrainedRun) -> str:
     """Each decision that not all made alike."""
-    rows = [row for row in explain(run.config, run.model) if row.is_disputed]
+    disputed = [row for row in explain(run.config, run.model) if row.is_disputed]
     cells = [
-        [row.decision.name, row.this_run, *(getattr(row.decision, name) for name in REFERENCES), row.decision.cost]
-        for row in rows
+        [row.decision.name, str(row.this_run), *map(row.decision.text, REFERENCES), row.decision.cost]
+        for row in disputed
     ]
     header = ["decision", "this run", "paper", "source", "Caffe", "what it costs"]
-    return report_page.details(f"{len(rows)} decisions that not all made alike", report_page.table(header, cells))
+    return report_page.details(f"{len(disputed)} decisions that not all made alike", report_page.table(header, cells))
 
 
 def _versions(versions: Mapping[str, Any]) -> str:
     rows = {"Python": versions["python"], "platform": versions["platform"], "git": versions["git"] or "unknown"}
-    command = shlex.join(["python", *versions["command"]])
+    command = shell_command(versions["command"])
     return report_page.code(command) + report_page.facts({**rows, **versions["packages"]})

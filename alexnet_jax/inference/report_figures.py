@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,17 +45,17 @@ def render(draw: Draw, theme: str = "light") -> bytes:
 
 
 def curves(
-    epochs: Sequence[dict[str, Any]],
+    epochs: Sequence[Mapping[str, Any]],
     losses: Sequence[tuple[float, float]],
-    divisions: Sequence[tuple[float, float]],
+    rates: Sequence[tuple[float, float]],
     test_errors: dict[str, float | None],
 ) -> Draw:
-    """Errors and losses against epochs, a vertical line at each division of the learning rate.
+    """Errors and losses against epochs, a vertical line at each drop of the learning rate.
 
     Args:
       epochs: records of metrics.jsonl of that kind.
       losses: (epoch, loss) of single training steps.
-      divisions: (epoch, rate after it).
+      rates: (epoch, learning rate after it) of each drop.
       test_errors: top1_error and top5_error in [0, 1], of the end; empty without.
     """
 
@@ -63,29 +63,25 @@ def curves(
         figure.set_size_inches(8, 6)
         errors, loss = figure.subplots(2, 1, sharex=True)
         places = [record["epoch"] for record in epochs]
+        if losses:
+            loss.plot(*zip(*losses, strict=True), color=TRAIN, linewidth=0.6, alpha=0.5, label="training, single steps")
         lines = [
-            ("training top-1", "train_top1_error", TRAIN, "-"),
-            ("validation top-1", "validation_top1_error", VALIDATION, "-"),
-            ("validation top-5", "validation_top5_error", VALIDATION, ":"),
+            (errors, 100, "training top-1", "train_top1_error", TRAIN, "-"),
+            (errors, 100, "validation top-1", "validation_top1_error", VALIDATION, "-"),
+            (errors, 100, "validation top-5", "validation_top5_error", VALIDATION, ":"),
+            (loss, 1, "training", "train_loss", TRAIN, "-"),
+            (loss, 1, "validation", "validation_loss", VALIDATION, "-"),
         ]
-        for label, key, color, style in lines:
+        for panel, unit, label, key, color, style in lines:
             values = [record[key] for record in epochs]
             if values and None not in values:
-                errors.plot(places, 100 * np.array(values), style, color=color, label=label, marker=".", markersize=4)
+                panel.plot(places, unit * np.array(values), style, color=color, label=label, marker=".", markersize=4)
         for name, marker in (("top1", "*"), ("top5", "P")):
             value = test_errors.get(f"{name}_error")
             if value is not None and places:
-                errors.plot(
-                    places[-1], 100 * value, marker, color=WRONG, markersize=9, label=f"test {name[:3]}-{name[3]}"
-                )
-        if losses:
-            loss.plot(*zip(*losses, strict=True), color=TRAIN, linewidth=0.6, alpha=0.5, label="training, single steps")
-        for label, key, color in (("training", "train_loss", TRAIN), ("validation", "validation_loss", VALIDATION)):
-            if epochs:
-                loss.plot(
-                    places, [record[key] for record in epochs], color=color, label=label, marker=".", markersize=4
-                )
-        for epoch, rate in divisions:
+                label = f"test {name[:3]}-{name[3]}"
+                errors.plot(places[-1], 100 * value, marker, color=WRONG, markersize=9, label=label)
+        for epoch, rate in rates:
             for panel in (errors, loss):
                 panel.axvline(epoch, color=MARK, linewidth=0.9, linestyle="--")
             errors.annotate(f"{rate:.2g}", (epoch, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
@@ -188,9 +184,8 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Draw:
 def _show(panel: Any, image: np.ndarray, title: str, color: str | None = None, bold: bool = False) -> None:
     panel.axis("off")
     panel.imshow(image)
-    panel.set_title(
-        _short(title, 14), fontsize=8, pad=2, **({"color": color} if color else {}), weight="bold" if bold else "normal"
-    )
+    style: Any = {"color": color} if color else {}
+    panel.set_title(_short(title, 14), fontsize=8, pad=2, weight="bold" if bold else "normal", **style)
 
 
 def _short(name: str, length: int) -> str:

@@ -1,8 +1,8 @@
 """AlexNet as one Flax module whose fields describe a variant."""
 
-import dataclasses
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -13,9 +13,12 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.models.presets import PRESETS, Layer
-from alexnet_jax.ops import convolution, layers
-from alexnet_jax.ops.convolution import Padding
-from alexnet_jax.ops.layers import LRN, LRN_CONVENTIONS
+from alexnet_jax.ops.activations import ACTIVATIONS
+from alexnet_jax.ops.convolution import conv
+from alexnet_jax.ops.dropout import dropout
+from alexnet_jax.ops.normalization import LRN, LRN_CONVENTIONS, cross_map_norm, within_map_norm
+from alexnet_jax.ops.pooling import pool
+from alexnet_jax.ops.windows import NHWC, Padding, window_padding
 from alexnet_jax.parallel import collectives
 from alexnet_jax.parallel.collectives import ONE_DEVICE, Axes
 
@@ -27,13 +30,13 @@ class AlexNet(nn.Module):
       layers: the layers with weights, the classifier last.
       num_classes: units of the classifier.
       towers: 2 as in the paper, or 1.
-      activation: "prelu" or a name in `layers.ACTIVATIONS`.
+      activation: "prelu" or a name in `ops.activations.ACTIVATIONS`.
       lrn: cross-map normalisation, or None to leave every normalisation layer out.
       map_norm: (window, alpha) of the within-map normalisation.
       pool_size: side of the pooling window in pixels; it moves by 2.
-      conv_ceil, pool_ceil: the last window may hang over the edge; see `layers.output_size`.
+      conv_ceil, pool_ceil: the last window may hang over the edge; see `ops.windows.output_size`.
       dropout_rate: probability of dropping a unit.
-      dropout_convention: "2012" or "inverted"; see `layers.dropout`.
+      dropout_convention: "2012" or "inverted"; see `ops.dropout`.
       dtype: of activations and products; parameters, normalisation and logits are float32.
     """
 
@@ -46,7 +49,7 @@ class AlexNet(nn.Module):
     pool_size: int = 3
     conv_ceil: bool = False
     pool_ceil: bool = False
-    dropout_rate: float | Float[Array, ""] = 0.5
+    dropout_rate: float = 0.5
     dropout_convention: str = "2012"
     dtype: Any = jnp.float32
 
@@ -72,40 +75,35 @@ class AlexNet(nn.Module):
         train = dropout_keys is not None
         x: Array = images.astype(self.dtype)
         activations: dict[str, Array] = {}
-        has_part = False  # whether x has this device's part of the channels or units alone
+        divided = ONE_DEVICE  # `axes` once x has this device's part of the channels or units alone
         for index, layer in enumerate(self.layers, start=1):
             name = f"{layer.kind}{index}"
             if axes.tower and self.is_split(name):
-                if has_part and not layer.own_tower:
-                    x = collectives.gather_features(x, axes)
-                elif axes.tower in axes.batch and not has_part:
-                    x = collectives.gather_images(x, axes)
-                    dropout_keys = None if dropout_keys is None else collectives.gather_keys(dropout_keys, axes)
-                has_part = True
-            parts, tower = (axes.towers, axes.tower) if has_part else (1, None)
-            x = activations[name] = self._weights(layer, name, x, parts)
+                x, dropout_keys = self._gather_inputs(layer, x, dropout_keys, axes, is_divided=divided is axes)
+                divided = axes
+            x = activations[name] = self._weights(layer, name, x, divided.towers)
             for operation in layer.then:
                 name = f"{operation}{index}"
                 match operation:
                     case "act":
                         x = self._activate(x, name)
                     case "lrn" if self.lrn is not None:
-                        x = self._normalize_maps(x, self.lrn, parts, axes)
+                        x = self._normalize_maps(x, self.lrn, divided)
                     case "map_norm" if self.lrn is not None:
-                        x = layers.within_map_norm(x, *self.map_norm)
+                        x = within_map_norm(x, *self.map_norm)
                     case "pool":
-                        x = layers.pool(x, layer.pool, self.pool_size, 2, self.pool_ceil)
+                        x = pool(x, layer.pool, self.pool_size, 2, self.pool_ceil)
                     case "bn":
-                        over: Any = (axes.rows if has_part else axes.batch) or None
+                        over: Any = (axes.rows if divided.tower else axes.batch) or None
                         x = nn.BatchNorm(not train, momentum=0.9, axis_name=over, dtype=self.dtype, name=name)(x)
                     case "dropout":
                         keys = None if dropout_keys is None else _fold_in(dropout_keys, index)
-                        x = layers.dropout(x, keys, self.dropout_rate, self.dropout_convention, tower)
+                        x = dropout(x, keys, self.dropout_rate, self.dropout_convention, divided.tower)
                     case _:
                         continue
                 activations[name] = x
         x = x.astype(jnp.float32)
-        if has_part:
+        if divided.tower:
             combine = collectives.return_images if axes.tower in axes.batch else collectives.gather_features
             x = combine(x, axes)
         return x, activations
@@ -134,17 +132,31 @@ class AlexNet(nn.Module):
                     f"config.model.{key}={-(-features // parts) * parts} would"
                 )
 
+    def _gather_inputs(
+        self, layer: Layer, x: Array, keys: Key[Array, " batch"] | None, axes: Axes, is_divided: bool
+    ) -> tuple[Array, Key[Array, " images"] | None]:
+        """What a divided layer sees, and the dropout keys of those images.
+
+        That is all features, where x is divided already and each tower does not keep to itself; or the images of all
+        devices of the network, where these have divided the images so far.
+        """
+        if is_divided:
+            return (x if layer.own_tower else collectives.gather_features(x, axes)), keys
+        if axes.tower in axes.batch:
+            return collectives.gather_images(x, axes), None if keys is None else collectives.gather_keys(keys, axes)
+        return x, keys
+
     def _activate(self, x: Array, name: str) -> Array:
         if self.activation == "prelu":
             return nn.PReLU(negative_slope_init=0.25, name=name)(x)  # one slope a layer, from 0.25: He et al. 2015
-        return layers.ACTIVATIONS[self.activation](x)
+        return ACTIVATIONS[self.activation](x)
 
-    def _normalize_maps(self, x: Array, lrn: LRN, parts: int, axes: Axes) -> Array:
-        """`layers.cross_map_norm`; a window that crosses the towers needs the other's nearest channels."""
-        if parts == 1 or lrn.per_tower:
-            return layers.cross_map_norm(x, lrn, self.towers // parts)
+    def _normalize_maps(self, x: NHWC, lrn: LRN, divided: Axes) -> NHWC:
+        """`cross_map_norm`; a window that crosses the towers needs the other's nearest channels."""
+        if divided.towers == 1 or lrn.per_tower:
+            return cross_map_norm(x, lrn, self.towers // divided.towers)
         reach = lrn.size // 2
-        return layers.cross_map_norm(collectives.with_neighbours(x, reach, axes), lrn)[..., reach:-reach]
+        return cross_map_norm(collectives.with_neighbours(x, reach, divided), lrn)[..., reach:-reach]
 
     def _weights(self, layer: Layer, name: str, x: Array, parts: int) -> Array:
         """Applies a part of the weights of a layer; a fully connected one flattens what it gets."""
@@ -154,7 +166,7 @@ class AlexNet(nn.Module):
             x = x.reshape(x.shape[0], -1)
             return nn.Dense(features, dtype=self.dtype, **_initializers(layer, fan_in=x.shape[-1]), name=name)(x)
         size, stride = layer.kernel, layer.stride
-        rows, columns = (layers.window_padding(n, size, stride, layer.pad, self.conv_ceil) for n in x.shape[1:3])
+        rows, columns = (window_padding(extent, size, stride, layer.pad, self.conv_ceil) for extent in x.shape[1:3])
         options = {"dtype": self.dtype, **_initializers(layer, fan_in=size * size * x.shape[-1] // groups)}
         if layer.kind == "local":
             return nn.ConvLocal(features, (size, size), (stride, stride), (rows, columns), **options, name=name)(x)
@@ -162,7 +174,7 @@ class AlexNet(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution with square windows and a bias; see `convolution.conv`."""
+    """A convolution with square windows and a bias; see `ops.convolution`."""
 
     features: int
     size: int
@@ -174,12 +186,12 @@ class Conv(nn.Module):
     bias_init: nn.initializers.Initializer
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width channel"]) -> Float[Array, "batch rows columns features"]:
+    def __call__(self, x: NHWC) -> NHWC:
         """Features at each place of the window."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        maps = convolution.conv(x, kernel.astype(self.dtype), self.stride, self.padding, self.groups)
+        maps = conv(x, kernel.astype(self.dtype), self.stride, self.padding, self.groups)
         return maps + bias.astype(self.dtype)[None, None, None]
 
 
@@ -212,33 +224,32 @@ def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
     outputs = num_classes if config.num_classes is None else config.num_classes
     if outputs < num_classes:
         raise UserError(f"config.model.num_classes={outputs}, but the data have {num_classes} classes")
-    model = AlexNet(**{**preset, "num_classes": outputs})
-    changes: dict[str, Any] = {"dtype": jnp.dtype(config.compute_dtype)}
-    if config.towers is not None:
-        changes["towers"] = _known("towers", config.towers, (1, 2))
-    if config.activation is not None:
-        changes["activation"] = _known("activation", config.activation, (*layers.ACTIVATIONS, "prelu"))
-    if config.lrn is not None:
-        changes["lrn"] = {**LRN_CONVENTIONS, "none": None}[_known("lrn", config.lrn, (*LRN_CONVENTIONS, "none"))]
-    if config.pool_window is not None:
-        changes["pool_size"] = {"overlapping": 3, "plain": 2}[
-            _known("pool_window", config.pool_window, ("overlapping", "plain"))
-        ]
+    fields = {**preset, "num_classes": outputs, "dtype": jnp.dtype(config.compute_dtype)}
+    switches: dict[str, tuple[str, dict[Any, Any]]] = {  # key of config.model: field, and its value for each choice
+        "towers": ("towers", {1: 1, 2: 2}),
+        "activation": ("activation", {name: name for name in (*ACTIVATIONS, "prelu")}),
+        "lrn": ("lrn", {**LRN_CONVENTIONS, "none": None}),
+        "pool_window": ("pool_size", {"overlapping": 3, "plain": 2}),
+        "dropout_convention": ("dropout_convention", {name: name for name in ("2012", "inverted")}),
+    }
+    for key, (field, values) in switches.items():
+        if config[key] is not None:
+            fields[field] = values[_known(key, config[key], values)]
     if config.dropout_rate is not None:
-        changes["dropout_rate"] = config.dropout_rate
-    if config.dropout_convention is not None:
-        changes["dropout_convention"] = _known("dropout_convention", config.dropout_convention, ("2012", "inverted"))
-    stack = list(model.layers)
+        fields["dropout_rate"] = config.dropout_rate
+    model = AlexNet(**{**fields, "layers": _without(_changed_layers(config, preset["layers"]), config.without_layers)})
+    return model if config.cross_tower else _separate_towers(model)
+
+
+def _changed_layers(config: ConfigDict, layers: Sequence[Layer]) -> Sequence[Layer]:
+    """The layers with the `pool_kind` and the `hidden_width` of `config.model`, where these are not None."""
     if config.pool_kind is not None:
-        kind = _known("pool_kind", config.pool_kind, ("max", "avg"))
-        stack = [dataclasses.replace(layer, pool=kind) for layer in stack]
+        pool_kind = _known("pool_kind", config.pool_kind, ("max", "avg"))
+        layers = [replace(layer, pool=pool_kind) for layer in layers]
     if config.hidden_width is not None:
-        stack = [
-            dataclasses.replace(layer, features=config.hidden_width) if layer.kind == "fc" and layer.features else layer
-            for layer in stack
-        ]
-    model = model.clone(layers=_without(stack, config.without_layers), **changes)
-    return model if config.cross_tower else _apart(model)
+        width = config.hidden_width
+        layers = [replace(layer, features=width) if layer.is_hidden else layer for layer in layers]
+    return layers
 
 
 def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:
@@ -259,11 +270,11 @@ def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:
                 raise UserError(
                     f"config.model.without_layers={name!r}: its pooling would follow another; leave out a later layer"
                 )
-            kept[-1] = dataclasses.replace(kept[-1], then=(*kept[-1].then, "pool"), pool=layer.pool)
+            kept[-1] = replace(kept[-1], then=(*kept[-1].then, "pool"), pool=layer.pool)
     return tuple(kept)
 
 
-def _apart(model: AlexNet) -> AlexNet:
+def _separate_towers(model: AlexNet) -> AlexNet:
     """The network whose towers first meet in a fully connected layer: convolutions and normalisation see their own.
 
     Raises UserError if it has one tower, or layers that cannot be divided.
@@ -274,51 +285,10 @@ def _apart(model: AlexNet) -> AlexNet:
             "config.model.cross_tower=False needs two towers of convolutions: config.model.towers=2, and a preset "
             "without local layers"
         )
-    stack = (first, *(dataclasses.replace(layer, own_tower=layer.kind == "conv") for layer in others))
-    lrn = None if model.lrn is None else dataclasses.replace(model.lrn, per_tower=True)
+    stack = (first, *(replace(layer, own_tower=layer.kind == "conv") for layer in others))
+    lrn = None if model.lrn is None else replace(model.lrn, per_tower=True)
     return model.clone(layers=stack, lrn=lrn)
 
 
 def _known(key: str, value: Any, known: Any) -> Any:
     return check_choice(f"config.model.{key}", value, known)
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerSummary:
-    """A row of the table of layers: output shape without the batch, parameters, multiply-accumulates of one image."""
-
-    name: str
-    shape: tuple[int, ...]
-    parameters: int
-    macs: int
-
-
-def trace_shapes(model: AlexNet, crop: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """The variables, as shapes, and the shape of every activation of one crop x crop image; computes neither."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def init(images: Array) -> Any:
-        (_, activations), variables = model.init_with_output(jax.random.key(0), images)
-        shapes.update({name: activation.shape[1:] for name, activation in activations.items()})
-        return variables
-
-    return jax.eval_shape(init, jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)), shapes
-
-
-def summarize(model: AlexNet, crop: int) -> list[LayerSummary]:
-    """Every operation that has parameters or changes the shape, for one crop x crop image; computes no activation.
-
-    A convolution counts a multiply-accumulate for each kernel weight at each output pixel, padding included.
-    """
-    variables, shapes = trace_shapes(model, crop)
-    rows: list[LayerSummary] = []
-    previous: tuple[int, ...] = (crop, crop, 3)
-    for name, shape in shapes.items():
-        parameters = variables["params"].get(name, {})
-        macs = parameters["kernel"].size if "kernel" in parameters else 0
-        if name.startswith("conv"):
-            macs *= shape[0] * shape[1]
-        if parameters or shape != previous or name.startswith(("lrn", "map_norm")):
-            rows.append(LayerSummary(name, shape, sum(leaf.size for leaf in parameters.values()), macs))
-        previous = shape
-    return rows

@@ -1,6 +1,9 @@
 """The variants of AlexNet as data: which layers, in which order, with which numbers.
 
-The sources' names are spelt out in `layers.py`. No number stands here without the place it was read at.
+No number stands here without the place it was read at. Sources, here and in `ops/`: "paper" is Krizhevsky, Sutskever
+and Hinton, NIPS 2012; "CHM" is the original code and its configurations (github.com/computerhistory/
+AlexNet-Source-Code); "CC2" is github.com/akrizhevsky/cuda-convnet2; "Caffe" is github.com/BVLC/caffe; "torchvision" is
+github.com/pytorch/vision.
 """
 
 import dataclasses
@@ -8,7 +11,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from alexnet_jax.ops.layers import LRN, LRN_CONVENTIONS
+from alexnet_jax.ops.normalization import LRN, LRN_CONVENTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Layer:
     init: float | str = 0.01
     bias: float = 0.0
     pool: str = "max"
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether this is a fully connected layer before the last."""
+        return self.kind == "fc" and self.features > 0
 
 
 conv = functools.partial(Layer, "conv")
@@ -100,6 +108,9 @@ _CIFAR_CONV3 = (
     conv(64, ("act", "pool"), kernel=5, pad=2, pool="avg"),
 )
 _CUDA_CONVNET = {"conv_ceil": True, "pool_ceil": True}
+# pooling_layer.cpp rounds up; dropout_layer.cpp is inverted.
+_CAFFE = {"towers": 2, "lrn": LRN_CONVENTIONS["caffe"], "pool_ceil": True, "dropout_convention": "inverted"}
+_PAPER_LAYERS = _alexnet_2012(conv1=("act", "lrn", "pool"), conv2=("act", "lrn", "pool"))
 
 _SOURCE = {
     # Run 145 of the 2012 source, whose errors are those of the paper's "1 CNN": CHM layers/layers-145.cfg. conv1 is
@@ -129,33 +140,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Run 170 differs from it in its schedule alone: CHM layers/layer-params-170.cfg.
     "run170": _SOURCE,
     # As printed: sections 3.3 to 3.5 (ReLU, then normalisation, then pooling), 4.2 and 5. Wants 227 pixels for 55 x 55.
-    "paper": {
-        "layers": _alexnet_2012(conv1=("act", "lrn", "pool"), conv2=("act", "lrn", "pool")),
-        "towers": 2,
-        "lrn": LRN_CONVENTIONS["paper"],
-    },
+    "paper": {"layers": _PAPER_LAYERS, "towers": 2, "lrn": LRN_CONVENTIONS["paper"]},
     # Caffe models/bvlc_alexnet/train_val.prototxt: bias 0.1 ("initialization to 1 gave flat loss", its readme.md), fc6
-    # and fc7 from 0.005, 227 pixels; pooling_layer.cpp rounds up; dropout_layer.cpp is inverted.
+    # and fc7 from 0.005, 227 pixels.
     "caffe": {
         "layers": _alexnet_2012(conv1=("act", "lrn", "pool"), conv2=("act", "lrn", "pool"), fc_init=0.005, bias=0.1),
-        "towers": 2,
-        "lrn": LRN_CONVENTIONS["caffe"],
-        "pool_ceil": True,
-        "dropout_convention": "inverted",
+        **_CAFFE,
     },
     # Caffe models/bvlc_reference_caffenet/train_val.prototxt: pooling before normalisation, bias 1.
     "caffenet": {
         "layers": _alexnet_2012(conv1=("act", "pool", "lrn"), conv2=("act", "pool", "lrn"), fc_init=0.005),
-        "towers": 2,
-        "lrn": LRN_CONVENTIONS["caffe"],
-        "pool_ceil": True,
-        "dropout_convention": "inverted",
+        **_CAFFE,
     },
     # The paper's network with every kernel seeing all channels, as most later codes have it.
-    "single_tower": {
-        "layers": _alexnet_2012(conv1=("act", "lrn", "pool"), conv2=("act", "lrn", "pool")),
-        "lrn": LRN_CONVENTIONS["paper"],
-    },
+    "single_tower": {"layers": _PAPER_LAYERS, "lrn": LRN_CONVENTIONS["paper"]},
     # "One weird trick" (Krizhevsky 2014) in torchvision's layout, models/alexnet.py: no normalisation, dropout before
     # fc6 and before fc7, torch's default initialisation, 224 pixels with padding 2.
     "owt": {

@@ -1,105 +1,57 @@
 """Convolution in two formulations: XLA's own on accelerators, Winograd's tiles on the CPU where they pay.
 
-XLA's convolution on the CPU is 5 to 10 times off the pace in groups and in a first layer of few channels. Lavin and
-Gray 2016 ("Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308) compute 3 x 3 outputs at once from one
-tile of pixels, both transformed by small matrices, with 3.2 times fewer multiplications for a 3x3 kernel and 4.6 for a
-5x5 one; what remains are matrix products, which XLA does well. `benchmarks/train_step.py` measures what that gains.
+XLA's convolution on the CPU is 5 to 10 times slower than it could be in groups and in a first layer of few channels.
+`benchmarks/train_step.py` measures what the tiles gain.
 """
 
-import contextlib
-import contextvars
 import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import export, lax
-from jax.experimental.xla_metadata import set_xla_metadata
-from jaxtyping import Array, Float
+from jax import lax
 
-Images = Float[Array, "batch _height _width _channel"]
-Kernel = Float[Array, "_rows _columns _channel_of_group _feature"]
-Padding = tuple[tuple[int, int], tuple[int, int]]
-Sides = tuple[int, ...]
-Matrix = tuple[tuple[float, ...], ...]
-Tiles = Float[Array, "columns rows group _tiles _channel"]
-"""One matrix for each place in a tile and each group; of a kernel, channels times features."""
-
-OUTPUTS = 3
-"""Outputs of a tile in each direction. More save more products and lose more digits."""
-
-NO_PADDING: Padding = ((0, 0), (0, 0))
-
-POINTS = (0, 1, -1, 2, -2, Fraction(1, 2))
-"""Where the polynomials of a tile are evaluated, beside infinity; a kernel of n rows takes n + 1 of them."""
+from alexnet_jax.ops.platforms import by_platform
+from alexnet_jax.ops.windows import NHWC, Kernel, Padding
+from alexnet_jax.ops.winograd import MAX_ROWS, conv_by_tiles
 
 MIN_CHANNELS = 48
 """Channels of a group that fill a processor's vectors and the sums of a product; with fewer XLA is faster."""
 
-PIECE_BYTES = 24 << 20
-"""What the CPU works on at a time: little enough for its cache, enough for a matrix product to be efficient."""
+_convolve = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def conv(x: Images, kernel: Kernel, stride: int, padding: Padding, groups: int) -> Images:
+def conv(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups: int) -> NHWC:
     """Correlates images with a kernel, as networks mean by convolution.
 
     Args:
-      x: images or maps.
-      kernel: a square window; the g-th part of the features sees the g-th part of the channels.
+      x: images or feature maps.
+      kernel: a square window; the g-th group of features sees the g-th group of channels.
       stride: pixels between windows, in both directions.
       padding: rows of zeros above and below, columns left and right.
-      groups: parts into which channels and features are split.
+      groups: into which channels and features are divided equally.
     """
-    return by_platform(
-        x,
-        kernel,
-        cpu=functools.partial(conv_on_cpu, stride=stride, padding=padding, groups=groups),
-        default=functools.partial(conv_by_xla, stride=stride, padding=padding, groups=groups),
-    )
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "groups": groups}
+    cpu, default = functools.partial(conv_on_cpu, **options), functools.partial(conv_by_xla, **options)
+    return by_platform(x, kernel, cpu=cpu, default=default)
 
 
-_compile_soon = contextvars.ContextVar("compile_soon", default=False)
-
-
-@contextlib.contextmanager
-def compiled_soon() -> Iterator[None]:
-    """What is traced meanwhile takes XLA's own operations: a tenth of the time to compile, worth it for few images."""
-    token = _compile_soon.set(True)
-    try:
-        yield
-    finally:
-        _compile_soon.reset(token)
-
-
-def by_platform(*arrays: Array, cpu: Callable[..., Array], default: Callable[..., Array]) -> Array:
-    """`cpu` of the arrays there and `default` elsewhere; `default` alone for a symbolic batch: it has no pieces."""
-    if _compile_soon.get() or export.is_symbolic_dim(arrays[0].shape[0]):
-        return default(*arrays)
-    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
-
-
-def conv_by_xla(x: Images, kernel: Kernel, stride: int, padding: Padding, groups: int) -> Images:
+def conv_by_xla(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups: int) -> NHWC:
     """`conv` as one XLA operation."""
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=dimensions, feature_group_count=groups
-    )
+    return _convolve(x, kernel, (stride, stride), padding, feature_group_count=groups)
 
 
-def conv_on_cpu(x: Images, kernel: Kernel, stride: int, padding: Padding, groups: int) -> Images:
+def conv_on_cpu(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups: int) -> NHWC:
     """`conv` by tiles, or by XLA group by group where tiles do not pay."""
-    cells = -(-kernel.shape[0] // stride)
-    if 2 <= cells < len(POINTS) and kernel.shape[2] * stride**2 >= MIN_CHANNELS:
+    steps = -(-kernel.shape[0] // stride)  # rows of the kernel once each stride x stride square is one pixel
+    if 2 <= steps <= MAX_ROWS and kernel.shape[2] * stride**2 >= MIN_CHANNELS:
         return conv_by_tiles(x, kernel, stride, padding, groups)
-    parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
-    return jnp.concatenate([_conv_in_loops(*part, stride, padding) for part in parts], axis=-1)
+    by_group = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
+    return jnp.concatenate([_conv_in_loops(*group, stride, padding) for group in by_group], axis=-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv_in_loops(x: Images, kernel: Kernel, stride: int, padding: Padding) -> Images:
+def _conv_in_loops(x: NHWC, kernel: Kernel, stride: int, padding: Padding) -> NHWC:
     """`conv_by_xla` of one group with gradients that are as fast inside a loop as outside.
 
     XLA's fast convolution on the CPU wants images, rows, columns, channels in this order. Outside loops alone XLA turns
@@ -108,9 +60,11 @@ def _conv_in_loops(x: Images, kernel: Kernel, stride: int, padding: Padding) -> 
     return conv_by_xla(x, kernel, stride, padding, 1)
 
 
-def _conv_in_loops_backward(
-    stride: int, padding: Padding, saved: tuple[Images, Kernel], dy: Images
-) -> tuple[Images, Kernel]:
+def _conv_in_loops_forward(x: NHWC, kernel: Kernel, stride: int, padding: Padding) -> tuple[NHWC, tuple[NHWC, Kernel]]:
+    return _conv_in_loops(x, kernel, stride, padding), (x, kernel)
+
+
+def _conv_in_loops_backward(stride: int, padding: Padding, saved: tuple[NHWC, Kernel], dy: NHWC) -> tuple[NHWC, Kernel]:
     """Both gradients as convolutions: of dy with the turned kernel, and of x with dy, its windows."""
     x, kernel = saved
     around_dy, around_x = [], []
@@ -118,246 +72,10 @@ def _conv_in_loops_backward(
         missing = (outputs - 1) * stride + size - extent  # pixels that the windows reach beyond the images
         around_dy.append((size - 1 - before, size - 1 - missing + before))
         around_x.append((before, missing - before))
-    strides, dimensions = (stride, stride), ("NHWC", "HWIO", "NHWC")
-    dx = lax.conv_general_dilated(
-        dy, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), around_dy, lhs_dilation=strides, dimension_numbers=dimensions
-    )
-    dkernel = lax.conv_general_dilated(
-        x.swapaxes(0, 3),
-        dy.transpose(1, 2, 0, 3),
-        (1, 1),
-        around_x,
-        rhs_dilation=strides,
-        dimension_numbers=dimensions,
-    )
+    strides = (stride, stride)
+    dx = _convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), around_dy, lhs_dilation=strides)
+    dkernel = _convolve(x.swapaxes(0, 3), dy.transpose(1, 2, 0, 3), (1, 1), around_x, rhs_dilation=strides)
     return dx, dkernel.transpose(1, 2, 0, 3)
 
 
-_conv_in_loops.defvjp(
-    lambda x, kernel, *options: (_conv_in_loops(x, kernel, *options), (x, kernel)), _conv_in_loops_backward
-)
-
-
-def conv_by_tiles(x: Images, kernel: Kernel, stride: int, padding: Padding, groups: int) -> Images:
-    """`conv` by Winograd's tiles, gradients too. Kernels of more than 5 rows in steps of the stride lose digits."""
-    if stride > 1:
-        x, kernel = _fold_stride(x, kernel, stride, padding, groups)
-        padding = NO_PADDING
-    return _unit_conv(x, kernel, padding, groups)
-
-
-def _fold_stride(x: Images, kernel: Kernel, stride: int, padding: Padding, groups: int) -> tuple[Images, Kernel]:
-    """Moves stride x stride squares of pixels into channels: what was a stride is then a step to the next pixel."""
-    size = kernel.shape[0]
-    cells = -(-size // stride)
-    config: list[tuple[int, int, int]] = [(0, 0, 0)]
-    for extent, (before, after) in zip(x.shape[1:3], padding, strict=True):
-        outputs = (extent + before + after - size) // stride + 1
-        config.append((before, (outputs + cells - 1) * stride - extent - before, 0))
-    x = lax.pad(x, jnp.zeros((), x.dtype), (*config, (0, 0, 0)))
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // stride, stride, width // stride, stride, groups, channels // groups)
-    x = x.transpose(0, 1, 3, 5, 2, 4, 6).reshape(batch, height // stride, width // stride, -1)
-    missing = cells * stride - size
-    kernel = jnp.pad(kernel, ((0, missing), (0, missing), (0, 0), (0, 0)))
-    kernel = kernel.reshape(cells, stride, cells, stride, *kernel.shape[2:])
-    return x, kernel.transpose(0, 2, 1, 3, 4, 5).reshape(cells, cells, -1, kernel.shape[-1])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _unit_conv(x: Images, kernel: Kernel, padding: Padding, groups: int) -> Images:
-    """A convolution of stride 1 by tiles."""
-    size = kernel.shape[0]
-    extents = (x.shape[1] + sum(padding[0]) - size + 1, x.shape[2] + sum(padding[1]) - size + 1)
-    to_outputs, of_kernel, of_pixels = winograd(OUTPUTS, size)
-    kernels = _on_both_sides(of_kernel, _split_groups(kernel, groups))
-
-    def of_piece(piece: Images) -> Images:
-        products = _transform_tiles(piece, of_pixels, padding, groups, extents) @ kernels
-        planes = _on_both_sides(to_outputs, products)
-        return _assemble(planes, extents).astype(x.dtype)
-
-    (cut,) = pieces(_bytes_of_image(kernel, groups, extents), x)
-    return lax.map(of_piece, cut).reshape(-1, *extents, kernel.shape[-1])[: len(x)]
-
-
-def _unit_conv_forward(
-    x: Images, kernel: Kernel, padding: Padding, groups: int
-) -> tuple[Images, tuple[Images, Kernel]]:
-    return _unit_conv(x, kernel, padding, groups), (x, kernel)
-
-
-def _unit_conv_backward(
-    padding: Padding, groups: int, saved: tuple[Images, Kernel], dy: Images
-) -> tuple[Images, Kernel]:
-    """The gradient of the images is a convolution of dy with the kernel turned around and its channels exchanged."""
-    x, kernel = saved
-    rows, columns, channels, features = kernel.shape
-    turned = kernel[::-1, ::-1].reshape(rows, columns, channels, groups, features // groups)
-    turned = turned.transpose(0, 1, 4, 3, 2).reshape(rows, columns, features // groups, groups * channels)
-    above, left = rows - 1 - padding[0][0], columns - 1 - padding[1][0]
-    below = x.shape[1] + rows - 1 - dy.shape[1] - above
-    right = x.shape[2] + columns - 1 - dy.shape[2] - left
-    dx = _unit_conv(dy, turned, ((above, below), (left, right)), groups)
-    return dx, _kernel_gradient(x, dy, kernel, padding, groups)
-
-
-_unit_conv.defvjp(_unit_conv_forward, _unit_conv_backward)
-
-
-def _kernel_gradient(x: Images, dy: Images, kernel: Kernel, padding: Padding, groups: int) -> Kernel:
-    """The transformed tiles of x, transposed, times those of dy; summed over the pieces of the batch."""
-    to_outputs, of_kernel, of_pixels = winograd(OUTPUTS, kernel.shape[0])
-    extents = dy.shape[1:3]
-
-    def add(total: Array, piece: tuple[Images, ...]) -> tuple[Array, None]:
-        tiles = _transform_tiles(piece[0], of_pixels, padding, groups, extents)
-        d_tiles = _transform_tiles(piece[1], _transposed(to_outputs), NO_PADDING, groups, extents)
-        return total + jnp.swapaxes(tiles, -1, -2) @ d_tiles, None
-
-    size, channels, features = len(of_pixels), kernel.shape[2], kernel.shape[3]
-    zero = jnp.zeros((size, size, groups, channels, features // groups), _sum_type(x))
-    total, _ = lax.scan(add, zero, pieces(_bytes_of_image(kernel, groups, extents), x, dy))
-    gradient = _on_both_sides(_transposed(of_kernel), total)
-    return gradient.transpose(1, 0, 3, 2, 4).reshape(kernel.shape).astype(kernel.dtype)
-
-
-@functools.cache
-def winograd(outputs: int, taps: int) -> tuple[Matrix, Matrix, Matrix]:
-    """Matrices A, G, B for which A ((G g) * (B d)) is the correlation of pixels d with a kernel g of `taps` numbers.
-
-    Toom and Cook's: d and g stand for polynomials, which are multiplied at `POINTS` and at infinity. There are
-    outputs + taps - 1 pixels, rows of G and of B, and columns of A.
-    """
-    at = [Fraction(point) for point in POINTS[: outputs + taps - 2]]
-    others = [[q for q in at if q != p] for p in at]
-    to_outputs = [[*(p**power for p in at), Fraction(power == outputs - 1)] for power in range(outputs)]
-    scales = [math.prod(p - q for q in rest) for p, rest in zip(at, others, strict=True)]
-    of_kernel = [[p**power / scale for power in range(taps)] for p, scale in zip(at, scales, strict=True)]
-    of_kernel.append([Fraction(power == taps - 1) for power in range(taps)])
-    of_pixels = [[*_polynomial(rest), Fraction(0)] for rest in others] + [_polynomial(at)]
-    return _floats(to_outputs), _floats(of_kernel), _floats(of_pixels)
-
-
-def _floats(matrix: list[list[Fraction]]) -> Matrix:
-    return tuple(tuple(map(float, row)) for row in matrix)
-
-
-def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
-    """Coefficients of (x - root) (x - root) ..., the constant first."""
-    coefficients = [Fraction(1)]
-    for root in roots:
-        shifted, scaled = [Fraction(0), *coefficients], [*coefficients, Fraction(0)]
-        coefficients = [higher - root * lower for higher, lower in zip(shifted, scaled, strict=True)]
-    return coefficients
-
-
-def _apart(*static_argnames: str) -> Callable[[Any], Any]:
-    """Marks a stage of which the results are made once, in memory.
-
-    Fused into what uses them, XLA would compute a value of one stage anew for each of its many uses in the next.
-    """
-
-    def mark(stage: Callable) -> Callable:
-        compiled = jax.jit(stage, static_argnames=static_argnames)
-
-        @functools.wraps(stage)
-        def call(*args: Any) -> Any:
-            with set_xla_metadata(inlineable="false"):
-                return compiled(*args)
-
-        return call
-
-    return mark
-
-
-@_apart("groups")
-def _split_groups(kernel: Kernel, groups: int) -> Tiles:
-    """The kernel of each group by itself, in the type of sums."""
-    rows, columns, channels, features = kernel.shape
-    kernel = kernel.reshape(rows, columns, channels, groups, features // groups)
-    return kernel.transpose(1, 0, 3, 2, 4).astype(_sum_type(kernel))
-
-
-def _transform_tiles(x: Images, matrix: Matrix, padding: Padding, groups: int, outputs: Sides) -> Tiles:
-    """Transforms the tiles that cover `outputs` places: the windows at each OUTPUTS-th pixel of rows and columns."""
-    counts = _tile_counts(outputs)
-    grouped = _cover(x, len(matrix[0]), padding, groups, counts)
-    rows = _transform_windows(grouped, matrix, 1, counts[0])
-    tiles = _transform_windows(rows, matrix, 3, counts[1])
-    return tiles.reshape(*tiles.shape[:2], groups, -1, tiles.shape[-1])
-
-
-def _cover(
-    x: Images, size: int, padding: Padding, groups: int, counts: Sides
-) -> Float[Array, "batch_of_groups height width channel"]:
-    """The images with all the pixels that tiles of size x size cover, group after group, in the type of sums."""
-    config = [(0, 0, 0)]
-    for extent, count, (before, _) in zip(x.shape[1:3], counts, padding, strict=True):
-        config.append((before, (count - 1) * OUTPUTS + size - extent - before, 0))
-    x = lax.pad(x.astype(_sum_type(x)), jnp.zeros((), _sum_type(x)), (*config, (0, 0, 0)))
-    return jnp.concatenate(jnp.split(x, groups, axis=-1))
-
-
-@_apart("matrix", "axis", "count")
-def _transform_windows(x: Array, matrix: Matrix, axis: int, count: int) -> Array:
-    """Transforms `count` windows along an axis."""
-    starts = range(len(matrix[0]))
-    span = (count - 1) * OUTPUTS + 1
-    return _combine(matrix, [lax.slice_in_dim(x, start, start + span, OUTPUTS, axis) for start in starts])
-
-
-def _on_both_sides(matrix: Matrix, x: Float[Array, "columns rows ..."]) -> Float[Array, "columns_out rows_out ..."]:
-    """matrix @ x @ matrix.T, where each number of x is an array."""
-    return _transform_rows(_transform_rows(x, matrix), matrix)
-
-
-@_apart("matrix")
-def _transform_rows(x: Float[Array, "columns rows ..."], matrix: Matrix) -> Float[Array, "rows_out columns ..."]:
-    """Transforms the second axis and puts it first, so that twice makes both sides."""
-    return _combine(matrix, [lax.index_in_dim(x, row, 1, keepdims=False) for row in range(x.shape[1])])
-
-
-def _combine(matrix: Matrix, arrays: list[Array]) -> Array:
-    """The weighted sums of arrays that the rows of the matrix ask for; most weights are 0."""
-    sums = [sum(w * array for w, array in zip(row, arrays, strict=True) if w) for row in matrix]
-    return jnp.stack(sums)
-
-
-@_apart("extents")
-def _assemble(planes: Tiles, extents: Sides) -> Images:
-    """Maps out of planes that each hold one place of every tile."""
-    columns, rows, groups, _, features = planes.shape
-    counts = _tile_counts(extents)
-    planes = planes.reshape(columns, rows, groups, -1, *counts, features).transpose(3, 4, 1, 5, 0, 2, 6)
-    maps = planes.reshape(-1, counts[0] * rows, counts[1] * columns, groups * features)
-    return maps[:, : extents[0], : extents[1]]
-
-
-def _tile_counts(extents: Sides) -> Sides:
-    """Rows and columns of tiles for that many outputs."""
-    return -(-extents[0] // OUTPUTS), -(-extents[1] // OUTPUTS)
-
-
-def _bytes_of_image(kernel: Kernel, groups: int, extents: Sides) -> int:
-    """Memory that the transformed tiles of one image and of its outputs take."""
-    size, _, channels, features = kernel.shape
-    return math.prod(_tile_counts(extents)) * (OUTPUTS + size - 1) ** 2 * (groups * channels + features) * 4
-
-
-def pieces(bytes_of_image: int, *arrays: Images) -> tuple[Float[Array, "pieces images _height _width _channel"], ...]:
-    """Arrays of a batch in equal pieces that take at most PIECE_BYTES, the last one filled up with zeros."""
-    batch = len(arrays[0])
-    most = max(1, min(batch, PIECE_BYTES // bytes_of_image))
-    images = min(range(most, most // 2, -1), key=lambda images: -batch % images)
-    filled = [jnp.pad(array, ((0, -batch % images), (0, 0), (0, 0), (0, 0))) for array in arrays]
-    return tuple(array.reshape(-1, images, *array.shape[1:]) for array in filled)
-
-
-def _transposed(matrix: Matrix) -> Matrix:
-    return tuple(zip(*matrix, strict=True))
-
-
-def _sum_type(x: Array) -> Any:
-    """The type in which products are added up: at least float32."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+_conv_in_loops.defvjp(_conv_in_loops_forward, _conv_in_loops_backward)

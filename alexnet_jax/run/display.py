@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_jax.experiment import Experiment
-from alexnet_jax.models.alexnet import LayerSummary
+from alexnet_jax.models.summary import LayerSummary
 from alexnet_jax.parallel import hosts
 from alexnet_jax.system import console
 

@@ -1,11 +1,10 @@
 """What the folder of a run holds, whether a config may continue it, and by which commands."""
 
+import contextlib
 import dataclasses
-import fcntl
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -18,7 +17,8 @@ from alexnet_jax.optimizer import restored_state, saved_state
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.schedules import LearningRates
 from alexnet_jax.system import console
-from alexnet_jax.system.files import open_lock, write_json
+from alexnet_jax.system.files import acquire_lock, write_json
+from alexnet_jax.system.versions import PROJECT, shell_command
 from alexnet_jax.train_state import TrainState
 
 
@@ -87,16 +87,10 @@ def write_description(workdir: Path, config: ConfigDict, versions: Mapping[str, 
     write_json(workdir / "versions.json", versions)
 
 
-def claim(workdir: Path) -> TextIO | None:
-    """A file that keeps other processes of this machine from claiming the folder until it is closed; None: one has."""
+def claim(workdir: Path) -> contextlib.ExitStack | None:
+    """Keeps other processes of this machine from claiming the folder until it is closed; None if one has it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    file = open_lock(workdir / ".claim")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    return acquire_lock(workdir / ".claim", timeout=0.0)
 
 
 def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict[str, Any]]:
@@ -129,18 +123,25 @@ def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict
     return newest.tree, {**recorded, "metadata": newest.metadata}
 
 
+def training_program() -> list[str]:
+    """The words that start a training in this folder: main.py in a checkout, `alexnet train` anywhere else."""
+    is_checkout = Path("main.py").is_file() and Path.cwd() == PROJECT
+    return ["main.py"] if is_checkout else ["alexnet", "train"]
+
+
 def command_line(command: Sequence[str], *changes: str) -> str:
     """A run's own command with flags changed or added."""
     flags = {change.split("=")[0] for change in changes}
     kept = [word for word in command if word.split("=")[0] not in flags]
-    return shlex.join(["python", *(kept or ["main.py"]), *changes])
+    return shell_command([*(kept or training_program()), *changes])
 
 
 def next_commands(command: Sequence[str], config: ConfigDict, workdir: Path) -> dict[str, str]:
-    """What can be done with a run, and how."""
+    """What can be done with a run, and how: by the program that trained it."""
     longer = {"max_steps": config.max_steps} if config.max_steps else {"epochs": config.epochs}
+    program = ["alexnet"] if list(command[:1]) == ["alexnet"] else ["-m", "alexnet_jax"]
     return {
         "continue": command_line(command, *(f"--config.{key}={2 * value:g}" for key, value in longer.items())),
-        "evaluate": f"python -m alexnet_jax evaluate {shlex.quote(str(workdir))}",
+        "evaluate": shell_command([*program, "evaluate", str(workdir)]),
         "override": command_line(command, "--config.optimizer.learning_rate=0.005", "--workdir=runs/another"),
     }

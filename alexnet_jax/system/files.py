@@ -3,11 +3,12 @@
 import contextlib
 import errno
 import json
-import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+import filelock
 
 from alexnet_jax.errors import UserError
 
@@ -39,10 +40,19 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def open_lock(path: Path) -> TextIO:
-    """A file to be locked, made if need be and left as it is. Raises UserError if it cannot be, or is a link."""
+def acquire_lock(path: Path, timeout: float = -1.0) -> contextlib.ExitStack | None:
+    """Keeps other processes of this machine from a lock file until the result is closed, or this process dies.
+
+    Waits for `timeout` seconds, for ever if it is negative; returns None if another has the lock for that long. Raises
+    UserError if the file cannot be made, or is a symbolic link.
+    """
+    held = contextlib.ExitStack()
     with naming(path):
-        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
+        try:
+            held.enter_context(filelock.FileLock(path).acquire(timeout=timeout))
+        except filelock.Timeout:
+            return None
+    return held
 
 
 @contextlib.contextmanager

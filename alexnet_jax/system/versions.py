@@ -1,11 +1,16 @@
 """The command, packages, platform and git revision that a run records."""
 
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+"""The folder with main.py, if this is a checkout; where installed packages lie, if it is one of them."""
 
 
 def describe_environment(command: list[str]) -> dict[str, Any]:
@@ -26,8 +31,13 @@ def describe_environment(command: list[str]) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in packages},
-        "git": _git_revision(Path(__file__).parent),
+        "git": _git_revision(PROJECT) if (PROJECT / "main.py").exists() else None,
     }
+
+
+def shell_command(command: Sequence[str]) -> str:
+    """The recorded words of a command as a shell takes them: `alexnet ...`, or `python ...`."""
+    return shlex.join(command if list(command[:1]) == ["alexnet"] else ["python", *command])
 
 
 def _git_revision(folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Ranges to draw from: what a network that is trained together with others may differ in."""
+"""Ranges to draw from: the optimizer's settings, and dropout."""
 
 from typing import Any
 

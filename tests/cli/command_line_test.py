@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import main
-from alexnet_jax import config as config_lib
+from alexnet_jax.cli import flags as flags_lib
+from alexnet_jax.cli.train import default_workdir
 from alexnet_jax.errors import TrainingDivergedError, UserError
 from alexnet_jax.system.signals import Terminated
 from tests.conftest import REPOSITORY
@@ -18,7 +18,7 @@ CONFIG_FILE = REPOSITORY / "configs" / "alexnet.py"
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line that parsing these arguments ends with."""
     with pytest.raises(SystemExit) as exit:
-        config_lib.parse_flags(["main.py", *arguments])
+        flags_lib.parse_flags(["main.py", *arguments])
     assert exit.value.code == 2
     output, error = capsys.readouterr()
     assert output == ""
@@ -162,7 +162,7 @@ def test_the_program_answers_a_mistake_with_one_line_and_status_2(
 def test_an_interruption_before_the_run_begins_is_one_line_too(
     error: type[BaseException], status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @config_lib.exit_on_user_error
+    @flags_lib.exit_on_user_error
     def program(argv: list[str]) -> None:
         raise error
 
@@ -176,7 +176,7 @@ def test_an_interruption_before_the_run_begins_is_one_line_too(
 def test_user_errors_become_one_line_and_a_status(
     error: type[UserError], status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @config_lib.exit_on_user_error
+    @flags_lib.exit_on_user_error
     def program(argv: list[str]) -> None:
         raise error(f"{argv[0]} is no good")
 
@@ -187,7 +187,7 @@ def test_user_errors_become_one_line_and_a_status(
 
 
 def test_errors_of_the_program_itself_keep_their_traceback() -> None:
-    @config_lib.exit_on_user_error
+    @flags_lib.exit_on_user_error
     def program(argv: list[str]) -> None:
         raise ValueError(argv)
 
@@ -207,4 +207,4 @@ def test_errors_of_the_program_itself_keep_their_traceback() -> None:
     ],
 )
 def test_default_workdir_is_named_by_the_config(config: str, workdir: str) -> None:
-    assert main.default_workdir(config) == workdir
+    assert default_workdir(config) == workdir

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax import __main__
 from alexnet_jax.cli import benchmark, benchmark_input, prepare
-from alexnet_jax.config import exit_on_user_error
+from alexnet_jax.cli import main as program
+from alexnet_jax.cli.flags import exit_on_user_error
 from alexnet_jax.data.dataset import open_prepared
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments import step_timing
@@ -117,7 +117,7 @@ def test_benchmark_shows_what_it_measured(capsys: pytest.CaptureFixture[str], mo
     ],
 )
 def test_benchmark_answers_a_mistake_with_a_line(flag: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main = exit_on_user_error(lambda argv: __main__.main(["alexnet_jax", "benchmark", *argv]))
+    main = exit_on_user_error(lambda argv: program.main(["alexnet_jax", "benchmark", *argv]))
     with pytest.raises(SystemExit) as exit:
         main(["--config=configs/alexnet.py:synthetic,lenet,smoke", flag])
     assert exit.value.code == 2
@@ -137,11 +137,3 @@ def test_benchmark_answers_a_mistake_with_a_line(flag: str, words: str, capsys: 
 )
 def test_the_advice_is_about_what_limits(peak_share: float, optimizer_share: float, on_cpu: bool, words: str) -> None:
     assert benchmark.advice(peak_share, optimizer_share, on_cpu).startswith(f"Limited by {words}")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(10.0, "less than a minute"), (3599.9, "1 h"), (90_061.0, "1 d 1 h 1 min"), (1e8, "1,157 d 9 h 47 min")],
-)
-def test_durations_are_readable(seconds: float, text: str) -> None:
-    assert benchmark.duration(seconds) == text

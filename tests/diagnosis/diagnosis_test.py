@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.config import check
 from alexnet_jax.data.storage import InMemoryRecords
-from alexnet_jax.diagnosis.diagnosis import StartWatch
-from alexnet_jax.diagnosis.layer_statistics import look_at_layers, look_for_relation
+from alexnet_jax.diagnosis.layer_statistics import measure_layers
+from alexnet_jax.diagnosis.linear_probe import probe_labels
+from alexnet_jax.diagnosis.start_watch import StartWatch
 from alexnet_jax.errors import TrainingStuckError, UserError
 from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.models.presets import PRESETS
@@ -69,25 +70,27 @@ def test_a_relation_of_images_and_labels_is_found_if_there_is_one() -> None:
         labels = generator.integers(0, classes, 20 * classes if classes > 2 else 300).astype(np.int32)
         colours = generator.integers(100, 150, (classes, 1, 1, 3))
         images = (colours[labels] + generator.integers(-90, 90, (len(labels), 9, 9, 3))).astype(np.uint8)
-        related = look_for_relation(InMemoryRecords(images, labels))
+        related = probe_labels(InMemoryRecords(images, labels))
         assert related is not None and related.p_value < 1e-4 and related.accuracy > related.chance
-        unrelated = look_for_relation(InMemoryRecords(images, generator.permutation(labels)))
+        unrelated = probe_labels(InMemoryRecords(images, generator.permutation(labels)))
         assert unrelated is not None and unrelated.p_value > 1e-3
-    assert look_for_relation(InMemoryRecords(images[:20], labels[:20])) is None
-    assert look_for_relation(InMemoryRecords(images, np.zeros_like(labels))) is None
+    assert probe_labels(InMemoryRecords(images[:20], labels[:20])) is None
+    assert probe_labels(InMemoryRecords(images, np.zeros_like(labels))) is None
 
 
 @pytest.mark.parametrize("preset", ["cifar_11pct", "bn"])
-def test_layers_are_looked_at_in_every_kind_of_network(preset: str) -> None:
+def test_layers_are_measured_in_every_kind_of_network(preset: str) -> None:
     config = alexnet.get_config(f"synthetic,{preset},smoke")
     crop = config.data.crop
     model = get_model(config.model, num_classes=2)
     images = jax.random.normal(jax.random.key(0), (4, crop, crop, 3))
-    layers = look_at_layers(model, init_variables(model, crop, 0), images, np.array([0, 1, 0, 1]))
+    first, other = init_variables(model, crop, 0), init_variables(model, crop, 1)
+    layers = measure_layers(model, first, other, images, np.array([0, 1, 0, 1]))
     assert len(layers) == len(model.layers)
     for layer in layers:
         assert all(np.isfinite(value) for value in dataclasses.astuple(layer)[1:])
         assert layer.signal > 0 and layer.gradient > 0 and layer.dead < 1
+        assert layer.moved == pytest.approx(2**0.5, rel=0.3)  # kernels that were drawn independently
         if preset != "cifar_11pct":
             assert layer.kernel_std == pytest.approx(layer.he_std, rel=0.2)
 

@@ -1,7 +1,7 @@
 """The tables of ablations: their rows, and a table made of a few images."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import pytest
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.cli import ablate
-from alexnet_jax.cli.ablate import Cell
 from alexnet_jax.errors import UserError
-from alexnet_jax.experiments.ablations import PAPER, TABLES, Ablation
+from alexnet_jax.experiments.ablations import TABLES, Ablation, RowResult
 from alexnet_jax.experiments.trials import Outcome, Trial
-from alexnet_jax.models.alexnet import AlexNet, get_model, summarize
+from alexnet_jax.models.alexnet import AlexNet, get_model
+from alexnet_jax.models.summary import summarize
 from alexnet_jax.run.metrics_log import read_metrics
 from configs import alexnet
 from tests.conftest import REPOSITORY
@@ -36,25 +36,28 @@ def rows_of(table: str) -> list[Ablation]:
 def test_each_row_changes_what_it_says_and_nothing_else(words: Sequence[str], tmp_path: Path) -> None:
     rows = rows_of("paper")
     trials = ablate.make_trials(rows, words, [3, 4], tmp_path)
-    base = trials["baseline"][0].config
+    base = trials["baseline", 3].config
+    assert list(trials) == [(row.name, seed) for seed in (3, 4) for row in rows]
     for row in rows:
-        for seed, trial in zip((3, 4), trials[row.name], strict=True):
+        for seed in (3, 4):
+            trial = trials[row.name, seed]
             differences = config_lib.differences(base.to_dict(), trial.config.to_dict())
             changed = {line.removeprefix("config.").partition(":")[0] for line in differences}
-            own = {"optimizer.learning_rate"} if row.rate_factor != 1 else set()
+            own = {"optimizer.learning_rate"} if row.learning_rate_factor != 1 else set()
             assert changed - {"seed"} == set(row.changes) | own
             assert trial.config.seed == seed
             config_lib.check(trial.config.to_dict())
             if row.changes:
                 parsed = config_lib.config_from_flags("x", [w for w in trial.command[1:] if "workdir" not in w])
                 assert parsed.to_dict() == trial.config.to_dict()
-    learns_at = trials["tanh-faster"][0].config.optimizer.learning_rate
+    learns_at = trials["tanh-faster", 3].config.optimizer.learning_rate
     assert learns_at == pytest.approx(10 * base.optimizer.learning_rate)
 
 
 def test_the_rows_of_presets_are_the_presets(tmp_path: Path) -> None:
     trials = ablate.make_trials(rows_of("presets"), ["--config=configs/alexnet.py:digits"], [0], tmp_path)
-    for preset, (trial,) in trials.items():
+    assert len(trials) == 7
+    for (preset, _), trial in trials.items():
         expected = alexnet.get_config(f"digits,{preset}")
         assert trial.config.to_dict() == expected.to_dict()
 
@@ -146,11 +149,12 @@ def test_names_of_layers_must_be_names() -> None:
 
 
 def test_differences_are_in_points_and_failures_are_told() -> None:
-    first, worse, failed = Cell((0.2, 0.3), ()), Cell((0.3, 0.4), (), "seed 2 diverged"), Cell((), (), "diverged")
-    assert ablate.difference(worse, first) == "+10.00" and ablate.difference(first, first) == "-"
-    assert ablate.difference(failed, first) == "-"
-    assert ablate._spread(failed) == "failed: diverged"
-    assert ablate._spread(worse) == "35.00% ± 7.07% (one failed: seed 2 diverged)"
+    first, worse = RowResult((0.2, 0.3)), RowResult((0.3, 0.4), (), "seed 2 diverged")
+    failed = RowResult((), (), "diverged")
+    assert worse.difference(first) == "+10.00" and first.difference(first) == "-"
+    assert failed.difference(first) == "-"
+    assert failed.text() == "failed: diverged"
+    assert worse.text() == "35.00% ± 7.07% (one failed: seed 2 diverged)"
 
 
 def test_a_table_of_a_few_images(tmp_path: Path, prepared_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,13 +207,13 @@ def test_a_network_that_is_tested_with_ten_views_is_compared_with_one(
 def test_numbers_are_kept_after_each_run(tmp_path: Path, prepared_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--config=configs/alexnet.py:synthetic,small,smoke", f"--config.data.prepared_dir={prepared_dir}"]
     words += ["--processes=1", f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'table.json'}"]
-    do = ablate.run_trials
+    do = ablate.run_named_trials
 
-    def killed(trials: Sequence[Trial]) -> Iterator[Outcome]:
+    def killed(trials: Mapping[Any, Trial]) -> Iterator[tuple[Any, Outcome]]:
         yield next(do(trials))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ablate, "run_trials", killed)
+    monkeypatch.setattr(ablate, "run_named_trials", killed)
     with pytest.raises(KeyboardInterrupt):
         ablate.main([*words, "--rows", "tanh", "--seeds=0"])
     rows = json.loads((tmp_path / "table.json").read_text())["results"]["rows"]
@@ -223,5 +227,6 @@ def test_without_images_there_is_a_line_and_no_table(tmp_path: Path) -> None:
 
 
 def test_every_row_that_claims_says_where() -> None:
-    assert all(row.where for row in PAPER if (row.paper, row.source) != ("-", "-"))
-    assert len({row.name for row in PAPER}) == len(PAPER) == 16
+    for rows in TABLES.values():
+        assert all(row.where for row in rows if (row.paper, row.source) != ("-", "-"))
+        assert len({row.name for row in rows}) == len(rows)

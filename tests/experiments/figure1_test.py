@@ -12,11 +12,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from alexnet_jax import __main__
-from alexnet_jax.cli import figure1
-from alexnet_jax.cli.figure1 import Race
+from alexnet_jax.cli import main as program
 from alexnet_jax.errors import UserError
-from alexnet_jax.experiments.figure1_plot import draw_figure1
+from alexnet_jax.experiments import figure1
+from alexnet_jax.experiments.figure1 import Race, draw_figure1
 from alexnet_jax.experiments.trials import Trial, TrialStoppedError, run_trials
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
@@ -108,8 +107,7 @@ def test_a_race_that_was_cut_short_says_so() -> None:
 def test_the_ratio_claims_no_more_than_the_runs_tell(
     relu: tuple[int | None, ...], tanh: tuple[int | None, ...], expected: tuple[str, float | None], text: str
 ) -> None:
-    races = {("n", name): Race(0.01, {}, epochs, (), 20) for name, epochs in (("relu", relu), ("tanh", tanh))}
-    assert figure1.ratio(races, "n") == expected
+    assert figure1.ratio(*(Race(0.01, {}, epochs, (), 20) for epochs in (relu, tanh))) == expected
     assert figure1.ratio_text(*expected) == text
 
 
@@ -140,7 +138,7 @@ def test_the_command_from_pictures_to_figure(
     words += ["--networks", "cifar_19pct", "--rates", "0.001", "1e20", "--probe-epochs=0.5", "--seeds=0,1"]
     words += [f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'results' / 'figure1.json'}", "--processes=2"]
     monkeypatch.setattr(sys, "argv", ["alexnet_jax", *words])
-    __main__.main(["alexnet_jax", *words])
+    program.main(["alexnet_jax", *words])
     printed = capfd.readouterr().out
     assert printed.count("six times") == 1 and "folder photos" in printed
     assert printed.count("cifar_19pct relu: 0.001 is at the edge of --rates") == 1

@@ -6,8 +6,9 @@ import pytest
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments import step_timing
-from alexnet_jax.models.alexnet import AlexNet, summarize
+from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.presets import PRESETS
+from alexnet_jax.models.summary import summarize
 from alexnet_jax.parallel.devices import data_parallel
 from configs import alexnet
 

@@ -43,13 +43,18 @@ def epochs_of(folder: Path) -> list[dict[str, Any]]:
 GRID = "{'optimizer.learning_rate': {'values': [0.002, 1e20]}, 'optimizer.momentum': {'values': [0.5, 0.9]}}"
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_sweep_ends_with_a_leaderboard_of_runs_that_main_continues(
-    tmp_path: Path, prepared_dir: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    processes: int,
+    tmp_path: Path,
+    prepared_dir: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    words = arguments(tmp_path, prepared_dir, GRID, "--sampler=grid", "--seeds=0,1")
+    words = arguments(tmp_path, prepared_dir, GRID, "--sampler=grid", "--seeds=0,1", f"--processes={processes}")
     sweep.main(words)
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     rows = leaderboard(tmp_path / "sweep")
     assert [row["state"] for row in rows] == ["done", "done", "failed", "failed"]
     assert {row["trial"] for row in rows[:2]} == {"0", "1"} and all(
@@ -66,7 +71,7 @@ def test_a_sweep_ends_with_a_leaderboard_of_runs_that_main_continues(
 
 def test_the_command_of_a_trial_continues_it(tmp_path: Path, prepared_dir: str) -> None:
     space = "{'optimizer.momentum': {'uniform': (0.4, 0.6)}}"
-    sweep.main(arguments(tmp_path, prepared_dir, space, "--sampler=random", "--trials=1"))
+    sweep.main(arguments(tmp_path, prepared_dir, space, "--sampler=random", "--trials=1", "--processes=1"))
     folder = tmp_path / "sweep" / "trial-0000" / "seed-0"
     words = json.loads((folder / "versions.json").read_text())["command"]
     assert words[0] == "main.py"
@@ -81,7 +86,7 @@ def test_a_finished_sweep_does_nothing_again_and_a_longer_one_goes_on(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     space = "{'optimizer.learning_rate': {'log_uniform': (1e-4, 1e-2)}}"
-    words = arguments(tmp_path, prepared_dir, space, "--sampler=random")
+    words = arguments(tmp_path, prepared_dir, space, "--sampler=random", "--processes=1")
     for count in (1, 1, 2):
         sweep.main([*words, f"--trials={count}"])
         times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "sweep").glob("*/*/timing.jsonl"))]
@@ -98,7 +103,7 @@ def test_a_setting_that_is_worse_than_the_median_is_given_up(
     rates = [0.002, 0.0021, 0.0022, 0.0023, 0.0024, 1e-9]
     space = f"{{'optimizer.learning_rate': {{'values': {rates}}}}}"
     words = arguments(tmp_path, prepared_dir, space, "--sampler=grid", "--seeds=3,4", "--config.epochs=0.6")
-    sweep.main(words)
+    sweep.main([*words, "--processes=1"])
     worst = leaderboard(tmp_path / "sweep")[-1]
     assert (worst["trial"], worst["state"], worst["test_error_mean"]) == ("5", "pruned", "")
     assert not (tmp_path / "sweep" / "trial-0005" / "seed-4").exists()
@@ -157,7 +162,7 @@ def test_two_workers_of_a_database_are_killed_and_replaced(tmp_path: Path, prepa
 
     space = "{'optimizer.learning_rate': {'values': [0.001, 0.002, 0.003, 0.004]}}"
     length = ["--config.epochs=16", "--config.eval_every_epochs=4", "--config.batch_size=32"]
-    words = arguments(tmp_path, prepared_dir, space, *length, "--sampler=grid", "--pruner=none")
+    words = arguments(tmp_path, prepared_dir, space, *length, "--sampler=grid", "--pruner=none", "--processes=1")
     command = [sys.executable, "-m", "alexnet_jax", "sweep", *words, f"--storage={postgres.url}"]
 
     def start() -> subprocess.Popen[str]:
@@ -202,13 +207,13 @@ def test_a_database_that_is_lost_ends_the_sweep_with_a_line(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     space = "{'optimizer.learning_rate': {'values': [0.001, 0.002]}}"
-    words = arguments(tmp_path, prepared_dir, space, "--sampler=grid", "--at-once=1", f"--storage={postgres.url}")
-    begin = sweep.Sweep._trial
+    words = arguments(tmp_path, prepared_dir, space, "--sampler=grid", "--processes=1", f"--storage={postgres.url}")
+    train = sweep.Sweep._train
 
-    def stop_then_begin(self: sweep.Sweep, setting: Any, seed: int) -> Any:
+    def stop_then_train(self: sweep.Sweep, setting: Any) -> Any:
         postgres.stop()
-        return begin(self, setting, seed)
+        return train(self, setting)
 
-    monkeypatch.setattr(sweep.Sweep, "_trial", stop_then_begin)
+    monkeypatch.setattr(sweep.Sweep, "_train", stop_then_train)
     with pytest.raises(UserError, match="is lost; start the same command again"):
         sweep.main(words)

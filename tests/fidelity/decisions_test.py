@@ -1,5 +1,6 @@
 """The table of decisions: each key of the config has its row, and each reference its own column."""
 
+import re
 from typing import Any
 
 import pytest
@@ -8,12 +9,21 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax.cli import explain as program
 from alexnet_jax.errors import UserError
-from alexnet_jax.fidelity.decisions import BOOKKEEPING, DECISIONS, REFERENCES, Row, bookkeeping, explain
+from alexnet_jax.fidelity.decisions import (
+    DECISIONS,
+    REFERENCES,
+    Comparison,
+    bookkeeping,
+    explain,
+    read_decisions,
+)
+from alexnet_jax.fidelity.descriptions import Choice
 from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.system import console
 from configs import alexnet
 from tests.conftest import REPOSITORY
 
+FREE = set(config_lib.free(alexnet.get_config().to_dict()))
 KEYS = [key for key, _ in config_lib.flatten(alexnet.get_config())]
 OTHER: dict[str, Any] = {
     "data.name": "mnist",
@@ -68,8 +78,19 @@ NEEDS: dict[str, dict[str, Any]] = {
 }
 """What another key must be for this one to matter."""
 
+SOURCES = (
+    r"paper section \d(\.\d)?",
+    r"CHM (convdata_jpeg\.py|convnet\.py|layer\.py|layer\.cu)( \w+|:\d+)?( and layer-params-145\.cfg)?",
+    r"CHM (layers-145\.cfg|layer-params-145\.cfg|src)",
+    r"CC2 (make-data|make-data/make-data\.py|python_util/data\.py)",
+    r"Caffe (examples/imagenet/(readme\.md|create_imagenet\.sh)|models/bvlc_alexnet/readme\.md)",
+    r"Caffe (train_val\.prototxt|solver\.prototxt|(data_transformer|lrn_layer|pooling_layer|dropout_layer)\.cpp)",
+    r"Caffe (group|decay_mult|lr_mult): \d",
+)
+"""What `where` may name: sections of the paper, files of the three codes, keys of Caffe's train_val.prototxt."""
 
-def rows_of(config: ConfigDict) -> dict[str, Row]:
+
+def rows_of(config: ConfigDict) -> dict[str, Comparison]:
     rows = explain(config, get_model(config.model, config.model.num_classes or 1000))
     return {row.decision.name: row for row in rows}
 
@@ -96,7 +117,7 @@ def test_each_key_changes_its_rows_and_no_other(key: str) -> None:
     with_values(after, {key: changed_value})
     rows_before, rows_after = rows_of(before), rows_of(after)
     changed = {name for name, row in rows_after.items() if row.this_run != rows_before[name].this_run}
-    if key in BOOKKEEPING:
+    if key in FREE:
         assert not changed and bookkeeping(before) != bookkeeping(after)
         assert len(set(bookkeeping(after)) - set(bookkeeping(before))) == 1
     elif key == "model.preset":
@@ -109,7 +130,7 @@ def test_each_key_changes_its_rows_and_no_other(key: str) -> None:
 
 
 def test_each_key_is_somewhere() -> None:
-    named = {key for decision in DECISIONS for key in decision.keys} | set(BOOKKEEPING) | {"model.preset"}
+    named = {key for decision in DECISIONS for key in decision.keys} | FREE | {"model.preset"}
     assert named == set(KEYS)
 
 
@@ -156,7 +177,7 @@ def test_each_reference_is_its_own_preset(preset: str, unlike: set[str]) -> None
 )
 def test_what_a_row_says_is_so(choices: str, changes: dict[str, Any], row: str, text: str) -> None:
     config = with_values(alexnet.get_config(f"imagenet2012,{choices}"), changes)
-    assert rows_of(config)[row].this_run.startswith(text)
+    assert str(rows_of(config)[row].this_run).startswith(text)
 
 
 def test_the_schedule_of_the_source_by_the_epochs_of_its_notes_is_that_of_the_source() -> None:
@@ -172,15 +193,53 @@ def test_a_name_that_does_not_exist_is_refused(key: str, monkeypatch: pytest.Mon
         program.main(["--config=configs/alexnet.py", f"--config.{key}=bogus"])
 
 
-def test_details_in_brackets_do_not_count() -> None:
+def test_notes_are_shown_but_do_not_count() -> None:
     decision = next(decision for decision in DECISIONS if decision.name == "length")
-    assert Row(decision, "90 epochs (evaluated each 7)").agrees("paper")
-    assert not Row(decision, "91 epochs (roughly)").agrees("paper")
+    assert decision.text("paper") == "90 epochs (roughly)" and decision.text("caffe") == "90 epochs (450,000 steps)"
+    assert Comparison(decision, Choice("90 epochs", "evaluated each 7")).agrees("paper")
+    assert not Comparison(decision, Choice("91 epochs", "roughly")).agrees("paper")
 
 
-def test_every_row_says_where_it_can_be_read() -> None:
-    assert all(decision.where and decision.cost for decision in DECISIONS)
+def test_every_decision_names_a_known_source() -> None:
+    for decision in DECISIONS:
+        assert bool(decision.where) == bool(decision.references), decision.name
+        for source in filter(None, decision.where.split("; ")):
+            assert any(re.fullmatch(pattern, source) for pattern in SOURCES), f"{decision.name}: {source}"
     assert len({decision.name for decision in DECISIONS}) == len(DECISIONS)
+
+
+ENTRY = """[[decision]]
+name = "length"
+keys = ["epochs"]
+describe = "length"
+paper = "90 epochs"
+paper_note = "roughly"
+"""
+
+
+def test_an_entry_is_read() -> None:
+    (decision,) = read_decisions(ENTRY)
+    assert decision.text("paper") == "90 epochs (roughly)" and decision.text("caffe") == "not told"
+    assert decision.cost == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ('describe = "length"', 'describe = "lenght"'),
+        ('describe = "length"', 'describe = "scale_learning_rate"'),
+        ('describe = "length"', ""),
+        ('describe = "length"', 'describe = "length"\ntext = "90 epochs"'),
+        ("keys =", "key ="),
+        ("name =", "title ="),
+        ("paper =", "papers ="),
+        ("paper_note", "caffe_note"),
+    ],
+)
+def test_a_typo_in_an_entry_is_found(right: str, wrong: str) -> None:
+    assert ENTRY.count(right) == 1
+    with pytest.raises(ValueError, match=r"decisions\.toml, "):
+        read_decisions(ENTRY.replace(right, wrong))
 
 
 @pytest.mark.parametrize("choices", ["imagenet2012,source", "imagenet2012,paper", "imagenet2012,caffe", "digits,lenet"])

@@ -16,7 +16,7 @@ import optax
 
 from alexnet_jax import augment
 from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.ops import layers
+from alexnet_jax.ops.dropout import dropout
 from alexnet_jax.parallel.devices import Devices, data_parallel, mesh_parallel
 from alexnet_jax.steps import example_keys, make_eval_step, make_train_step
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
@@ -61,7 +61,7 @@ def draws(devices: Devices, mean_form: str = "image_centre") -> list[np.ndarray]
 
     def masks(batch: dict[str, jax.Array]) -> jax.Array:
         keys = example_keys(jax.random.key(7), batch["epoch"], batch["id"])
-        return layers.dropout(jax.numpy.ones((len(keys), 50)), keys, 0.5, "2012")
+        return dropout(jax.numpy.ones((len(keys), 50)), keys, 0.5, "2012")
 
     batch = devices.shard(batches(1)[0])
     return [np.asarray(devices.compile_map(draw)(batch)).reshape(BATCH, -1) for draw in (crops, masks)]

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from alexnet_jax.cli import convert, evaluate
-from alexnet_jax.config import config_from_flags
+from alexnet_jax.cli.flags import config_from_flags
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.inference.layouts import to_layout

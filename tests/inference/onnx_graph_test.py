@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.inference.export import FORMATS, export_run
 from alexnet_jax.inference.onnx_graph import onnx_model
 from alexnet_jax.models.presets import PRESETS
-from alexnet_jax.ops import layers
+from alexnet_jax.ops.activations import ACTIVATIONS
 from tests.helpers.pictures import refused
 from tests.helpers.random_run import CLASSES, random_run
 
@@ -23,7 +23,7 @@ SAME = ("run170", "caffenet", "modern", "single_tower", "cifar_80sec", "cifar_19
 
 NETWORKS: list[tuple[str, dict[str, Any]]] = [
     *((preset, {}) for preset in PRESETS if preset not in SAME),
-    *(("lenet", {"model.activation": name}) for name in (*layers.ACTIVATIONS, "prelu")),
+    *(("lenet", {"model.activation": name}) for name in (*ACTIVATIONS, "prelu")),
     *(("lenet", {"test_views": 2, "data.mean_form": form}) for form in ("channel", "image_centre", "image_crop")),
     ("small", {"test_views": 10, "data.mean_form": "image_crop"}),
     ("small", {"test_views": 10}),
@@ -74,7 +74,7 @@ def test_it_says_what_it_is(make_config: Callable[..., ConfigDict]) -> None:
 def test_an_activation_without_counterpart_is_named(
     make_config: Callable[..., ConfigDict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(layers.ACTIVATIONS, "cosine", np.cos)
+    monkeypatch.setitem(ACTIVATIONS, "cosine", np.cos)
     run = random_run(make_config())
     object.__setattr__(run, "model", run.model.clone(activation="cosine"))
     assert "config.model.activation='cosine'" in refused(lambda: onnx_model(run, {}))

@@ -1,6 +1,7 @@
 """The page on a run, whatever became of it."""
 
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from alexnet_jax.cli import report
 from alexnet_jax.data.storage import read_images
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference import report_page
-from alexnet_jax.inference.activations import activities, nearest
+from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
 from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
@@ -119,6 +120,16 @@ def test_a_run_whose_images_are_gone(make_config: Callable[..., ConfigDict], tmp
     assert again.count("<img") == len(FIGURES)
 
 
+def test_a_run_made_before_a_key_was_added_is_shown_with_its_default(run_folder: Path) -> None:
+    path = run_folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["optimizer"]["ema_decay"], config["epochs"]
+    path.write_text(json.dumps(config))
+    text = text_of(page_of(run_folder))
+    assert "config.optimizer.ema_decay 0.0" in " ".join(text.split())
+    assert "config.epochs 90.0" in " ".join(text.split())
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no run: config.json is not there"):
         report.main([str(tmp_path)])
@@ -139,17 +150,17 @@ def test_neighbours_of_training_images_are_themselves(finished: Path) -> None:
     train = open_run_dataset(run).splits["train"]
     ids = np.arange(5, 300)
     queries = read_images(train, ids[:7])
-    near = nearest(run, "fc4", queries, train, ids, count=3)
+    near = nearest_neighbours(run, "fc4", queries, train, ids, count=3)
     np.testing.assert_array_equal(near[:, 0], ids[:7])
     features = run.features(read_images(train, ids), "fc4")
     distances = np.linalg.norm(features[:7, None] - features[None], axis=-1)
     np.testing.assert_array_equal(near, ids[np.argsort(distances, axis=1)[:, :3]])
 
 
-def test_activities_are_those_of_the_features(finished: Path) -> None:
+def test_activation_statistics_are_those_of_the_features(finished: Path) -> None:
     run = load_run(finished)
     squares = read_images(open_run_dataset(run).splits["test"], np.arange(40))
-    for row in activities(run, squares):
+    for row in activation_statistics(run, squares):
         features = run.features(squares, row.name)
         assert row.shape == features.shape[1:]
         assert row.mean == pytest.approx(features.mean(), rel=1e-4, abs=1e-5)

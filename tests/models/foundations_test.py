@@ -10,16 +10,17 @@ import optax
 import pytest
 
 from alexnet_jax import metrics
-from alexnet_jax.models.alexnet import AlexNet, summarize
+from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.presets import PRESETS, fc
-from alexnet_jax.ops import layers
+from alexnet_jax.models.summary import summarize
+from alexnet_jax.ops.activations import ACTIVATIONS
 from alexnet_jax.ops.convolution import conv
+from alexnet_jax.ops.dropout import dropout
+from alexnet_jax.ops.pooling import pool
+from alexnet_jax.ops.windows import output_size
 from alexnet_jax.optimizer import make_optimizer
 from configs.alexnet import get_config
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+from tests.helpers.arrays import normal32
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
@@ -39,7 +40,7 @@ def params_of(*weights_and_bias: tuple[np.ndarray, np.ndarray]) -> dict[str, dic
 
 
 def test_fully_connected_layer_is_weights_transposed_times_inputs_plus_bias() -> None:
-    image, W, b = normal(0, 1, 2, 2, 3), normal(1, 12, 5), normal(2, 5)
+    image, W, b = normal32(0, 1, 2, 2, 3), normal32(1, 12, 5), normal32(2, 5)
     logits, _ = AlexNet((fc(0),), num_classes=5).apply({"params": params_of((W, b))}, jnp.asarray(image))
     a = image.reshape(12, 1).astype(np.float64)
     np.testing.assert_allclose(logits.T, W.T @ a + b[:, None], rtol=1e-5)
@@ -47,13 +48,13 @@ def test_fully_connected_layer_is_weights_transposed_times_inputs_plus_bias() ->
 
 def test_backpropagation_through_two_layers() -> None:
     """Sigmoid in the hidden and in the output layer, binary cross-entropy summed over examples and outputs."""
-    X, Y = normal(0, 6, 3), np.array([[0, 1], [1, 1], [1, 0], [0, 0], [1, 0], [0, 1]], np.float32)
-    W1, b1, W2, b2 = normal(1, 3, 4), normal(2, 4), normal(3, 4, 2), normal(4, 2)
+    X, Y = normal32(0, 6, 3), np.array([[0, 1], [1, 1], [1, 0], [0, 0], [1, 0], [0, 1]], np.float32)
+    W1, b1, W2, b2 = normal32(1, 3, 4), normal32(2, 4), normal32(3, 4, 2), normal32(4, 2)
     network = AlexNet((fc(4, ("act",)), fc(0)), num_classes=2, activation="sigmoid")
 
     def loss(params: dict) -> jax.Array:
         z, _ = network.apply({"params": params}, pixels(X))
-        y_hat = layers.ACTIVATIONS["sigmoid"](z)
+        y_hat = ACTIVATIONS["sigmoid"](z)
         return -jnp.sum(Y * jnp.log(y_hat) + (1 - Y) * jnp.log(1 - y_hat))
 
     gradients = jax.jit(jax.grad(loss))(params_of((W1, b1), (W2, b2)))
@@ -68,7 +69,7 @@ def test_backpropagation_through_two_layers() -> None:
 
 
 def test_two_linear_layers_are_one() -> None:
-    x, W1, b1, W2, b2 = normal(0, 5, 3), normal(1, 3, 4), normal(2, 4), normal(3, 4, 2), normal(4, 2)
+    x, W1, b1, W2, b2 = normal32(0, 5, 3), normal32(1, 3, 4), normal32(2, 4), normal32(3, 4, 2), normal32(4, 2)
     network = AlexNet((fc(4), fc(0)), num_classes=2)
     logits, _ = network.apply({"params": params_of((W1, b1), (W2, b2))}, pixels(x))
     np.testing.assert_allclose(logits, x @ (W1 @ W2) + (b1 @ W2 + b2), rtol=1e-4, atol=1e-5)
@@ -102,14 +103,14 @@ CLOSED_FORMS: dict[str, tuple[Callable, Callable]] = {
 @pytest.mark.parametrize("name", CLOSED_FORMS)
 def test_activation_and_its_derivative(name: str) -> None:
     x = np.linspace(-4, 4, 40)
-    values, slopes = jax.vmap(jax.value_and_grad(layers.ACTIVATIONS[name]))(jnp.asarray(x))
+    values, slopes = jax.vmap(jax.value_and_grad(ACTIVATIONS[name]))(jnp.asarray(x))
     function, derivative = CLOSED_FORMS[name]
     np.testing.assert_allclose(values, function(x), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(slopes, derivative(x), rtol=1e-5, atol=1e-6)
 
 
 def test_every_activation_has_its_closed_form_here() -> None:
-    assert set(CLOSED_FORMS) == set(layers.ACTIVATIONS)
+    assert set(CLOSED_FORMS) == set(ACTIVATIONS)
 
 
 def test_prelu_learns_its_slope_from_the_negative_inputs() -> None:
@@ -128,7 +129,7 @@ def test_prelu_learns_its_slope_from_the_negative_inputs() -> None:
 
 
 def test_gradient_of_cross_entropy_is_softmax_minus_target() -> None:
-    logits, labels, mask = 3 * normal(0, 4, 6), jnp.array([0, 5, 2, 2]), jnp.ones(4, bool)
+    logits, labels, mask = 3 * normal32(0, 4, 6), jnp.array([0, 5, 2, 2]), jnp.ones(4, bool)
     loss_gradient = jax.jit(jax.grad(lambda z: metrics.classification_sums(z, labels, mask)["loss_sum"]))
     probabilities = loss_gradient(jnp.asarray(logits)) + np.eye(6)[labels]
     powers = np.exp(logits.astype(np.float64))
@@ -161,11 +162,11 @@ def test_mean_of_dropout_in_training_is_its_output_in_testing(
 ) -> None:
     examples, unit = 4000, np.array([1, -2, 5], np.float32)
     x, keys = jnp.tile(unit, (examples, 1)), jax.random.split(jax.random.key(0), examples)
-    training = np.asarray(layers.dropout(x, keys, rate, convention))
+    training = np.asarray(dropout(x, keys, rate, convention))
     assert np.all((training == 0) | (training == kept_in_training * unit))
     deviation = kept_in_training * np.abs(unit) * math.sqrt(rate * (1 - rate) / examples)
     assert np.all(np.abs(training.mean(axis=0) - in_testing * unit) < 5 * deviation)
-    np.testing.assert_array_equal(layers.dropout(x, None, rate, convention)[0], in_testing * unit)
+    np.testing.assert_array_equal(dropout(x, None, rate, convention)[0], in_testing * unit)
 
 
 # Convolution
@@ -249,7 +250,7 @@ def test_output_size_and_parameters_of_every_convolution(preset: str) -> None:
     assert list(rows) == list(table)
     for name, (h, k, p, s, d, K) in table.items():
         outputs = round_((h - k + 2 * p) / s + 1)
-        assert layers.output_size(h, k, s, p, ceil) == outputs
+        assert output_size(h, k, s, p, ceil) == outputs
         assert rows[name].shape == (outputs, outputs, K)
         assert rows[name].parameters == K * (k * k * d + 1)
 
@@ -270,5 +271,5 @@ SUMS = np.array([[21, 14, 18], [20, 26, 23], [23, 28, 28]])
 
 @pytest.mark.parametrize(("kind", "expected"), [("max", MAXIMA), ("avg", SUMS / 9)])
 def test_pooling_3x3_at_every_pixel(kind: str, expected: np.ndarray) -> None:
-    pooled = layers.pool(jnp.array(POOLED_IMAGE, float)[None, :, :, None], kind, size=3, stride=1, ceil=False)
+    pooled = pool(jnp.array(POOLED_IMAGE, float)[None, :, :, None], kind, size=3, stride=1, ceil=False)
     np.testing.assert_allclose(pooled[0, :, :, 0], expected, rtol=1e-6)

@@ -1,72 +1,16 @@
-"""Convolution by tiles against XLA's in float64, and two towers against a loop."""
-
-from collections.abc import Callable
-from typing import Any
+"""The formulations of a convolution against each other, and two towers against a loop."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.models.presets import PRESETS
-from alexnet_jax.ops import convolution, layers
-from alexnet_jax.ops.convolution import Padding, conv, conv_by_tiles, conv_by_xla, conv_on_cpu, winograd
-
-Convolve = Callable[..., jax.Array]
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape)
-
-
-def gradients(convolve: Convolve, x: np.ndarray, kernel: np.ndarray, **options: Any) -> tuple[Any, ...]:
-    """The output, and what a random gradient of it becomes for the images and for the kernel."""
-    output, pull_back = jax.vjp(lambda x, kernel: convolve(x, kernel, **options), jnp.asarray(x), jnp.asarray(kernel))
-    return output, *pull_back(jnp.asarray(normal(2, *output.shape), output.dtype))
-
-
-def assert_as_xla(x: np.ndarray, kernel: np.ndarray, convolve: Convolve = conv_by_tiles, **options: Any) -> None:
-    with jax.enable_x64(True):
-        ours, expected = gradients(convolve, x, kernel, **options), gradients(conv_by_xla, x, kernel, **options)
-        for array, reference in zip(ours, expected, strict=True):
-            assert array.dtype == reference.dtype == jnp.float64
-            np.testing.assert_allclose(array, reference, rtol=1e-10, atol=1e-10)
-
-
-def convolutions() -> list[Any]:
-    """Each kind of convolution that a preset has: kernel, stride, padding, overhang allowed, groups."""
-    kinds: dict[tuple, str] = {}
-    for preset, fields in PRESETS.items():
-        for number, layer in enumerate(fields["layers"], start=1):
-            if layer.kind == "conv":
-                groups = fields.get("towers", 1) if layer.own_tower else 1
-                kind = (layer.kernel, layer.stride, layer.pad, fields.get("conv_ceil", False), groups)
-                kinds.setdefault(kind, f"{preset}-conv{number}")
-    return [pytest.param(*kind, id=name) for kind, name in kinds.items()]
-
-
-@pytest.mark.parametrize("size", [13, 16, 23])
-@pytest.mark.parametrize(("kernel", "stride", "pad", "ceil", "groups"), convolutions())
-def test_convolutions_of_the_presets(kernel: int, stride: int, pad: int, ceil: bool, groups: int, size: int) -> None:
-    padding = tuple(layers.window_padding(extent, kernel, stride, pad, ceil) for extent in (size, size + 1))
-    x, weights = normal(0, 6, size, size + 1, 3 * groups), normal(1, kernel, kernel, 3, 4 * groups)
-    assert_as_xla(x, weights, stride=stride, padding=padding, groups=groups)
-
-
-@pytest.mark.parametrize("batch", [1, 2, 7, 12])
-@pytest.mark.parametrize("piece_bytes", [1, 20_000, 1 << 30])
-def test_pieces_of_the_batch_change_nothing(batch: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "PIECE_BYTES", piece_bytes)
-    x, kernel = normal(0, batch, 7, 9, 4), normal(1, 3, 3, 2, 6)
-    assert_as_xla(x, kernel, stride=1, padding=((1, 1), (0, 2)), groups=2)
-
-
-@pytest.mark.parametrize("taps", [2, 3, 4, 5])
-def test_tiles_of_numbers_are_a_correlation(taps: int) -> None:
-    to_outputs, of_kernel, of_pixels = map(np.array, winograd(3, taps))
-    pixels, kernel = normal(0, taps + 2), normal(1, taps)
-    expected = np.correlate(pixels, kernel)
-    np.testing.assert_allclose(to_outputs @ ((of_kernel @ kernel) * (of_pixels @ pixels)), expected, atol=1e-12)
+from alexnet_jax.ops.convolution import conv, conv_by_xla, conv_on_cpu
+from alexnet_jax.ops.platforms import fast_compilation
+from alexnet_jax.ops.windows import Padding
+from alexnet_jax.ops.winograd import conv_by_tiles
+from tests.helpers.arrays import normal32, normal64
+from tests.helpers.convolutions import Convolve, assert_as_xla, gradients
 
 
 @pytest.mark.parametrize(
@@ -77,7 +21,7 @@ def test_tiles_of_numbers_are_a_correlation(taps: int) -> None:
 def test_float32_loses_few_digits(
     side: int, channels: int, features: int, kernel: int, stride: int, pad: int, groups: int
 ) -> None:
-    x, weights = normal(0, 2, side, side, channels), normal(1, kernel, kernel, channels // groups, features)
+    x, weights = normal64(0, 2, side, side, channels), normal64(1, kernel, kernel, channels // groups, features)
     options = {"stride": stride, "padding": ((pad, pad), (pad, pad)), "groups": groups}
     ours = gradients(conv_on_cpu, x.astype(np.float32), weights.astype(np.float32), **options)
     with jax.enable_x64(True):
@@ -102,29 +46,8 @@ def test_float32_loses_few_digits(
     ],
 )
 def test_corner_cases(size: int, kernel: int, stride: int, padding: Padding, convolve: Convolve) -> None:
-    x, weights = normal(0, 2, size, size, 4), normal(1, kernel, kernel, 2, 6)
+    x, weights = normal64(0, 2, size, size, 4), normal64(1, kernel, kernel, 2, 6)
     assert_as_xla(x, weights, convolve, stride=stride, padding=padding, groups=2)
-
-
-def test_networks_of_a_population_at_once() -> None:
-    x, kernels = normal(0, 3, 4, 8, 8, 2).astype(np.float32), normal(1, 3, 3, 3, 2, 5).astype(np.float32)
-    options = {"stride": 1, "padding": ((1, 1), (1, 1)), "groups": 1}
-    together = jax.vmap(lambda x, kernel: gradients(conv_by_tiles, x, kernel, **options))(x, kernels)
-    for number in range(3):
-        alone = gradients(conv_by_tiles, x[number], kernels[number], **options)
-        for array, reference in zip(together, alone, strict=True):
-            np.testing.assert_allclose(array[number], reference, rtol=1e-5, atol=1e-5)
-
-
-def test_bfloat16_is_added_up_in_float32() -> None:
-    x, kernel = np.full((1, 8, 8, 64), 1.0), np.full((3, 3, 64, 2), 1 / 256)
-    output, dx, dkernel = gradients(
-        lambda x, kernel: conv_by_tiles(x, kernel, 1, ((0, 0), (0, 0)), 1),
-        jnp.asarray(x, jnp.bfloat16),
-        jnp.asarray(kernel, jnp.bfloat16),
-    )
-    assert output.dtype == dx.dtype == dkernel.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(np.asarray(output, float), 2.25)  # 576 / 256; in bfloat16 the sum would stop growing
 
 
 def test_the_cpu_takes_tiles_where_there_are_channels_and_others_xla() -> None:
@@ -136,10 +59,13 @@ def test_the_cpu_takes_tiles_where_there_are_channels_and_others_xla() -> None:
     assert "stablehlo.convolution" not in lowered("cpu", 64)
     assert "stablehlo.convolution" in lowered("cpu", 3)
     assert "stablehlo.convolution" in lowered("cuda", 64)
+    with fast_compilation():
+        assert "stablehlo.convolution" in lowered("cpu", 64)
+    assert "stablehlo.convolution" not in lowered("cpu", 64)
 
 
-TOWER_INPUTS = normal(0, 2, 7, 6, 4).astype(np.float32)
-TOWER_KERNELS = normal(1, 3, 3, 2, 6).astype(np.float32)
+TOWER_INPUTS = normal32(0, 2, 7, 6, 4)
+TOWER_KERNELS = normal32(1, 3, 3, 2, 6)
 TWO_TOWERS = {"stride": 2, "padding": ((1, 2), (0, 1)), "groups": 2}
 
 

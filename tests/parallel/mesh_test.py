@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.models.alexnet import summarize
+from alexnet_jax.models.summary import summarize
 from alexnet_jax.parallel.devices import Devices, data_parallel, mesh_parallel
 from benchmarks.mesh import FLOAT_BYTES, collectives, describe, received_bytes
 from tests.conftest import REPOSITORY

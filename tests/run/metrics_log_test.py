@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.run.metrics_log import MetricWriter, read_metrics
-from alexnet_jax.system.files import open_lock, write_bytes, write_json
+from alexnet_jax.system.files import acquire_lock, write_bytes, write_json
 from alexnet_jax.system.versions import _git_revision, describe_environment
 from tests.conftest import full_disk
 
@@ -244,15 +244,19 @@ def test_a_link_to_nothing_is_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / "outside").exists() and len(read_metrics(tmp_path)) == 3
 
 
-def test_a_lock_is_left_as_it_is_and_no_link_is_followed(tmp_path: Path) -> None:
-    lock, link = tmp_path / "lock", tmp_path / "link"
-    open_lock(lock).close()
-    lock.write_text("kept")
-    open_lock(lock).close()
-    link.symlink_to(lock)
+def test_a_lock_is_one_processs_and_no_link_is_followed(tmp_path: Path) -> None:
+    lock, link, outside = tmp_path / "lock", tmp_path / "link", tmp_path / "outside"
+    held = acquire_lock(lock, timeout=0.0)
+    assert held is not None and acquire_lock(lock, timeout=0.0) is None
+    held.close()
+    again = acquire_lock(lock, timeout=0.0)
+    assert again is not None
+    again.close()
+    outside.write_text("kept")
+    link.symlink_to(outside)
     with pytest.raises(UserError, match=r"cannot write .*link"):
-        open_lock(link)
-    assert lock.read_text() == "kept"
+        acquire_lock(link, timeout=0.0)
+    assert outside.read_text() == "kept"
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

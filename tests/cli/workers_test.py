@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax.experiments import workers
+from alexnet_jax.cli import workers
+from configs import alexnet
 from tests.conftest import REPOSITORY
 
 
@@ -27,7 +28,7 @@ def test_a_signal_reaches_all(number: int, tmp_path: Path) -> None:
         pytest.skip("whoever started the tests ignores this signal, which processes inherit")
     code = f"""
 import subprocess, sys
-from alexnet_jax.experiments import workers
+from alexnet_jax.cli import workers
 started = subprocess.Popen
 def popen(command, **options):
     text = "import time, pathlib, os; pathlib.Path(r'{tmp_path}', str(os.getpid())).touch(); time.sleep(60)"
@@ -48,5 +49,5 @@ workers.run_on_each_core([], 2)
 
 
 def test_small_networks_get_a_process_a_core() -> None:
-    assert workers.default_count(70_000) == workers.available_cores()
-    assert workers.default_count(60_000_000) == 1
+    assert workers.default_count(alexnet.get_config("digits,lenet")) == workers.available_cores()
+    assert workers.default_count(alexnet.get_config("imagenet2012,paper")) == 1

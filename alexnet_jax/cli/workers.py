@@ -1,0 +1,87 @@
+"""Many small runs on a CPU: one process a core does more of them in the same time than one process on all cores."""
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from alexnet_jax.cli import flags as flags_lib
+from alexnet_jax.models.alexnet import get_model
+from alexnet_jax.models.summary import summarize
+from alexnet_jax.system import console
+from alexnet_jax.system.machine import available_cores
+from alexnet_jax.system.signals import raise_on_sigterm
+
+SMALL = 1_000_000
+"""Parameters of a network of which every core may train one."""
+
+
+def add_flags(parser: argparse.ArgumentParser, seeds: tuple[int, ...]) -> None:
+    """Adds what all commands of many runs take."""
+    parser.add_argument("--seeds", type=flags_lib.seeds, default=seeds, help="of the runs of each: 0,1,2")
+    parser.add_argument("--processes", type=int, help="that share the runs; by default one a core for small networks")
+    parser.add_argument("--train-only", action="store_true", help="show and write nothing: another process does")
+
+
+def share_out(
+    command: str, argv: Sequence[str], processes: int | None, config: ConfigDict
+) -> contextlib.AbstractContextManager[None]:
+    """Has several processes do the runs of a command, if that is faster; whoever comes after them finds all done.
+
+    Args:
+      command: of `python -m alexnet_jax`.
+      argv: its words.
+      processes: how many; by default `default_count`.
+      config: of the first network.
+
+    Returns a context for the work after them, in which nothing is shown that they have shown.
+    """
+    processes = processes or default_count(config)
+    if processes == 1:
+        return contextlib.nullcontext()
+    run_on_each_core([command, *argv, "--processes=1", "--train-only"], processes)
+    return console.muted()
+
+
+def default_count(config: ConfigDict) -> int:
+    """A process a core, where the processor trains and the network is small; else one."""
+    layers = summarize(get_model(config.model, num_classes=1), config.data.crop)
+    is_small = sum(layer.parameters for layer in layers) <= SMALL
+    return available_cores() if is_small and jax.default_backend() == "cpu" else 1
+
+
+def run_on_each_core(words: Sequence[str], count: int) -> None:
+    """Runs `python -m alexnet_jax WORDS` so many times at once, each on a core; only the first shows its output.
+
+    What they share out among them is for them to see to. A signal to this process reaches all.
+
+    Raises:
+      SystemExit: with the status of the first that fails, once all have ended.
+    """
+    command = [sys.executable, "-m", "alexnet_jax", *words]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    workers = []
+    for number in range(count):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        output = None if number == 0 else subprocess.DEVNULL
+        # In a session of its own: what the terminal sends, a worker gets from here, once.
+        worker = subprocess.Popen(command, env=environment, stdout=output, start_new_session=True)
+        if cores:
+            os.sched_setaffinity(worker.pid, {cores[number % len(cores)]})
+        workers.append(worker)
+    try:
+        with raise_on_sigterm():
+            statuses = [worker.wait() for worker in workers]
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.terminate()
+        for worker in workers:
+            worker.wait()
+    if failed := next(filter(None, statuses), None):
+        raise SystemExit(failed if failed > 0 else 128 - failed)

@@ -1,0 +1,136 @@
+"""The paper's Figure 1: how many epochs ReLU and tanh take to a training error, and the picture."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.experiments.results import Spread
+
+Curves = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
+"""Training errors in [0, 1] after epochs 1, 2, ...: by network, by activation, one list a seed."""
+
+STYLES: dict[str, dict[str, Any]] = {
+    "relu": {"color": "#1f5fa8", "linestyle": "-", "label": "ReLU"},
+    "tanh": {"color": "#c0392b", "linestyle": "--", "label": "tanh"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """The runs of a network with one activation.
+
+    Attributes:
+      rate: the best learning rate.
+      losses: of training, at the end of the run that tried each rate; infinite for one that diverged.
+      epochs: that each seed took to the bound; None where the run ended first.
+      errors: of training, after each epoch, by seed, in [0, 1].
+      cap: epochs after which a run ends.
+    """
+
+    rate: float
+    losses: Mapping[float, float]
+    epochs: tuple[int | None, ...]
+    errors: tuple[tuple[float, ...], ...]
+    cap: int
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all seeds came to the bound."""
+        return None not in self.epochs
+
+    @property
+    def spread(self) -> Spread:
+        """Of the epochs, of which those that the end of a run cut short are the least possible."""
+        return Spread.of([float(self.cap if epochs is None else epochs) for epochs in self.epochs])
+
+    def text(self) -> str:
+        """Mean ± standard deviation, or how many it takes at least."""
+        if self.is_over:
+            return self.spread.text(".1f")
+        reached = sum(epochs is not None for epochs in self.epochs)
+        return f"more than {self.spread.mean:.1f} ({reached} of {len(self.epochs)} seeds within {self.cap})"
+
+
+def best_rate(losses: Mapping[float, float], who: str) -> float:
+    """The rate of the lowest loss. Raises UserError if all are infinite."""
+    best = min(losses, key=lambda rate: losses[rate])
+    if math.isinf(losses[best]):
+        raise UserError(f"{who} diverged at each of --rates; give smaller ones")
+    return best
+
+
+def is_at_the_edge(losses: Mapping[float, float], rate: float) -> bool:
+    """Whether the rate is the smallest or largest of several: one beyond it, which was not tried, may be better."""
+    return len(losses) > 1 and rate in (min(losses), max(losses))
+
+
+def epochs_to(errors: Sequence[float], bound: float) -> int | None:
+    """Epochs until the error is at most the bound."""
+    return next((number for number, error in enumerate(errors, 1) if error <= bound), None)
+
+
+def ratio(relu: Race, tanh: Race) -> tuple[str, float | None]:
+    """How many times the epochs of ReLU tanh takes: "exactly", "more than" or "less than" so many, or "unknown"."""
+    if not (relu.is_over or tanh.is_over):
+        return "unknown", None
+    sense = "less than" if not relu.is_over else "exactly" if tanh.is_over else "more than"
+    return sense, tanh.spread.mean / relu.spread.mean
+
+
+def ratio_at_the_last(relu: Sequence[float], tanh: Sequence[float]) -> float | None:
+    """How many times the epochs of ReLU tanh takes to the error that it ends with; None if ReLU does not come to it.
+
+    Errors after epochs 1, 2, ...; between two epochs they are taken to fall evenly.
+    """
+    epochs = epochs_to(relu, tanh[-1])
+    if epochs is None:
+        return None
+    if epochs == 1:
+        return float(len(tanh))
+    before, after = relu[epochs - 2 : epochs]
+    return len(tanh) / (epochs - 1 + (before - tanh[-1]) / (before - after))
+
+
+def ratio_text(sense: str, factor: float | None) -> str:
+    """A ratio in words."""
+    return sense if factor is None else f"{sense} {factor:.1f} times".removeprefix("exactly ")
+
+
+def draw_figure1(path: Path, curves: Curves, bound: float, title: str) -> None:
+    """Draws training error against epochs as in the paper's Figure 1: a panel a network, a line a seed.
+
+    Args:
+      path: of the PNG file.
+      curves: the errors.
+      bound: the error at which a run ends, in [0, 1].
+      title: above the panels.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(curves), figsize=(4.8 * len(curves), 4.2), sharey=True, squeeze=False)
+    for panel, (network, by_activation) in zip(panels[0], curves.items(), strict=True):
+        for activation, errors_by_seed in by_activation.items():
+            style = STYLES[activation]
+            for number, errors in enumerate(errors_by_seed):
+                label = style["label"] if number == 0 else None
+                epochs = range(1, len(errors) + 1)
+                panel.plot(epochs, errors, **{**style, "label": label}, linewidth=1.6, alpha=0.85, marker=".")
+        panel.axhline(bound, color="0.45", linewidth=0.8)
+        panel.annotate(f"{bound:.0%}", (0.99, bound - 0.008), xycoords=("axes fraction", "data"), ha="right", va="top")
+        panel.set(title=network, xlabel="epochs", ylim=(0, 0.8))
+        panel.set_xlim(left=0)
+        panel.grid(alpha=0.25)
+        panel.legend(frameon=False)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("training error rate")
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,51 @@
+"""The table of a network's layers: shapes, parameters and multiply-accumulates."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from alexnet_jax.models.alexnet import AlexNet
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSummary:
+    """A row of the table of layers: output shape without the batch, parameters, multiply-accumulates of one image."""
+
+    name: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+def trace_shapes(model: AlexNet, crop: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """The variables, as shapes, and the shape of every activation of one crop x crop image; computes neither."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def init(images: Array) -> Any:
+        (_, activations), variables = model.init_with_output(jax.random.key(0), images)
+        shapes.update({name: activation.shape[1:] for name, activation in activations.items()})
+        return variables
+
+    return jax.eval_shape(init, jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)), shapes
+
+
+def summarize(model: AlexNet, crop: int) -> list[LayerSummary]:
+    """Every operation that has parameters or changes the shape, for one crop x crop image; computes no activation.
+
+    A convolution counts a multiply-accumulate for each kernel weight at each output pixel, padding included.
+    """
+    variables, shapes = trace_shapes(model, crop)
+    rows: list[LayerSummary] = []
+    previous: tuple[int, ...] = (crop, crop, 3)
+    for name, shape in shapes.items():
+        parameters = variables["params"].get(name, {})
+        macs = parameters["kernel"].size if "kernel" in parameters else 0
+        if name.startswith("conv"):
+            macs *= shape[0] * shape[1]
+        if parameters or shape != previous or name.startswith(("lrn", "map_norm")):
+            rows.append(LayerSummary(name, shape, sum(leaf.size for leaf in parameters.values()), macs))
+        previous = shape
+    return rows

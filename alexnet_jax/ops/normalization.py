@@ -1,0 +1,116 @@
+"""Local response normalisation, across channels and within them.
+
+"Paper", "CHM", "Caffe" and the other sources are spelt out in `models/presets.py`.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from alexnet_jax.ops.platforms import by_platform, map_chunks
+from alexnet_jax.ops.windows import NHWC
+
+Window = tuple[int, int, int]
+"""Rows, columns and channels of the window around each activation; odd numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LRN:
+    """Local response normalisation across channels: b_i = a_i / (k + alpha * sum_j a_j^2)^(3/4), paper section 3.3.
+
+    The sum runs over the `size` channels around i, clipped at the first and the last channel.
+
+    Attributes:
+      k: the constant in the denominator.
+      alpha: the factor on each squared activation. Codes that divide a nominal alpha by the size have it divided here.
+      size: the number of neighbouring channels, odd.
+      per_tower: the window stops at the border between the two towers.
+    """
+
+    k: float
+    alpha: float
+    size: int = 5
+    per_tower: bool = False
+
+
+LRN_CONVENTIONS = {
+    # CHM layers/layer-params-145.cfg: scale=0.0001 minDiv=2 pow=0.75; layer.py:1183 divides scale by size=5; one
+    # [rnorm1a] and one [rnorm1b], so that no window crosses the towers.
+    "source": LRN(k=2.0, alpha=1e-4 / 5, per_tower=True),
+    # Paper section 3.3: k=2, n=5, alpha=1e-4, beta=0.75; N is the number of kernels in the layer.
+    "paper": LRN(k=2.0, alpha=1e-4),
+    # Caffe models/bvlc_alexnet/train_val.prototxt: alpha 1e-4, local_size 5; lrn_layer.cpp divides alpha by the size;
+    # k keeps its default 1 (caffe.proto).
+    "caffe": LRN(k=1.0, alpha=1e-4 / 5),
+}
+
+
+def cross_map_norm(x: NHWC, lrn: LRN, towers: int = 1) -> NHWC:
+    """Divides each activation by the energy of its neighbours in other channels; see `LRN`."""
+    if lrn.per_tower and towers > 1:
+        parts = jnp.split(x, towers, axis=-1)
+        return jnp.concatenate([cross_map_norm(part, lrn) for part in parts], axis=-1)
+    return _normalize(x, (1, 1, lrn.size), lrn.k, lrn.alpha)
+
+
+def within_map_norm(x: NHWC, size: int, alpha: float) -> NHWC:
+    """Normalises over a size x size window inside each channel: a / (1 + alpha * sum a^2)^(3/4), zeros outside.
+
+    The "rnorm" layer of the 2012 source (CHM layer.py:1183: the nominal scale divided by size squared).
+    """
+    return _normalize(x, (size, size, 1), 1.0, alpha)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _normalize(x: NHWC, window: Window, k: float, alpha: float) -> NHWC:
+    """x / d^(3/4) with d = k + alpha * the sum of x^2 over a window around each activation, in float32."""
+
+    def forward(x: NHWC) -> NHWC:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        _, factor = _energy_and_factor(wide, window, k, alpha)
+        return (wide * factor).astype(x.dtype)
+
+    return _each_image(forward, x)
+
+
+def _normalize_backward(window: Window, k: float, alpha: float, x: NHWC, dy: NHWC) -> tuple[NHWC]:
+    """dx = dy / d^(3/4) - 3/2 alpha x * (sum of dy x / d^(7/4) over the window), from x alone."""
+
+    def backward(x: NHWC, dy: NHWC) -> NHWC:
+        wide, dy = (array.astype(jnp.promote_types(x.dtype, jnp.float32)) for array in (x, dy))
+        energy, factor = _energy_and_factor(wide, window, k, alpha)
+        dx = dy * factor - 1.5 * alpha * wide * _window_sum(dy * wide * factor / energy, window)
+        return dx.astype(x.dtype)
+
+    return (_each_image(backward, x, dy),)
+
+
+_normalize.defvjp(lambda x, *options: (_normalize(x, *options), x), _normalize_backward)
+
+
+def _energy_and_factor(x: NHWC, window: Window, k: float, alpha: float) -> tuple[NHWC, NHWC]:
+    """d and d^(-3/4), the power without a logarithm: far cheaper and as exact."""
+    energy = k + alpha * _window_sum(x * x, window)
+    root = lax.rsqrt(energy)
+    return energy, root * jnp.sqrt(root)
+
+
+def _window_sum(x: NHWC, window: Window) -> NHWC:
+    """The sum over a window around each place, zeros outside, one direction after the other."""
+    for axis, size in enumerate(window, start=1):
+        config = [(size // 2, size // 2, 0) if number == axis else (0, 0, 0) for number in range(x.ndim)]
+        padded, extent = lax.pad(x, jnp.zeros((), x.dtype), config), x.shape[axis]
+        shifted = [lax.slice_in_dim(padded, start, start + extent, axis=axis) for start in range(size)]
+        x = functools.reduce(jnp.add, shifted)
+    return x
+
+
+def _each_image(function: Callable[..., NHWC], *arrays: NHWC) -> NHWC:
+    """A function of each image by itself; the CPU computes a few at a time, whose intermediates fit into its cache."""
+    image_bytes = 8 * math.prod(arrays[0].shape[1:]) * arrays[0].itemsize
+    return by_platform(*arrays, cpu=functools.partial(map_chunks, function, image_bytes), default=function)

@@ -1,0 +1,80 @@
+"""Max and average pooling."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from alexnet_jax.ops.windows import NHWC, Extents, pad_maps, window_padding
+
+
+def pool(x: NHWC, kind: str, size: int, stride: int, ceil: bool) -> Float[Array, "batch rows columns channel"]:
+    """Max or average pooling. An average counts the pixels inside the map alone, as cuda-convnet and Caffe do.
+
+    Of equal maxima in a window the first one, row by row, gets the gradient, as in XLA and in torch.
+    """
+    padding = [window_padding(extent, size, stride, 0, ceil) for extent in x.shape[1:3]]
+    if kind == "max":
+        return _max_pool(x, size, stride, (padding[0][1], padding[1][1]), x.shape[1:3])
+    return nn.avg_pool(x, window_shape=(size, size), strides=(stride, stride), padding=padding, count_include_pad=False)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _max_pool(x: NHWC, size: int, stride: int, overhang: Extents, extents: Extents) -> NHWC:
+    """Maxima of windows that hang over the end by `overhang`; XLA's own are slow, and their gradient ten times."""
+    return functools.reduce(jnp.maximum, _places(x, size, stride, overhang))
+
+
+def _max_pool_forward(x: NHWC, size: int, stride: int, overhang: Extents, extents: Extents) -> tuple[NHWC, Array]:
+    """The maxima, and which place in its window each has."""
+    maximum, *others = _places(x, size, stride, overhang)
+    place = jnp.zeros(maximum.shape, jnp.int8)
+    for number, values in enumerate(others, start=1):
+        place = jnp.where(values > maximum, jnp.int8(number), place)
+        maximum = jnp.maximum(maximum, values)
+    return maximum, place
+
+
+def _max_pool_backward(
+    size: int, stride: int, overhang: Extents, extents: Extents, place: Array, dy: NHWC
+) -> tuple[NHWC]:
+    """Each pixel adds up dy of the windows in which it was the maximum.
+
+    Pixels at the same offset from a multiple of the stride lie at the same places of their windows: one plane for each.
+    """
+    cells = [-(-extent // stride) for extent in extents]
+    reach = (size - 1) // stride  # windows before the one at its own cell that a pixel may lie in
+    padding = [(reach, cell - outputs) for cell, outputs in zip(cells, dy.shape[1:3], strict=True)]
+    dy, place = pad_maps(dy, padding), pad_maps(place, padding, -1)
+
+    def plane(row: int, column: int) -> Array:
+        total = jnp.zeros((), dy.dtype)
+        for up in range((size - 1 - row) // stride + 1):
+            for left in range((size - 1 - column) // stride + 1):
+                windows = np.s_[:, reach - up : reach - up + cells[0], reach - left : reach - left + cells[1]]
+                number = (row + up * stride) * size + column + left * stride
+                total = total + jnp.where(place[windows] == number, dy[windows], 0)
+        return total
+
+    planes = lax.optimization_barrier([[plane(row, column) for column in range(stride)] for row in range(stride)])
+    dx = jnp.stack([jnp.stack(columns, axis=3) for columns in planes], axis=2)
+    dx = dx.reshape(len(dx), cells[0] * stride, cells[1] * stride, -1)
+    return (dx[:, : extents[0], : extents[1]],)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _places(x: NHWC, size: int, stride: int, overhang: Extents) -> list[Array]:
+    """For each place in a window, row by row, what all windows have there."""
+    x = pad_maps(x, [(0, after) for after in overhang], -jnp.inf)
+    rows, columns = ((extent - size) // stride * stride + 1 for extent in x.shape[1:3])
+    return [
+        x[:, row : row + rows : stride, column : column + columns : stride]
+        for row in range(size)
+        for column in range(size)
+    ]

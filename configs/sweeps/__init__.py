@@ -1,0 +1,1 @@
+"""Search spaces for `sweep`: each file has a get_space()."""

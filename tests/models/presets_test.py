@@ -1,0 +1,140 @@
+"""The presets: exact sizes, wiring and initialisation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.models.presets import PRESETS
+from alexnet_jax.models.summary import summarize
+from tests.helpers.models import variables_of
+
+CROPS = {"source": 224, "run170": 224, "owt": 224, "lenet": 28, "small": 28, "small_modern": 28}
+
+# preset: classes, parameters, multiply-accumulates (None where facts of no primary source exist)
+SIZES = {
+    "source": (1000, 60_965_224, 724_406_816),
+    "run170": (1000, 60_965_224, 724_406_816),
+    "paper": (1000, 60_965_224, 724_406_816),
+    "caffe": (1000, 60_965_224, 724_406_816),
+    "caffenet": (1000, 60_965_224, 724_406_816),
+    "single_tower": (1000, 62_378_344, 1_135_256_096),
+    "owt": (1000, 61_100_840, 714_188_480),
+    # single_tower and a scale and a bias for each of 96 + 256 + 384 + 384 + 256 + 2 * 4096 normalised channels
+    "bn": (1000, 62_378_344 + 2 * 9568, 1_135_256_096),
+    "modern": (1000, 62_378_344 + 2 * 9568, 1_135_256_096),
+    # 3 * 25 * 32 + 32 + 32 * 25 * 32 + 32 + 32 * 25 * 64 + 64 = 79,328 in the convolutions; 24 pixels become 3x3x64
+    "cifar_80sec": (10, 79_328 + 576 * 64 + 64 + 64 * 10 + 10, None),
+    "cifar_19pct": (10, 79_328 + 576 * 10 + 10, None),
+    "cifar_18pct": (10, 79_328 + 576 * 10 + 10, None),
+    # local layers have a kernel and a bias at each of 6x6 places
+    "cifar_13pct": (10, 4_864 + 102_464 + 36 * (576 * 32 + 32) + 36 * (288 * 32 + 32) + 1152 * 10 + 10, None),
+    "cifar_11pct": (10, 4_864 + 102_464 + 36 * (576 * 64 + 64) + 36 * (576 * 32 + 32) + 1152 * 10 + 10, None),
+    # 28 pixels: convolutions of 75, 200, 288, 216, 216 inputs, then 2x2x32 units
+    "small": (10, 76 * 16 + 201 * 32 + 289 * 48 + 217 * 48 + 217 * 32 + 2 * 129 * 128 + 129 * 10, 1_248_512),
+    # the same without halves, and a scale and a bias for each of 432 normalised channels
+    "small_modern": (
+        10,
+        76 * 16 + 401 * 32 + 289 * 48 + 433 * 48 + 433 * 32 + 2 * 129 * 128 + 129 * 10 + 2 * 432,
+        75 * 16 * 256 + 400 * 32 * 64 + 288 * 48 * 16 + 432 * 48 * 16 + 432 * 32 * 16 + 2 * 128 * 128 + 128 * 10,
+    ),
+    # 28 pixels: 6 maps of 14x14, 16 of 5x5
+    "lenet": (10, 456 + 2_416 + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10, None),
+}
+
+TWO_TOWER_SHAPES = {
+    "conv1": (55, 55, 96),
+    "pool1": (27, 27, 96),
+    "conv2": (27, 27, 256),
+    "pool2": (13, 13, 256),
+    "conv3": (13, 13, 384),
+    "conv4": (13, 13, 384),
+    "conv5": (13, 13, 256),
+    "pool5": (6, 6, 256),
+    "fc6": (4096,),
+    "fc7": (4096,),
+    "fc8": (1000,),
+}
+OWT_SHAPES = {
+    **TWO_TOWER_SHAPES,
+    "conv1": (55, 55, 64),
+    "pool1": (27, 27, 64),
+    "conv2": (27, 27, 192),
+    "pool2": (13, 13, 192),
+    "conv4": (13, 13, 256),
+}
+
+
+def crop_of(preset: str) -> int:
+    return CROPS.get(preset, 24 if preset.startswith("cifar") else 227)
+
+
+def test_every_preset_has_its_size_here() -> None:
+    assert set(SIZES) == set(PRESETS)
+
+
+@pytest.mark.parametrize("preset", SIZES)
+def test_parameters_and_macs(preset: str) -> None:
+    classes, parameters, macs = SIZES[preset]
+    rows = summarize(AlexNet(**{**PRESETS[preset], "num_classes": classes}), crop_of(preset))
+    assert sum(row.parameters for row in rows) == parameters
+    if macs is not None:
+        assert sum(row.macs for row in rows) == macs
+
+
+@pytest.mark.parametrize("preset", ["source", "paper", "caffe", "caffenet", "single_tower", "owt", "bn"])
+def test_shape_of_every_layer(preset: str) -> None:
+    shapes = {row.name: row.shape for row in summarize(AlexNet(**PRESETS[preset]), crop_of(preset))}
+    expected = OWT_SHAPES if preset == "owt" else TWO_TOWER_SHAPES
+    assert {name: shape for name, shape in shapes.items() if name in expected} == expected
+
+
+def test_source_normalises_before_the_first_relu_and_twice_in_layer_2() -> None:
+    model = AlexNet(**PRESETS["source"], num_classes=10)
+    (_, activations), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    order = [name for layer in model.layers for name in layer.then]
+    assert order[:3] == ["lrn", "pool", "act"]
+    assert order[3:7] == ["act", "lrn", "map_norm", "pool"]
+    assert "map_norm2" in activations
+
+
+@pytest.mark.parametrize(
+    ("preset", "layer", "std", "bias"),
+    [
+        ("source", "conv1", 0.01, 0.0),
+        ("source", "conv2", 0.01, 1.0),
+        ("source", "conv3", 0.03, 0.0),
+        ("source", "conv4", 0.03, 1.0),
+        ("source", "conv5", 0.03, 1.0),
+        ("paper", "conv3", 0.01, 0.0),
+        ("paper", "conv5", 0.01, 1.0),
+        ("caffe", "conv4", 0.01, 0.1),
+        ("caffenet", "conv4", 0.01, 1.0),
+        ("bn", "conv4", (2 / (9 * 384)) ** 0.5, 0.0),
+    ],
+)
+def test_initialisation(preset: str, layer: str, std: float, bias: float) -> None:
+    params = variables_of(preset)["params"][layer]
+    kernel = params["kernel"]
+    # The standard error of a standard deviation is std / sqrt(2 n).
+    assert abs(float(kernel.std()) - std) < 5 * std / (2 * kernel.size) ** 0.5
+    np.testing.assert_array_equal(params["bias"], np.float32(bias))
+
+
+def test_torch_initialisation_is_uniform_within_one_over_root_fan_in() -> None:
+    params = variables_of("owt")["params"]["conv2"]
+    bound = (64 * 25) ** -0.5
+    for values in params.values():
+        assert 0.95 * bound < float(jnp.abs(values).max()) <= bound
+
+
+@pytest.mark.parametrize(
+    ("name", "own_tower", "channels_seen"),
+    [("conv2", True, 48), ("conv3", False, 256), ("conv4", True, 192), ("conv5", True, 192)],
+)
+def test_which_layers_see_the_other_tower(name: str, own_tower: bool, channels_seen: int) -> None:
+    variables = jax.eval_shape(AlexNet(**PRESETS["paper"]).init, jax.random.key(0), jnp.zeros((1, 227, 227, 3)))
+    kernels = {layer: arrays["kernel"].shape for layer, arrays in variables["params"].items()}
+    channels = kernels[f"conv{int(name[-1]) - 1}"][3]
+    assert kernels[name][2] == channels_seen == (channels // 2 if own_tower else channels)

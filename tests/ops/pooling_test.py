@@ -1,0 +1,55 @@
+"""Pooling against a float64 loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from alexnet_jax.ops.pooling import pool
+from alexnet_jax.ops.windows import window_padding
+from tests.helpers.arrays import normal32
+
+
+def pool_loop(x: np.ndarray, kind: str, size: int, stride: int, ceil: bool) -> np.ndarray:
+    """With `ceil`, windows go on until one reaches the edge; slicing cuts off what lies outside."""
+
+    def starts(extent: int) -> list[int]:
+        starts = list(range(0, extent - size + 1, stride))
+        return [*starts, starts[-1] + stride] if ceil and starts[-1] + size < extent else starts
+
+    reduce = {"max": np.max, "avg": np.mean}[kind]
+    rows, columns = starts(x.shape[1]), starts(x.shape[2])
+    pooled = [[reduce(x[:, i : i + size, j : j + size], axis=(1, 2)) for j in columns] for i in rows]
+    return np.array(pooled).transpose(2, 0, 1, 3)
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("kernel_and_stride", [(3, 2), (2, 2)])
+@pytest.mark.parametrize("height", range(5, 10))
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_pooling_ignores_what_lies_outside(
+    kind: str, height: int, kernel_and_stride: tuple[int, int], ceil: bool
+) -> None:
+    # Below zero everywhere, so that zeros outside the map would win each maximum and raise each average.
+    x = -1 - np.abs(normal32(0, 2, height, 15 - height, 3))
+    pooled = pool(jnp.asarray(x), kind, *kernel_and_stride, ceil)
+    np.testing.assert_allclose(pooled, pool_loop(x.astype(np.float64), kind, *kernel_and_stride, ceil), rtol=1e-6)
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize(("size", "stride"), [(3, 2), (2, 2), (3, 1)])
+@pytest.mark.parametrize("height", [7, 8])
+def test_gradient_of_equal_maxima_goes_to_the_first_as_in_xla(height: int, size: int, stride: int, ceil: bool) -> None:
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, height, 9, 3)), jnp.float32)
+
+    def by_xla(x: jax.Array) -> jax.Array:
+        padding = [window_padding(extent, size, stride, 0, ceil) for extent in x.shape[1:3]]
+        window, strides = (1, size, size, 1), (1, stride, stride, 1)
+        return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, ((0, 0), *padding, (0, 0)))
+
+    pooled, pull_back = jax.vjp(lambda x: pool(x, "max", size, stride, ceil), x)
+    expected, pull_back_expected = jax.vjp(by_xla, x)
+    np.testing.assert_array_equal(pooled, expected)
+    dy = jnp.asarray(normal32(1, *pooled.shape))
+    np.testing.assert_allclose(pull_back(dy)[0], pull_back_expected(dy)[0], rtol=1e-6, atol=1e-6)
