@@ -14,7 +14,7 @@ from alexnet_jax.data.imagenet import ImageNet
 from alexnet_jax.data.preparation import Storing, prepare
 from alexnet_jax.data.sources import SPLITS, Digits, Source, Synthetic, Tfds
 from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.data.storage import FolderInfo, JpegRecords, PixelRecords, Records, read_info
+from alexnet_jax.data.storage import FolderInfo, JpegRecords, PixelRecords, Records, damaged, read_info
 from alexnet_jax.errors import MissingSourceError, UserError
 from alexnet_jax.system import console
 
@@ -100,7 +100,7 @@ def open_prepared(directory: Path) -> Dataset:
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, OSError) and error.errno == errno.EMFILE:
             raise UserError(f"{directory}: too many open files; raise the limit (ulimit -n 4096)") from error
-        raise UserError(f"{directory} is damaged ({error}): delete it, and it is prepared anew") from error
+        raise damaged(directory, error) from error
     statistics = Statistics(mean_image=mean_image, **{key: _tuple(value) for key, value in info.statistics.items()})
     return Dataset(splits, tuple(info.class_names), statistics, info.content, directory)
 

@@ -83,11 +83,8 @@ def eval_batches(
 
 def sent_ahead(host_batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Any]:
     """Yields batches on the devices, each sent there before the one ahead of it is asked for."""
-    upcoming = put(next(host_batches))
-    for batch in host_batches:
-        following = put(batch)
-        yield upcoming
-        upcoming = following
+    for batch, _ in itertools.pairwise(map(put, host_batches)):
+        yield batch
 
 
 def load_into_memory(records: Records, num_threads: int) -> InMemoryRecords:

@@ -16,7 +16,6 @@ import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -208,7 +207,7 @@ class _Job:
 
     def _prepare_chunk(self, number: int, progress: console.WorkProgress) -> Inventory:
         chunk, inventory = self.chunks[number], Inventory(self.storing.image_size)
-        shards: dict[str, storage.JpegWriter | storage.PixelWriter] = {}
+        shards: dict[str, storage.ShardWriter] = {}
         step, advanced = 16 * chunk.size // max(chunk.images, 1), 0
         with contextlib.ExitStack() as open_files:
             for count, original in enumerate(self.source.read(chunk), start=1):
@@ -217,8 +216,8 @@ class _Job:
                 image = self._prepare_image(original, inventory)
                 if image:
                     if image.split not in shards:
-                        shards[image.split] = self._open_shard(image.split, number)
-                        open_files.callback(shards[image.split].close)
+                        shard = contextlib.closing(self._open_shard(image.split, number))
+                        shards[image.split] = open_files.enter_context(shard)
                     shards[image.split].write(image)
                 if count % 16 == 0 and advanced + step < chunk.size:
                     progress.advance(step, 16)
@@ -227,7 +226,7 @@ class _Job:
         progress.advance(chunk.size - advanced, 0)
         return inventory
 
-    def _open_shard(self, split: str, number: int) -> storage.JpegWriter | storage.PixelWriter:
+    def _open_shard(self, split: str, number: int) -> storage.ShardWriter:
         path = self.work / storage.working_name(split, number, self.storage)
         if self.storage == "raw":
             return storage.PixelWriter(path, self.storing.image_size)
@@ -250,9 +249,11 @@ class _Job:
 
     def _split_of(self, split: str, digest: bytes) -> str:
         """Moves a training image to a split that the source lacks, if the digest of its content falls there."""
+        if split != "train":
+            return split
         position = int.from_bytes(digest[:8], "big") / 2**64
         fractions = {"test": self.storing.test_fraction, "validation": self.storing.validation_fraction}
-        for name, fraction in fractions.items() if split == "train" else ():
+        for name, fraction in fractions.items():
             if name in self.source.held_out:
                 if position < fraction:
                     return name
@@ -270,9 +271,9 @@ class _Job:
                 f"{self.storing.max_quarantined:g} allows: see {table}"
             )
 
-    def _name_shards(self) -> dict[str, list[Any]]:
-        """Gives the shards their final names and returns these with numbers of images and of bytes, by split."""
-        named: dict[str, list[Any]] = {}
+    def _name_shards(self) -> storage.Shards:
+        """Gives the shards their final names."""
+        named: dict[str, list[tuple[str, int, int]]] = {}
         for split in SPLITS:
             counts = {number: self.inventories[number].split.count(split) for number in range(len(self.chunks))}
             chosen = [number for number, count in counts.items() if count]
@@ -283,7 +284,7 @@ class _Job:
                 named.setdefault(split, []).append((path.name, counts[number], path.stat().st_size))
         return named
 
-    def _complete(self, total: Inventory, shards: dict[str, list[Any]]) -> FolderInfo:
+    def _complete(self, total: Inventory, shards: storage.Shards) -> FolderInfo:
         """Writes everything that is known about the images and their shards."""
         for split in ("train", "validation"):
             if split not in shards:
@@ -294,8 +295,7 @@ class _Job:
                     f"config.data.validation_fraction (it is {self.storing.validation_fraction:g})"
                 )
         if self.storage == "jpeg":
-            lengths = {split: [images for _, images, _ in rows] for split, rows in shards.items()}
-            storage.write_tfds_metadata(self.work, self.source.class_names, self.storing.image_size, lengths)
+            storage.write_tfds_metadata(self.work, self.source.class_names, self.storing.image_size, shards)
         write_tables(self.work, total, self.source.class_names)
         statistics = total.statistics()
         save_arrays(self.work, total, statistics)

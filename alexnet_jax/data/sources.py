@@ -148,12 +148,11 @@ class Tfds(Source):
         info = self._builder.info
         features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
         label = features.get("label")
+        wanted = f"config.data.name='tfds:{name}'"
         if not isinstance(label, tfds.features.ClassLabel) or "image" not in features:
-            raise UserError(
-                f"config.data.name='tfds:{name}' has no image with a class label, but {', '.join(features)}"
-            )
+            raise UserError(f"{wanted} has no image with a class label, but {', '.join(features)}")
         if "train" not in info.splits:
-            raise UserError(f"config.data.name='tfds:{name}' has no training split, but {', '.join(info.splits)}")
+            raise UserError(f"{wanted} has no training split, but {', '.join(info.splits)}")
         self.class_names = tuple(label.names)
         self._records = {
             split: self._builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})

@@ -4,7 +4,7 @@ import dataclasses
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +17,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.data.images import PreparedImage, decode_jpeg, encode_jpeg
 from alexnet_jax.errors import UserError
+
+Shards = Mapping[str, Sequence[Sequence[Any]]]
+"""(file name, images, bytes) of each shard, by split."""
 
 _NAME = "images"  # TFDS wants one
 
@@ -32,7 +35,7 @@ class FolderInfo:
       image_size: side of the images, in pixels.
       jpeg_quality: 1 to 100.
       class_names: by label.
-      shards: (file name, images, bytes) of each shard, by split.
+      shards: see Shards.
       bytes: size of all shards.
       unreadable: number of images that could not be decoded.
       traits: number of images that had each of `images.PROPERTIES`.
@@ -45,7 +48,7 @@ class FolderInfo:
     image_size: int
     jpeg_quality: int
     class_names: Sequence[str]
-    shards: dict[str, list[Any]]
+    shards: Shards
     bytes: int
     unreadable: int
     traits: dict[str, int]
@@ -54,6 +57,11 @@ class FolderInfo:
     def write(self, directory: Path) -> None:
         """Writes the file. A folder that has it is complete."""
         (directory / "info.json").write_text(json.dumps(dataclasses.asdict(self), indent=2))
+
+
+def damaged(what: Path | str, error: Exception) -> UserError:
+    """Returns what is raised where a prepared folder cannot be read."""
+    return UserError(f"{what} is damaged ({error}): delete the folder, and it is prepared anew")
 
 
 def read_info(directory: Path) -> FolderInfo | None:
@@ -66,9 +74,7 @@ def read_info(directory: Path) -> FolderInfo | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{directory}/info.json is damaged ({error}): delete {directory}, it is prepared anew"
-        ) from error
+        raise damaged(directory / "info.json", error) from error
 
 
 @runtime_checkable
@@ -112,9 +118,7 @@ class JpegRecords:
             try:
                 decode_jpeg(self.read_jpeg(int(index)), pixels)
             except (OSError, ValueError, RuntimeError, DecodeError) as error:
-                raise UserError(
-                    f"image {index} of {self._folder} cannot be read ({error}): delete the folder, it is prepared anew"
-                ) from error
+                raise damaged(f"image {index} of {self._folder}", error) from error
 
     def read_jpeg(self, index: int) -> bytes:
         """Returns an image as it is stored."""
@@ -219,16 +223,9 @@ def final_name(split: str, number: int, shards: int, storage: str) -> str:
     return f"{_NAME}-{split}.array_record-{number:05d}-of-{shards:05d}"
 
 
-def write_tfds_metadata(
-    directory: Path, class_names: Sequence[str], image_size: int, sizes: dict[str, list[int]]
-) -> None:
-    """Lets `tfds.builder_from_directory` open the ArrayRecord files of a folder; `sizes` are images a shard."""
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=directory,
-        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-        dataset_name=_NAME,
-        filetype_suffix="array_record",
-    )
+def write_tfds_metadata(directory: Path, class_names: Sequence[str], image_size: int, shards: Shards) -> None:
+    """Lets `tfds.builder_from_directory` open the ArrayRecord files of a folder."""
+    template = tfds.core.ShardedFileTemplate(directory, dataset_name=_NAME, filetype_suffix="array_record")
     tfds.folder_dataset.write_metadata(
         data_dir=directory,
         features={
@@ -239,11 +236,11 @@ def write_tfds_metadata(
         split_infos=[
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=lengths,
-                num_bytes=sum(path.stat().st_size for path in directory.glob(f"{_NAME}-{split}.*")),
+                shard_lengths=[images for _, images, _ in rows],
+                num_bytes=sum(size for _, _, size in rows),
                 filename_template=template.replace(split=split),
             )
-            for split, lengths in sizes.items()
+            for split, rows in shards.items()
         ],
         check_data=False,
     )

@@ -249,6 +249,16 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
         get_dataset("folder", "", str(tmp_path / "p"), 0, storing())
 
 
+def test_folders_prepared_by_earlier_versions_stay_up_to_date(tmp_path: Path) -> None:
+    for number, name in enumerate(("train/cat/a.png", "train/dog/b.jpg", "val/dog/c.png")):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"?" * number)
+        os.utime(file, ns=(0, 1_000_000_001 * number))
+    digest = "c699b0a699898a338f7a83f8ea04f5efd3031199cfdcff96af8cb3ba6e1b2da0"
+    assert ImageFolder(str(tmp_path)).fingerprint() == f"3 files {digest}"
+
+
 def test_the_fingerprint_changes_with_the_files_alone(tmp_path: Path) -> None:
     make_folder(tmp_path, {"cat": 2, "dog": 2})
     file, seen = tmp_path / "cat/000.png", [ImageFolder(str(tmp_path)).fingerprint()]
