@@ -215,6 +215,16 @@ def _initializers(layer: Layer, fan_in: int) -> dict[str, Any]:
     return {"kernel_init": kernel_init, "bias_init": nn.initializers.constant(layer.bias)}
 
 
+_CHOICES: dict[str, tuple[str, dict[Any, Any]]] = {
+    "towers": ("towers", {1: 1, 2: 2}),
+    "activation": ("activation", {name: name for name in (*ACTIVATIONS, "prelu")}),
+    "lrn": ("lrn", {**LRN_CONVENTIONS, "none": None}),
+    "pool_window": ("pool_size", {"overlapping": 3, "plain": 2}),
+    "dropout_convention": ("dropout_convention", {name: name for name in ("2012", "inverted")}),
+}
+"""Keys of `config.model`: the field of `AlexNet` that each replaces, and what its values stand for."""
+
+
 def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
     """The network that `config.model` asks for: a preset with the keys that are not None in place of its own values.
 
@@ -225,16 +235,9 @@ def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
     if outputs < num_classes:
         raise UserError(f"config.model.num_classes={outputs}, but the data have {num_classes} classes")
     fields = {**preset, "num_classes": outputs, "dtype": jnp.dtype(config.compute_dtype)}
-    switches: dict[str, tuple[str, dict[Any, Any]]] = {  # key of config.model: field, and its value for each choice
-        "towers": ("towers", {1: 1, 2: 2}),
-        "activation": ("activation", {name: name for name in (*ACTIVATIONS, "prelu")}),
-        "lrn": ("lrn", {**LRN_CONVENTIONS, "none": None}),
-        "pool_window": ("pool_size", {"overlapping": 3, "plain": 2}),
-        "dropout_convention": ("dropout_convention", {name: name for name in ("2012", "inverted")}),
-    }
-    for key, (field, values) in switches.items():
-        if config[key] is not None:
-            fields[field] = values[_known(key, config[key], values)]
+    for key, (field, values) in _CHOICES.items():
+        if (value := getattr(config, key)) is not None:
+            fields[field] = values[_known(key, value, values)]
     if config.dropout_rate is not None:
         fields["dropout_rate"] = config.dropout_rate
     model = AlexNet(**{**fields, "layers": _without(_changed_layers(config, preset["layers"]), config.without_layers)})
