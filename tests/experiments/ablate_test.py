@@ -11,6 +11,7 @@ import pytest
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.cli import ablate
+from alexnet_jax.cli.flags import config_from_flags
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments.ablations import TABLES, Ablation, RowResult
 from alexnet_jax.experiments.trials import Outcome, Trial
@@ -48,7 +49,7 @@ def test_each_row_changes_what_it_says_and_nothing_else(words: Sequence[str], tm
             assert trial.config.seed == seed
             config_lib.check(trial.config.to_dict())
             if row.changes:
-                parsed = config_lib.config_from_flags("x", [w for w in trial.command[1:] if "workdir" not in w])
+                parsed = config_from_flags("x", [w for w in trial.command[1:] if "workdir" not in w])
                 assert parsed.to_dict() == trial.config.to_dict()
     learns_at = trials["tanh-faster", 3].config.optimizer.learning_rate
     assert learns_at == pytest.approx(10 * base.optimizer.learning_rate)
