@@ -9,7 +9,7 @@ from alexnet_jax.system import console
     ("seconds", "text"),
     [
         (5.21, "5.2 s"),
-        (59 * 60, "59 min"),
+        (3540.0, "59 min"),
         (3599.9, "1 h"),
         (3700.0, "1 h 2 min"),
         (90_061.0, "1 d 1 h"),
