@@ -13,7 +13,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import metrics
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.data.dataset import Dataset, get_dataset
-from alexnet_jax.data.loader import check_cache, eval_batches
+from alexnet_jax.data.loader import eval_batches
 from alexnet_jax.data.preparation import Storing
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.train_source import TrainSource, make_train_source
@@ -128,12 +128,11 @@ def open_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Exper
 
 
 def check_names(config: ConfigDict) -> None:
-    """Raises UserError for a name that does not exist, without looking at the data."""
+    """Raises UserError for a name that does not exist in a checked config, without looking at the data."""
     shapes, _ = trace_shapes(get_model(config.model, num_classes=1), config.data.crop)
     make_optimizer(config.optimizer, shapes["params"])
     make_learning_rates(config, shapes["params"])
     make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
-    check_cache(config.data.residence)
 
 
 def make_learning_rates(config: ConfigDict, params: Any) -> LearningRates:

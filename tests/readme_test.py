@@ -64,6 +64,9 @@ def test_the_files_it_names_exist() -> None:
     names = re.findall(r"\((alexnet_jax/\S+|configs/\S+|docs/\S+|results/\S+)\)", README)
     assert names
     assert all((REPOSITORY / name).exists() for name in names)
+    pages = README + "".join(path.read_text() for path in (REPOSITORY / "docs").glob("*.md"))
+    files = re.findall(r"\b(?:tests|benchmarks|alexnet_jax|configs)/[\w/]+\.py\b", pages)
+    assert files and all((REPOSITORY / name).exists() for name in files)
     tree = README.split("## The code")[1]
     told = set(re.findall(r"(\w+\.py|\w+/)(?=[,\s])", tree.split("alexnet_jax/\n")[1]))
     package = REPOSITORY / "alexnet_jax"

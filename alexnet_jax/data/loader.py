@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_jax.config import check_value
 from alexnet_jax.data.storage import InMemoryRecords, Records
-from alexnet_jax.errors import UserError, check_choice
+from alexnet_jax.errors import UserError
 from alexnet_jax.system.machine import available_cores
 
 HostBatch = dict[str, np.ndarray]
 """image (uint8, [batch, size, size, 3]), label, id, epoch (int32, [batch]) and mask (bool, [batch])."""
-
-CACHES = ("auto", "device", "host", "disk")
-"""Where training images are kept; "auto" chooses."""
 
 ALL_ROWS = slice(None)
 
@@ -100,11 +98,6 @@ def load_into_memory(records: Records, num_threads: int) -> InMemoryRecords:
     return InMemoryRecords(images, records.labels)
 
 
-def check_cache(cache: str) -> None:
-    """Raises UserError if there is no such cache."""
-    check_choice("config.data.residence", cache, CACHES)
-
-
 def choose_cache(cache: str, records: Records, device_bytes: int | None, host_bytes: int) -> str:
     """Decides where training images are kept: "device", "host" or "disk".
 
@@ -112,14 +105,14 @@ def choose_cache(cache: str, records: Records, device_bytes: int | None, host_by
     host's; pixels that are on disk uncompressed stay there, since the system caches them in memory by itself.
 
     Args:
-      cache: one of CACHES.
+      cache: "auto", "device", "host" or "disk".
       records: of the training split.
       device_bytes: memory of a device; None for a device that shares the host's.
       host_bytes: memory of the host.
 
     Raises UserError if there is no such cache or the images are larger than the memory asked for.
     """
-    check_cache(cache)
+    check_value("data.residence", cache)
     needed = len(records.labels) * records.image_size**2 * 3
     memory = {"device": min(device_bytes or host_bytes, host_bytes), "host": host_bytes}  # they pass through the host
     if cache in memory and needed > memory[cache]:

@@ -20,17 +20,17 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from alexnet_jax.config import check_value
 from alexnet_jax.data import storage
 from alexnet_jax.data.images import PROPERTIES, PreparedImage, resize_image
 from alexnet_jax.data.inventory import QUARANTINE_TABLE, Inventory, describe, save_arrays, write_table, write_tables
 from alexnet_jax.data.sources import SPLITS, Original, Source
 from alexnet_jax.data.storage import FolderInfo, read_info
-from alexnet_jax.errors import UserError, check_choice, reason
+from alexnet_jax.errors import UserError, reason
 from alexnet_jax.system import console
 from alexnet_jax.system.files import acquire_lock
 from alexnet_jax.system.machine import available_cores
 
-STORAGES = ("auto", "jpeg", "raw")
 RAW_LIMIT = 4e9
 """Bytes up to which "auto" stores pixels: more would rarely stay in memory, and disks are slower than decoding."""
 
@@ -57,7 +57,7 @@ class Storing:
     max_megapixels: float
 
     def __post_init__(self) -> None:
-        check_choice("config.data.storage", self.storage, STORAGES)
+        check_value("data.storage", self.storage)
 
 
 def prepare(source: Source, storing: Storing, directory: Path) -> None:

@@ -34,7 +34,7 @@ class Trial:
     Attributes:
       config: see configs/alexnet.py.
       workdir: the folder of the run.
-      command: the words after "python" that would do the same, from "main.py" on.
+      command: the words that would do the same; see `run_folder.training_program`.
     """
 
     config: ConfigDict
@@ -65,10 +65,10 @@ class TrialStoppedError(Exception):
     """Raised by an `on_epoch` to end a trial; the text becomes its `failure`."""
 
 
-OnEpoch = Callable[[Trial, dict[str, Any]], None]
+OnTrialEpoch = Callable[[Trial, dict[str, Any]], None]
 
 
-def run_trials(trials: Iterable[Trial], on_epoch: OnEpoch = lambda *_: None) -> Iterator[Outcome]:
+def run_trials(trials: Iterable[Trial], on_epoch: OnTrialEpoch = lambda *_: None) -> Iterator[Outcome]:
     """Does each trial that is not finished already, and yields its outcome.
 
     Args:
@@ -122,7 +122,7 @@ def wait_for_claim(folder: Path) -> contextlib.ExitStack:
     return claim
 
 
-def _attempt(trial: Trial, on_epoch: OnEpoch) -> Outcome | None:
+def _attempt(trial: Trial, on_epoch: OnTrialEpoch) -> Outcome | None:
     """Does a trial, if it is not finished; None if another process is doing it."""
     if is_finished(trial):
         return _outcome(trial)

@@ -1,6 +1,7 @@
 """The table of a network's layers: shapes, parameters and multiply-accumulates."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -22,6 +23,13 @@ class LayerSummary:
 
 def trace_shapes(model: AlexNet, crop: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
     """The variables, as shapes, and the shape of every activation of one crop x crop image; computes neither."""
+    variables, shapes = _trace(model, crop)
+    return variables, dict(shapes)
+
+
+@functools.lru_cache(maxsize=4)
+def _trace(model: AlexNet, crop: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """Kept, since a run asks for the same network several times before its first step."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def init(images: Array) -> Any:

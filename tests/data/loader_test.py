@@ -1,5 +1,6 @@
 """Order, position, reading ahead, padding and residence of batches."""
 
+import functools
 import gc
 import itertools
 import threading
@@ -10,9 +11,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import numpy as np
 import pytest
 
+from alexnet_jax.config import check_value
 from alexnet_jax.data.loader import (
     HostBatch,
-    check_cache,
     choose_cache,
     eval_batches,
     load_into_memory,
@@ -315,7 +316,10 @@ def test_images_pass_through_the_hosts_memory_to_the_device() -> None:
 
 
 def test_an_unknown_residence_is_refused() -> None:
-    for refuse in (check_cache, lambda name: choose_cache(name, Pictures(1), None, ROOM)):
+    for refuse in (
+        functools.partial(check_value, "data.residence"),
+        lambda name: choose_cache(name, Pictures(1), None, ROOM),
+    ):
         with pytest.raises(UserError, match=r"config\.data\.residence='cloud' is unknown; there are: auto, device"):
             refuse("cloud")
 
