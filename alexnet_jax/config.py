@@ -1,6 +1,7 @@
 """What can be done with a config's keys: defaults, checks, and what makes two configs different experiments."""
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,35 +12,28 @@ from ml_collections.config_dict import placeholder
 from alexnet_jax.config_keys import KEYS, Key
 from alexnet_jax.errors import UserError
 
+NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "text", tuple: "a tuple"}
+ALSO = {float: (int,), tuple: (list,)}  # what JSON and the command line make of them
+
 
 def default_config() -> ConfigDict:
     """Every key with its default."""
-    return _defaults(KEYS)
-
-
-def _defaults(keys: Mapping[str, Any]) -> ConfigDict:
-    config = ConfigDict()
-    for name, entry in keys.items():
-        if not isinstance(entry, Key):
-            config[name] = _defaults(entry)
-        else:
-            config[name] = entry.default if entry.kind is None else placeholder(entry.kind)
-    return config
+    return ConfigDict(
+        _nest({name: key.default if key.kind is None else placeholder(key.kind) for name, key in KEYS.items()})
+    )
 
 
 def complete(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The plain config of a run, with the default of each key that there was not when it was made."""
+    return _nest({name: key.default for name, key in KEYS.items()} | dict(flatten(stored)))
 
-    def with_defaults(given: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
-        whole = dict(given)
-        for name, entry in keys.items():
-            if not isinstance(entry, Key):
-                whole[name] = with_defaults(given.get(name, {}), entry)
-            elif name not in given:
-                whole[name] = entry.default
-        return whole
 
-    return with_defaults(stored, KEYS)
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        functools.reduce(lambda section, inner: section.setdefault(inner, {}), sections, nested)[last] = value
+    return nested
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -96,9 +90,8 @@ def shared(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain_without(config: Mapping[str, Any], leaves_out: Callable[[Key], bool]) -> dict[str, Any]:
     """The values as JSON gives them back; a key that the table does not know counts as fixed and shared."""
-    entries = dict(flatten(KEYS))
-    unknown = Key(None, "")
-    return {name: _plain(value) for name, value in flatten(config) if not leaves_out(entries.get(name, unknown))}
+    unknown = Key("fixed", None, "")
+    return {name: _plain(value) for name, value in flatten(config) if not leaves_out(KEYS.get(name, unknown))}
 
 
 def _plain(value: Any) -> Any:
@@ -109,10 +102,7 @@ def _plain(value: Any) -> Any:
 def check(config: Mapping[str, Any]) -> None:
     """Raises UserError if a value of a plain config cannot work. A key that is missing has its default."""
     values = dict(flatten(complete(config)))
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"config.{name}={value} must be finite")
-    for name, _ in flatten(KEYS):
+    for name in KEYS:
         check_value(name, values[name])
     if values["data.validation_fraction"] + values["data.test_fraction"] >= 1:
         raise UserError("config.data.validation_fraction and config.data.test_fraction leave nothing to train on")
@@ -130,12 +120,17 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def check_value(name: str, value: Any) -> None:
-    """Raises UserError if the value breaks a rule of the key "section.key"."""
-    entry: Any = KEYS
-    for part in name.split("."):
-        entry = entry[part]
-    for rule in entry.rules:
-        if value is not None and not _holds(rule.holds, value):
+    """Raises UserError if the value has not the type of the key "section.key" or breaks one of its rules."""
+    key = KEYS[name]
+    if value is None and key.kind is not None:
+        return
+    kind = key.kind or type(key.default)
+    if not isinstance(value, (kind, *ALSO.get(kind, ()))) or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"config.{name}={value!r} must be {NAMES[kind]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config.{name}={value} must be finite")
+    for rule in key.rules:
+        if not _holds(rule.holds, value):
             raise UserError(f"config.{name}={value!r} {rule.text}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.config_keys import KEYS, Key
+from alexnet_jax.config_keys import KEYS, fixed
 from alexnet_jax.errors import UserError
 from configs.alexnet import get_config
 
@@ -39,6 +39,11 @@ def config_with(changes: dict[str, Any]) -> dict[str, Any]:
         ("profile_steps", -1),
         ("seed", -1),
         ("seed", 2**31),
+        ("batch_size", 1.5),
+        ("batch_size", True),
+        ("batch_size", None),
+        ("data.mirror", "yes"),
+        ("data.name", 7),
         ("data.crop", 0),
         ("data.crop", 73),  # image_size is 72
         ("data.validation_fraction", 0.0),
@@ -174,20 +179,18 @@ def test_a_config_without_a_key_has_its_default() -> None:
 
 
 def test_the_defaults_fulfil_their_rules_and_have_comments_and_types() -> None:
-    for name, entry in config_lib.flatten(KEYS):
+    for name, entry in KEYS.items():
         assert entry.comment and not entry.comment.endswith("."), name
         assert (entry.default is None) == (entry.kind is not None), name
         assert entry.resume in {"fixed", "length", "free"}, name
         assert entry.default is None or all(rule.holds(entry.default) for rule in entry.rules), name
         assert all(rule.text.startswith(("must ", "is unknown; there are: ")) for rule in entry.rules), name
-    assert {name for name, _ in config_lib.flatten(config_lib.default_config())} == dict(
-        config_lib.flatten(KEYS)
-    ).keys()
+    assert {name for name, _ in config_lib.flatten(config_lib.default_config())} == KEYS.keys()
 
 
 def test_a_key_that_the_code_no_longer_has_is_kept_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     now = get_config().to_dict()
-    monkeypatch.setitem(KEYS["data"], "sharpen", Key(0.5, "strength of a filter that was taken out again"))
+    monkeypatch.setitem(KEYS, "data.sharpen", fixed(0.5, "strength of a filter that was taken out again"))
     before = get_config().to_dict()
     monkeypatch.undo()
     config_lib.check(before)

@@ -43,22 +43,22 @@ def test_the_presets_of_the_config_are_those_of_the_models() -> None:
 
 @pytest.mark.parametrize("name", ["activation", "lrn", "pool_window", "pool_kind", "dropout_convention", "towers"])
 def test_the_names_in_the_table_are_those_that_the_models_know(name: str) -> None:
-    (rule,) = KEYS["model"][name].rules
+    (rule,) = KEYS[f"model.{name}"].rules
     config = alexnet.get_config().model
-    config[name] = KEYS["model"][name].kind("9")
+    config[name] = KEYS[f"model.{name}"].kind("9")
     with pytest.raises(UserError) as raised:
         get_model(config, num_classes=10)
     assert str(raised.value) == f"config.model.{name}={config[name]!r} {rule.text}"
 
 
 def test_the_names_in_the_table_are_those_that_storage_and_schedules_know() -> None:
-    (rule,) = KEYS["data"]["storage"].rules
+    (rule,) = KEYS["data.storage"].rules
     data = alexnet.get_config().data
     fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(Storing)}
     with pytest.raises(UserError) as raised:
         Storing(**{**fields, "storage": "png"})
     assert str(raised.value) == f"config.data.storage='png' {rule.text}"
-    (rule,) = KEYS["optimizer"]["batch_scaling"].rules
+    (rule,) = KEYS["optimizer.batch_scaling"].rules
     assert all(rule.holds(name) for name in BATCH_SCALINGS) and all(name in rule.text for name in BATCH_SCALINGS)
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import load_run
 from alexnet_jax.checkpoint import checkpoint_names, restore
-from alexnet_jax.config_keys import KEYS, POSITIVE, key
+from alexnet_jax.config_keys import KEYS, POSITIVE, fixed
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference.evaluation import evaluate_run
 from alexnet_jax.train import train_and_evaluate
@@ -84,7 +84,7 @@ def test_a_run_made_before_a_key_was_added_is_opened_and_continued(
     """Adding a key to the table is all that a new key takes, and costs no earlier run."""
     result = train_and_evaluate(make_config(max_steps=1), tmp_path)
     before = load_run(tmp_path)
-    monkeypatch.setitem(KEYS["data"], "sharpen", key(0.5, "strength of a filter that nobody has written", POSITIVE))
+    monkeypatch.setitem(KEYS, "data.sharpen", fixed(0.5, "strength of a filter that nobody has written", POSITIVE))
     config = make_config(max_steps=2)
     assert config.data.sharpen == 0.5
     after = load_run(tmp_path)
