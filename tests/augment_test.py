@@ -146,7 +146,7 @@ def test_the_central_window_is_that_of_testing(mean_form: str) -> None:
 
 
 def test_the_mean_image_at_a_resized_crop_is_refused() -> None:
-    with pytest.raises(UserError, match=r"mean_form='image_crop' needs whole pixels: config\.data\.cropping='random'"):
+    with pytest.raises(UserError, match=r"mean_form='image_crop'.*config\.data\.cropping='random'"):
         with_mean("image_crop", cropping="resized")
 
 
@@ -239,7 +239,7 @@ def test_random_boxes_stay_inside_and_cover_the_promised_range() -> None:
 
 @pytest.mark.parametrize("key", ["cropping", "color_noise_form", "mean_form"])
 def test_an_unknown_kind_is_refused(key: str) -> None:
-    with pytest.raises(UserError, match=rf"config\.data\.{key}='none' is unknown; there are: "):
+    with pytest.raises(UserError, match=rf"config\.data\.{key}='none'"):
         dataclasses.replace(PLAIN, **{key: "none"})
 
 
@@ -272,5 +272,5 @@ def test_what_the_config_says_counts_more_than_what_was_measured() -> None:
 def test_a_colour_where_a_mean_image_is_meant_is_refused(form: str) -> None:
     data = alexnet.get_config("synthetic,bn,smoke").data
     data.update({"mean": (1.0, 2.0, 3.0), "mean_form": form})
-    with pytest.raises(UserError, match=rf"config\.data\.mean is one number a channel; .*mean_form='{form}'"):
+    with pytest.raises(UserError, match=rf"config\.data\.mean .*mean_form='{form}'"):
         make_preprocessing(data, MEASURED)

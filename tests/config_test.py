@@ -163,7 +163,7 @@ def test_possible_values_at_the_edge_are_not_refused(key: str, value: Any) -> No
 
 
 def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
-    with pytest.raises(UserError, match="leave nothing to train on"):
+    with pytest.raises(UserError, match=r"validation_fraction and config\.data\.test_fraction"):
         config_lib.check(config_with({"data.validation_fraction": 0.5, "data.test_fraction": 0.5}))
 
 

@@ -69,7 +69,13 @@ def test_every_combination_has_possible_values(data: str, preset: str) -> None:
     config_lib.check(alexnet.get_config(f"smoke,{preset},{data}").to_dict())
 
 
-@pytest.mark.parametrize("preset", alexnet.PRESETS)
+QUICK = {"source", "lenet"}
+"""Presets whose programs compile in seconds, and between them have all kinds of layers but batch normalisation."""
+
+
+@pytest.mark.parametrize(
+    "preset", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in alexnet.PRESETS]
+)
 def test_every_preset_trains_a_step(preset: str, tmp_path: Path, prepared_dir: str) -> None:
     config = alexnet.get_config(f"digits,{preset},smoke")
     config.data.prepared_dir = prepared_dir

@@ -9,6 +9,8 @@ from alexnet_jax.steps import make_train_step
 from alexnet_jax.train_state import create_train_state, init_variables
 from tests.helpers.training_setup import setup
 
+pytestmark = pytest.mark.cpu_kernels
+
 # Loss of the batch before the step, and the length of each kernel's first velocity, which is rate * (gradient + decay).
 GOLDEN = {
     "loss": 2.299232,

@@ -15,6 +15,8 @@ pytest.importorskip("torch")
 
 from benchmarks import gpu, roofline
 
+pytestmark = pytest.mark.slow
+
 SECTIONS = (
     "Checked first:",
     "- float32: our loss goes from ",

@@ -133,6 +133,7 @@ def first_at_or_after(epoch: float) -> float:
     return -(-epoch * EXAMPLES // BATCH) * BATCH / EXAMPLES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "factor", "bias_rate_at_the_end", "cut_from"),
     [("source", 0.1, 0.02, CUT), ("run170", 250 ** (-1 / 3), 0.002, np.inf)],

@@ -15,6 +15,7 @@ from benchmarks.interruptions import Run, Stop, fuzz, summarize
 EXAMPLES = 2001
 
 
+@pytest.mark.slow
 def test_killed_runs_equal_the_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = fuzz(2, 1, 0, tmp_path, kinds=("preparing", "save"), examples=EXAMPLES)
     assert [stop.status for trial in results for stop in trial.stops] == [-signal.SIGKILL] * 2
@@ -62,6 +63,7 @@ def change_velocity(checkpoints: Path) -> None:
         writer.save(name, restored.tree, restored.metadata, best=None)
 
 
+@pytest.mark.slow
 def test_sigterm_in_an_evaluation_saves_and_ends_soon(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", tmp_path / "compiled", EXAMPLES)
     stop = run.interrupt("evaluation", np.random.default_rng(0), signal.SIGTERM)

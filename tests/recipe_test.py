@@ -69,7 +69,7 @@ def test_an_image_is_mixed_with_its_partner() -> None:
     images = jnp.arange(4.0).reshape(4, 1, 1, 1) * jnp.ones((4, 2, 2, 3))
     mixed = augment.mix_pairs(images, jnp.array([0.75, 0.5, 1.0, 0.9]))
     np.testing.assert_allclose(mixed[:, 0, 0, 0], [0.25, 0.5, 2.0, 2.9], rtol=1e-6)
-    with pytest.raises(UserError, match=r"config\.data\.mixup wants pairs, but a device has 3 images"):
+    with pytest.raises(UserError, match=r"config\.data\.mixup.* 3 "):
         augment.partners(images[:3])
 
 

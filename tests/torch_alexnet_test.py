@@ -16,6 +16,8 @@ torch = pytest.importorskip("torch")
 
 from benchmarks.torch_alexnet import TorchAlexNet  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 BATCH = 3
 # Crops at which the last map is 2 x 2 or larger, so that the order of flattening matters, and at which windows
 # overhang where the preset lets them.

@@ -27,6 +27,7 @@ def shape_of(text: str) -> str:
     return " ".join(re.sub(r"-?\d[\d.,]*(e[-+]?\d+)?", "#", text).split())
 
 
+@pytest.mark.slow
 def test_cells_run_and_print_what_is_stored(tmp_path: Path) -> None:
     parts = [f"print('\\n# cell {name}')\n{''.join(cell['source'])}\n" for name, cell in CODE.items()]
     script = tmp_path / "tour.py"

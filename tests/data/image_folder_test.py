@@ -356,5 +356,5 @@ def test_the_prepared_copy_serves_when_the_originals_are_gone(
     after = prepared(root, tmp_path / "p")
     assert after.content == before.content and "warning: " in capsys.readouterr().out
     np.testing.assert_array_equal(images_of(after.splits["train"]), images_of(before.splits["train"]))
-    with pytest.raises(MissingSourceError, match="is no folder"):
+    with pytest.raises(MissingSourceError, match="folder"):
         prepared(root, tmp_path / "p", image_size=8)

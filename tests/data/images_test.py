@@ -278,7 +278,7 @@ def enlarge_header(data: bytes, side: int) -> bytes:
 def test_huge_images_are_refused_by_their_header(kind: str) -> None:
     data = enlarge_header(encoded(waves(8, 8), kind), 30_000)
     began = time.monotonic()
-    with pytest.raises(ValueError, match=r"30000 x 30000 pixels are more than config\.data\.max_megapixels allows"):
+    with pytest.raises(ValueError, match=r"30000 x 30000.*config\.data\.max_megapixels"):
         resize_image(data, SIZE, 100e6)
     assert time.monotonic() - began < 0.5
     at_limit = encoded(waves(20, 30), kind)

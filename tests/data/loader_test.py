@@ -207,12 +207,12 @@ def broken_at(bad: int, error: Exception) -> Callable[[np.ndarray], None]:
 
 @pytest.mark.parametrize("kind", BATCHES)
 def test_an_image_that_cannot_be_read_ends_the_stream_where_it_stands(kind: str) -> None:
-    stream = BATCHES[kind](Pictures(64, broken_at(50, UserError("image 50 is damaged"))), 8)
+    stream = BATCHES[kind](Pictures(64, broken_at(50, UserError("image 50"))), 8)
     intact = BATCHES[kind](Pictures(64), 8)
     for expected in itertools.takewhile(lambda batch: 50 not in batch["id"], intact):
         np.testing.assert_array_equal(next(stream)["image"], expected["image"])
     intact.close()
-    with pytest.raises(UserError, match="image 50 is damaged"):
+    with pytest.raises(UserError, match="image 50"):
         next(stream)
 
 
@@ -305,7 +305,7 @@ def test_where_images_lie(
     [("device", LITTLE, ROOM), ("device", None, LITTLE), ("host", ROOM, LITTLE), ("host", None, LITTLE)],
 )
 def test_a_memory_that_is_too_small_is_refused(residence: str, device_bytes: int | None, host_bytes: int) -> None:
-    with pytest.raises(UserError, match=rf"config\.data\.residence='{residence}': .*'disk' or 'auto' will do"):
+    with pytest.raises(UserError, match=rf"config\.data\.residence='{residence}'.*'disk' or 'auto'"):
         choose_cache(residence, Pictures(100), device_bytes, host_bytes)
 
 
@@ -320,7 +320,7 @@ def test_an_unknown_residence_is_refused() -> None:
         functools.partial(check_value, "data.residence"),
         lambda name: choose_cache(name, Pictures(1), None, ROOM),
     ):
-        with pytest.raises(UserError, match=r"config\.data\.residence='cloud' is unknown; there are: auto, device"):
+        with pytest.raises(UserError, match=r"config\.data\.residence='cloud'.*auto, device"):
             refuse("cloud")
 
 

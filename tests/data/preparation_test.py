@@ -117,6 +117,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("storage", "step"), [("raw", 12), ("jpeg", 140)])
 def test_a_full_disk_is_told_and_what_is_written_by_then_is_kept(
     source: Path,
@@ -141,6 +142,7 @@ def test_a_full_disk_is_told_and_what_is_written_by_then_is_kept(
     assert_whole(disk, expected[storage])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", STORAGES)
 def test_room_made_on_a_full_disk_lets_the_same_command_continue(
     source: Path,
@@ -272,6 +274,7 @@ def test_an_interruption_says_that_the_work_is_kept(
 PROGRAMS = {"main.py": ["main.py"], "prepare": ["-m", "alexnet_jax", "prepare"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "number", "message"),
     [

@@ -158,6 +158,7 @@ def test_differences_are_in_points_and_failures_are_told() -> None:
     assert worse.text() == "35.00% ± 7.07% (one failed: seed 2 diverged)"
 
 
+@pytest.mark.slow
 def test_a_table_of_a_few_images(tmp_path: Path, prepared_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config=configs/alexnet.py:synthetic,small", "--config.epochs=0.5", "--config.batch_size=16"]
     words += [f"--config.data.prepared_dir={prepared_dir}", "--config.data.synthetic_examples=64"]
@@ -179,7 +180,7 @@ def test_a_table_of_a_few_images(tmp_path: Path, prepared_dir: str, capsys: pyte
     times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/*/timing.jsonl"))]
     ablate.main(words)
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/*/timing.jsonl"))] == times
-    with pytest.raises(UserError, match="there are: tanh"):
+    with pytest.raises(UserError, match="tanh"):
         ablate.main([*words, "--rows", "nonsense"])
     ten_views = ["baseline", "seed-5", "views-10.json"]
     before = tmp_path.joinpath("runs", *ten_views).read_bytes()

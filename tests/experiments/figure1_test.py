@@ -71,7 +71,7 @@ def test_a_run_that_was_interrupted_ends_at_the_same_training_error(
 
 def test_the_best_rate_has_the_lowest_loss_and_one_that_diverged_is_never_best() -> None:
     assert figure1.best_rate({0.1: math.inf, 0.01: 1.5, 0.001: 1.2}, "relu") == 0.001
-    with pytest.raises(UserError, match="relu diverged"):
+    with pytest.raises(UserError, match="relu"):
         figure1.best_rate({0.1: math.inf}, "relu")
 
 
@@ -128,6 +128,7 @@ def test_the_picture_has_a_curve_a_seed(tmp_path: Path) -> None:
     assert red > blue > 100
 
 
+@pytest.mark.slow
 def test_the_command_from_pictures_to_figure(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

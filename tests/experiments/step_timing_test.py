@@ -46,7 +46,7 @@ def test_steps_train_and_each_has_its_time() -> None:
 def test_a_batch_must_divide_by_the_devices() -> None:
     config = alexnet.get_config("synthetic,lenet,smoke")
     config.batch_size = 15
-    with pytest.raises(UserError, match=r"config\.batch_size=15 does not divide into 2 shards"):
+    with pytest.raises(UserError, match=r"config\.batch_size=15.* 2 "):
         step_timing.RandomTraining(config)
 
 

@@ -315,7 +315,7 @@ def test_a_study_begun_before_a_key_was_added_goes_on_with_its_default(tmp_path:
     with opened(tmp_path, **{"config.epochs": 2.0, "config.optimizer.ema_decay": 0.0, "config.data.std": [1.0] * 3}):
         pass
     with (
-        pytest.raises(UserError, match=r"has another config\.optimizer\.ema_decay \(0\.0\)"),
+        pytest.raises(UserError, match=r"config\.optimizer\.ema_decay .*0\.0"),
         opened(tmp_path, **{"config.epochs": 2.0, "config.optimizer.ema_decay": 0.5}),
     ):
         pass

@@ -107,7 +107,7 @@ def test_what_does_not_suit_is_refused_and_nothing_is_written(
 def test_a_folder_with_a_run_is_left_alone(tmp_path: Path) -> None:
     source = write(tmp_path / "a.safetensors", foreign("torchvision")[2])
     convert.main(arguments(source, tmp_path / "run"))
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match=r"run"):
         convert.main(arguments(source, tmp_path / "run"))
 
 

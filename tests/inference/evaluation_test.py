@@ -96,7 +96,7 @@ def test_other_classes_are_refused_with_the_first_that_differs(make_config: Make
     changes = {"data.dir": str(folder), "data.prepared_dir": str(tmp_path / "prepared")}
     train_and_evaluate(make_config("folder,cifar_18pct", max_steps=1, batch_size=8, **changes), tmp_path / "run")
     (folder / "train" / "dog").rename(folder / "train" / "cow")
-    with pytest.raises(UserError, match=r"has other classes than the run in .*run: class 1 is 'cow', not 'dog'"):
+    with pytest.raises(UserError, match=r"class 1 .*'cow'.*'dog'"):
         program.main([str(tmp_path / "run")])
     make_folder(folder, {"train/eel": 30})
     (folder / "train" / "cow").rename(folder / "train" / "dog")
@@ -130,7 +130,7 @@ def test_a_changed_class_list_or_preprocessing_in_a_checkpoint_is_noticed(
             for old, new in ((b'"0"', b'"7"'), (b'"crop": 28', b'"crop": 27'), (b'"crop":28', b'"crop":27')):
                 if old in whole:
                     path.write_bytes(whole.replace(old, new, 1))
-                    with pytest.raises(UserError, match="does not match its digest"):
+                    with pytest.raises(UserError, match="digest"):
                         load_run(tmp_path)
                     changed += 1
             path.write_bytes(whole)

@@ -102,14 +102,14 @@ def test_features_are_those_of_the_layer(run: TrainedRun, tmp_path: Path) -> Non
     logits = run.features([file], run.layer_names[-1]).astype(np.float64)
     shares = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(run.predict([file]), shares, rtol=1e-5)
-    with pytest.raises(UserError, match=r"no layer is named 'fc77'; there are: conv1, act1"):
+    with pytest.raises(UserError, match=r"'fc77'.*conv1, act1"):
         run.features([file], "fc77")
 
 
 def test_pixels_of_another_type_are_refused(run: TrainedRun) -> None:
     with pytest.raises(UserError, match="uint8"):
         run.predict(np.zeros((1, 72, 72, 3), np.float32))
-    with pytest.raises(UserError, match="is not uint8"):
+    with pytest.raises(UserError, match="4"):
         run.predict(np.zeros((1, 72, 72, 4), np.uint8))
     with pytest.raises(UserError, match="no images"):
         run.predict([])
@@ -125,17 +125,17 @@ def test_an_exported_file_is_the_same_network(run: TrainedRun, tmp_path: Path) -
     (tmp_path / "cut.safetensors").write_bytes(content[:-9])
     (tmp_path / "text.safetensors").write_bytes(b"no such file at all")
     for name in ("cut", "text"):
-        with pytest.raises(UserError, match=f"{name}.safetensors is no whole"):
+        with pytest.raises(UserError, match=f"{name}.safetensors"):
             load_run(tmp_path / f"{name}.safetensors")
     renamed = bytes(content).replace(rb"\"3\"", rb"\"8\"", 1)
     assert renamed != content
     (tmp_path / "renamed.safetensors").write_bytes(renamed)
-    with pytest.raises(UserError, match=r"renamed.safetensors is damaged: its content does not match its digest"):
+    with pytest.raises(UserError, match=r"renamed\.safetensors.*digest"):
         load_run(tmp_path / "renamed.safetensors")
     from safetensors.numpy import save_file
 
     save_file({"a": np.zeros(3)}, tmp_path / "bare.safetensors")
-    with pytest.raises(UserError, match="holds arrays alone"):
+    with pytest.raises(UserError, match=r"bare\.safetensors"):
         load_run(tmp_path / "bare.safetensors")
 
 
@@ -210,7 +210,7 @@ def test_a_mistake_is_one_line(
 def test_an_image_too_large_to_decode_is_unreadable(run: TrainedRun, tmp_path: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 100_000
-    with pytest.raises(UserError, match=r"bomb.png cannot be read: 20000 x 20000 pixels"):
+    with pytest.raises(UserError, match=r"bomb\.png.*20000 x 20000"):
         run.predict([tmp_path / "bomb.png"])
 
 
@@ -241,7 +241,7 @@ def test_classes_that_the_data_lack_have_a_name(make_config: Callable[..., Confi
 
 def test_views_that_there_are_not_are_refused(run: TrainedRun) -> None:
     for views in (0, 3, -1):
-        with pytest.raises(UserError, match=f"views={views}: .* over 1, 2, 10 views"):
+        with pytest.raises(UserError, match=f"views={views}.* 1, 2, 10"):
             run.predict(np.zeros((72, 72, 3), np.uint8), views)
 
 
@@ -283,7 +283,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(
 def test_a_header_without_its_parts_is_refused(tmp_path: Path) -> None:
     tree = {"a": np.zeros(3, np.float32)}
     write_safetensors(tmp_path / "a.safetensors", tree, {"digest": digest(tree, {})})
-    with pytest.raises(UserError, match=r"a\.safetensors is no run of this code: KeyError, 'config'"):
+    with pytest.raises(UserError, match=r"a\.safetensors.*'config'"):
         load_run(tmp_path / "a.safetensors")
 
 
@@ -291,9 +291,9 @@ def test_a_network_of_nan_has_no_answers(run: TrainedRun, tmp_path: Path) -> Non
     params = jax.tree.map(lambda array: np.full_like(array, np.nan), run.params)
     dataclasses.replace(run, params=params).save(tmp_path / "nan.safetensors")
     words = [str(tmp_path / "nan.safetensors"), str(photo(tmp_path / "a.png", 1))]
-    with pytest.raises(UserError, match="answers NaN"):
+    with pytest.raises(UserError, match="NaN"):
         predict.main(words)
-    with pytest.raises(UserError, match=r"--checkpoint=best: .* is a file"):
+    with pytest.raises(UserError, match=r"--checkpoint=best"):
         predict.main([*words, "--checkpoint=best"])
 
 

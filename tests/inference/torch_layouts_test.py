@@ -19,6 +19,8 @@ nn = torch.nn
 
 from safetensors.torch import load_file  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 CROP = 95
 TOLERANCE = 1e-4
 

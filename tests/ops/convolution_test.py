@@ -12,11 +12,17 @@ from alexnet_jax.ops.winograd import conv_by_tiles
 from tests.helpers.arrays import normal32, normal64
 from tests.helpers.convolutions import Convolve, assert_as_xla, gradients
 
+pytestmark = pytest.mark.cpu_kernels
+
 
 @pytest.mark.parametrize(
     ("side", "channels", "features", "kernel", "stride", "pad", "groups"),
-    [(59, 3, 96, 11, 4, 0, 1), (27, 96, 256, 5, 1, 2, 2), (13, 256, 384, 3, 1, 1, 1), (13, 384, 256, 3, 1, 1, 2)],
-    ids=["conv1", "conv2", "conv3", "conv5"],
+    [
+        pytest.param(59, 3, 96, 11, 4, 0, 1, id="conv1"),
+        pytest.param(27, 96, 256, 5, 1, 2, 2, id="conv2", marks=pytest.mark.slow),
+        pytest.param(13, 256, 384, 3, 1, 1, 1, id="conv3"),
+        pytest.param(13, 384, 256, 3, 1, 1, 2, id="conv5", marks=pytest.mark.slow),
+    ],
 )
 def test_float32_loses_few_digits(
     side: int, channels: int, features: int, kernel: int, stride: int, pad: int, groups: int

@@ -11,6 +11,8 @@ from alexnet_jax.ops import normalization
 from alexnet_jax.ops.normalization import LRN, LRN_CONVENTIONS, cross_map_norm, within_map_norm
 from tests.helpers.arrays import normal32
 
+pytestmark = pytest.mark.cpu_kernels
+
 
 def cross_map_loop(x: np.ndarray, k: float, alpha: float, size: int, towers: int) -> np.ndarray:
     """Normalises over the `size` channels around each, as far as they lie in its tower."""

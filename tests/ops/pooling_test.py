@@ -10,6 +10,8 @@ from alexnet_jax.ops.pooling import pool
 from alexnet_jax.ops.windows import window_padding
 from tests.helpers.arrays import normal32
 
+pytestmark = pytest.mark.cpu_kernels
+
 
 def pool_loop(x: np.ndarray, kind: str, size: int, stride: int, ceil: bool) -> np.ndarray:
     """With `ceil`, windows go on until one reaches the edge; slicing cuts off what lies outside."""

@@ -34,5 +34,5 @@ def test_maps_of_67_pixels_need_no_rounding(ceil: bool) -> None:
 @pytest.mark.parametrize("ceil", [False, True])
 @pytest.mark.parametrize(("size", "kernel", "stride", "pad"), [(1, 3, 2, 0), (2, 3, 2, 0), (2, 5, 1, 1), (8, 11, 4, 1)])
 def test_window_that_does_not_fit(size: int, kernel: int, stride: int, pad: int, ceil: bool) -> None:
-    with pytest.raises(UserError, match=f"{kernel}x{kernel} window does not fit into a {size}x{size} map"):
+    with pytest.raises(UserError, match=f"{kernel}x{kernel}.*{size}x{size}"):
         window_padding(size, kernel, stride, pad, ceil)

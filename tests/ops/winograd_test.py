@@ -14,6 +14,8 @@ from alexnet_jax.ops.winograd import conv_by_tiles, winograd
 from tests.helpers.arrays import normal32, normal64
 from tests.helpers.convolutions import assert_as_xla, gradients
 
+pytestmark = pytest.mark.cpu_kernels
+
 
 def convolutions() -> list[Any]:
     """Each kind of convolution that a preset has: kernel, stride, padding, overhang allowed, groups."""

@@ -14,7 +14,7 @@ from alexnet_jax.cli import audit
 from alexnet_jax.errors import LostProcessError, UserError
 from alexnet_jax.parallel import hosts
 from alexnet_jax.run.metrics_log import read_metrics
-from tests.helpers.processes import finish, free_port, joining, start
+from tests.helpers.processes import finish, free_port, is_silent, joining, start
 
 STEPS = 17  # of two epochs of 101 images in batches of 12
 
@@ -39,11 +39,6 @@ def train(count: int, workdir: Path, prepared_dir: str, *changes: str, **setting
     return results[0][1]
 
 
-def is_silent(out: str) -> bool:
-    """Whether nobody but gloo speaks; what its threads say is mixed at times."""
-    return not any(word in out for word in ("main.py", "epoch", "warning", "error"))
-
-
 def assert_same(record: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
     """Losses may differ as sums of another order do; images, counts and rates may not."""
     assert len(record) == len(other)
@@ -52,11 +47,13 @@ def assert_same(record: list[dict[str, Any]], other: list[dict[str, Any]]) -> No
         assert entry == {**expected, **losses}
 
 
+@pytest.mark.slow
 def test_tasks_of_slurm_with_two_devices_each(alone: list[dict[str, Any]], tmp_path: Path, prepared_dir: str) -> None:
     assert "4 x cpu, " in train(2, tmp_path / "run", prepared_dir, devices=2, slurm=True)
     assert_same(read_metrics(tmp_path / "run"), alone)
 
 
+@pytest.mark.slow
 def test_networks_divided_over_the_devices_of_each(
     alone: list[dict[str, Any]], tmp_path: Path, prepared_dir: str
 ) -> None:
@@ -65,6 +62,7 @@ def test_networks_divided_over_the_devices_of_each(
     assert_same(read_metrics(tmp_path / "run"), alone)
 
 
+@pytest.mark.slow
 def test_continued_by_other_numbers_of_processes(
     alone: list[dict[str, Any]], tmp_path: Path, prepared_dir: str
 ) -> None:
@@ -93,6 +91,7 @@ def start_endless(run: Path, prepared_dir: str, *changes: str) -> list[subproces
     return processes
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_stops_and_saves_all(tmp_path: Path, prepared_dir: str) -> None:
     processes = start_endless(tmp_path, prepared_dir)
     processes[1].send_signal(signal.SIGTERM)
@@ -105,6 +104,7 @@ def test_sigterm_to_one_stops_and_saves_all(tmp_path: Path, prepared_dir: str) -
     audit.main([str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_lost_process_ends_the_others(tmp_path: Path, prepared_dir: str) -> None:
     seconds = 20  # longer than any first step takes on a busy machine
     hanging = start_endless(tmp_path / "1", prepared_dir, f"--config.parallel.timeout_seconds={seconds}")
@@ -126,6 +126,7 @@ def assert_ended_in_words(processes: list[subprocess.Popen[str]], text: str) -> 
     assert errors.startswith(f"error: process 0: {text}")
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused(tmp_path: Path, prepared_dir: str) -> None:
     results = finish(start(2, tmp_path / "run", prepared_dir, own={1: ["--config.seed=1"]}))
     for number, (status, _, errors) in enumerate(results):
@@ -135,6 +136,7 @@ def test_other_settings_are_refused(tmp_path: Path, prepared_dir: str) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_error_of_one_ends_all(tmp_path: Path, prepared_dir: str) -> None:
     file = tmp_path / "file"
     file.touch()
@@ -147,6 +149,7 @@ def test_error_of_one_ends_all(tmp_path: Path, prepared_dir: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_nobody_to_join_is_one_line(tmp_path: Path, prepared_dir: str) -> None:
     timeout = "--config.parallel.timeout_seconds=3"
     with socket.create_server(("", 0)) as server:

@@ -100,9 +100,7 @@ def test_a_planted_fault_is_found(
     with monkeypatch.context() as patch:
         patch.setattr(loader, "epoch_order", faulty)
         run(tmp_path, make_config, epochs=3.0)
-    with pytest.raises(
-        AuditFailedError, match=r"2 of 3 stretches used other images, the first from position 104 to 208"
-    ):
+    with pytest.raises(AuditFailedError, match=r"2 of 3 .* 104 to 208"):
         program.main([str(tmp_path)])
     assert capsys.readouterr().out.count("NOT those that stand there") == 2  # all after it are shifted
 
@@ -119,9 +117,9 @@ def test_a_resume_from_the_wrong_place_is_found(tmp_path: Path, make_config: Mak
 
 
 def test_what_cannot_be_audited(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not begin with the record of the run's start"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
         program.main([str(tmp_path)])
     start = {"kind": "start", "examples_seen": 0, "seed": 0, "train_examples": 3}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(start) + "\n")
-    with pytest.raises(UserError, match=r"no evaluation is recorded yet"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
         program.main([str(tmp_path)])
