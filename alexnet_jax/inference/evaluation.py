@@ -139,11 +139,11 @@ def open_run_dataset(run: TrainedRun, data_dir: str | None = None, prepared_dir:
 
 
 def _difference(old: Sequence[str], new: Sequence[str]) -> str:
-    """The first class that differs, and how many there are."""
-    place = next((number for number, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), None)
-    if place is None:
-        return f"{len(new)}, not {len(old)}"
-    return f"class {place} is {new[place]!r}, not {old[place]!r}"
+    """The first class that differs, or how many there are."""
+    for number, (before, now) in enumerate(zip(old, new, strict=False)):
+        if before != now:
+            return f"class {number} is {now!r}, not {before!r}"
+    return f"{len(new)}, not {len(old)}"
 
 
 def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = None) -> Evaluation:
@@ -163,14 +163,6 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = 
             parts.append({name: values[batch["mask"]] for name, values in answers.items()})
             count = int(batch["mask"].sum())
             progress.advance(count, count)
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Evaluation(
-        run=run,
-        split=split,
-        views=views,
-        files=json.loads((dataset.directory / f"{split}_files.json").read_text()),
-        labels=np.asarray(records.labels),
-        guesses=whole["prediction"],
-        probabilities=whole["probability"],
-        losses=whole["loss"],
-    )
+    whole = (np.concatenate([part[name] for part in parts]) for name in ("prediction", "probability", "loss"))
+    files = json.loads((dataset.directory / f"{split}_files.json").read_text())
+    return Evaluation(run, split, views, files, np.asarray(records.labels), *whole)

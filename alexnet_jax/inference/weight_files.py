@@ -29,17 +29,19 @@ def write_safetensors(path: Path, tree: Mapping[str, Any], about: Mapping[str, A
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tree and the data of `write_safetensors`. Raises UserError for another file, or a damaged one."""
+    arrays, about = _read_safetensors(path)
+    if about is None:
+        raise UserError(f"{path} holds arrays alone; convert makes a run of it")
+    return traverse_util.unflatten_dict(arrays, sep="/"), about
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+    """The arrays by name, and the entry in the header, if there is one."""
     try:
         with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            if _HEADER not in header:
-                raise UserError(f"{path} holds arrays alone; convert makes a run of it")
-            about = json.loads(header[_HEADER])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return traverse_util.unflatten_dict(arrays, sep="/"), about
-    except UserError:
-        raise
-    except Exception as error:  # safetensors' own, and whatever a header that is not ours leads to
+            about = json.loads((file.metadata() or {}).get(_HEADER, "null"))
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    except Exception as error:  # safetensors' own, NumPy's for what it does not know, and JSON's
         raise UserError(f"{path} is no whole .safetensors file: {reason(error)}") from error
 
 
@@ -68,11 +70,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _read_plain_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors' own, and NumPy's for what it does not know
-        raise UserError(f"{path} is no whole .safetensors file: {reason(error)}") from error
+    return {name: np.asarray(array, np.float32) for name, array in _read_safetensors(path)[0].items()}
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
