@@ -46,19 +46,11 @@ class Evaluation:
     losses: np.ndarray
 
     @property
-    def totals(self) -> dict[str, Any]:
-        """Sums over the images; see `metrics.classification_sums`."""
-        return {
-            "loss_sum": float(self.losses.sum(dtype=np.float64)),
-            "top1_correct": int(self.is_right(1).sum()),
-            "top5_correct": int(self.is_right(5).sum()),
-            "count": len(self.labels),
-        }
-
-    @property
     def summary(self) -> dict[str, Any]:
         """Loss and errors in [0, 1]; see `metrics.summarize`."""
-        return metrics.summarize(self.totals, len(self.run.class_names))
+        correct = {f"top{k}_correct": int(self.is_right(k).sum()) for k in (1, 5)}
+        totals = {"loss_sum": float(self.losses.sum(dtype=np.float64)), **correct, "count": len(self.labels)}
+        return metrics.summarize(totals, len(self.run.class_names))
 
     def predictions(self, number: int) -> Iterator[tuple[int, float]]:
         """The likeliest classes of an image and their probabilities."""

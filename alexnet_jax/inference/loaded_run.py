@@ -131,7 +131,7 @@ class TrainedRun:
         return tuple(self.layer_shapes)
 
     @property
-    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+    def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of every intermediate result of one image, in order."""
         return trace_shapes(self.model, self.preprocessing.crop)[1]
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,23 +81,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_npy(content: bytes) -> np.ndarray:
-    """Not by `np.load`, which makes room for whatever the header says. Raises ValueError."""
+    """Raises ValueError, or MemoryError for a header of more numbers than can be."""
     stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    if version not in _NPY_HEADERS:
-        raise ValueError(f"an array of format {version}")
-    shape, by_columns, dtype = _NPY_HEADERS[version](stream)
-    start = stream.tell()
-    if dtype.kind not in "fiub" or math.prod(shape) * dtype.itemsize != len(content) - start:
-        raise ValueError(f"an array of {dtype}, {shape}, in {len(content) - start:,} bytes")
-    numbers = np.frombuffer(content, dtype, offset=start)
-    return np.ascontiguousarray(numbers.reshape(shape, order="F" if by_columns else "C"), np.float32).reshape(shape)
+    array = np.lib.format.read_array(stream, allow_pickle=False)
+    if array.dtype.kind not in "fiub" or stream.read(1):
+        raise ValueError(f"an array of {array.dtype}, {array.shape}, in {len(content):,} bytes")
+    return np.asarray(array, np.float32, order="C")
 
 
-_NPY_HEADERS: dict[Any, Any] = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 _READERS = {".safetensors": _read_plain_safetensors, ".npz": _read_npz, ".pth": read_torch, ".pt": read_torch}
 
 

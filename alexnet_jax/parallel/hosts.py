@@ -17,7 +17,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any, NoReturn
 
 import jax
@@ -212,18 +211,13 @@ def on_main(kind: Callable[..., Any], *args: Any) -> Any:
     return kind(*args) if is_main() else _StandIn(kind)
 
 
-class _StandIn:
+class _StandIn(contextlib.AbstractContextManager["_StandIn"]):
     """Has the methods of a class, which do nothing and return None, and no other attribute."""
 
     def __init__(self, kind: Any):
         self._kind = kind
 
-    def __enter__(self) -> "_StandIn":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -245,9 +239,7 @@ class Watchdog:
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
 
     def progress(self, place: str) -> None:
