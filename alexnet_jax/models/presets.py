@@ -52,8 +52,8 @@ fc = functools.partial(Layer, "fc")
 
 
 def _alexnet_2012(
-    conv1: tuple[str, ...],
-    conv2: tuple[str, ...],
+    conv1: tuple[str, ...] = ("act", "lrn", "pool"),
+    conv2: tuple[str, ...] = ("act", "lrn", "pool"),
     conv5: tuple[str, ...] = ("act", "pool"),
     before_act: tuple[str, ...] = (),
     conv345_init: float | str = 0.01,
@@ -61,7 +61,7 @@ def _alexnet_2012(
     fc_init: float | str = 0.01,
     bias: float = 1.0,
 ) -> tuple[Layer, ...]:
-    """The eight layers of paper section 3.5; variants differ in the order of operations and in the initialisation.
+    """The eight layers of paper section 3.5; others differ in the order of operations and in the initialisation.
 
     Biases of conv2, conv4, conv5, fc6 and fc7 start from `bias` (paper section 5), the others from 0.
     """
@@ -79,10 +79,7 @@ def _alexnet_2012(
 
 
 def _small(
-    conv1: tuple[str, ...],
-    conv2: tuple[str, ...],
-    conv5: tuple[str, ...],
-    act: tuple[str, ...] = ("act",),
+    conv1: tuple[str, ...], conv2: tuple[str, ...], conv5: tuple[str, ...], act: tuple[str, ...] = ("act",)
 ) -> tuple[Layer, ...]:
     """The eight layers for images of 28 pixels: a sixth to an eighth of the maps, a 32nd of the hidden units.
 
@@ -110,21 +107,19 @@ _CIFAR_CONV3 = (
 _CUDA_CONVNET = {"conv_ceil": True, "pool_ceil": True}
 # pooling_layer.cpp rounds up; dropout_layer.cpp is inverted.
 _CAFFE = {"towers": 2, "lrn": LRN_CONVENTIONS["caffe"], "pool_ceil": True, "dropout_convention": "inverted"}
-_PAPER_LAYERS = _alexnet_2012(conv1=("act", "lrn", "pool"), conv2=("act", "lrn", "pool"))
 
+_SOURCE_ORDER: Mapping[str, tuple[str, ...]] = {
+    "conv1": ("lrn", "pool", "act"),
+    "conv2": ("act", "lrn", "map_norm", "pool"),
+    "conv5": ("pool", "act"),
+}
+_SOURCE_NORM = {"towers": 2, "lrn": LRN_CONVENTIONS["source"], **_CUDA_CONVNET}
 _SOURCE = {
     # Run 145 of the 2012 source, whose errors are those of the paper's "1 CNN": CHM layers/layers-145.cfg. conv1 is
     # normalised before its ReLU, which sits on the pooling layer (so does conv5's); layer 2 has a second, within-map
     # norm (scale 0.001, size 5); conv3-5 start from 0.03; 224 pixels with windows that overhang; dropout as "2012".
-    "layers": _alexnet_2012(
-        conv1=("lrn", "pool", "act"),
-        conv2=("act", "lrn", "map_norm", "pool"),
-        conv5=("pool", "act"),
-        conv345_init=0.03,
-    ),
-    "towers": 2,
-    "lrn": LRN_CONVENTIONS["source"],
-    **_CUDA_CONVNET,
+    "layers": _alexnet_2012(**_SOURCE_ORDER, conv345_init=0.03),
+    **_SOURCE_NORM,
 }
 
 # One tower with batch normalisation (Ioffe and Szegedy 2015) before each of the seven ReLUs in place of LRN; started as
@@ -140,20 +135,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Run 170 differs from it in its schedule alone: CHM layers/layer-params-170.cfg.
     "run170": _SOURCE,
     # As printed: sections 3.3 to 3.5 (ReLU, then normalisation, then pooling), 4.2 and 5. Wants 227 pixels for 55 x 55.
-    "paper": {"layers": _PAPER_LAYERS, "towers": 2, "lrn": LRN_CONVENTIONS["paper"]},
+    "paper": {"layers": _alexnet_2012(), "towers": 2, "lrn": LRN_CONVENTIONS["paper"]},
     # Caffe models/bvlc_alexnet/train_val.prototxt: bias 0.1 ("initialization to 1 gave flat loss", its readme.md), fc6
     # and fc7 from 0.005, 227 pixels.
-    "caffe": {
-        "layers": _alexnet_2012(conv1=("act", "lrn", "pool"), conv2=("act", "lrn", "pool"), fc_init=0.005, bias=0.1),
-        **_CAFFE,
-    },
+    "caffe": {"layers": _alexnet_2012(fc_init=0.005, bias=0.1), **_CAFFE},
     # Caffe models/bvlc_reference_caffenet/train_val.prototxt: pooling before normalisation, bias 1.
-    "caffenet": {
-        "layers": _alexnet_2012(conv1=("act", "pool", "lrn"), conv2=("act", "pool", "lrn"), fc_init=0.005),
-        **_CAFFE,
-    },
+    "caffenet": {"layers": _alexnet_2012(("act", "pool", "lrn"), ("act", "pool", "lrn"), fc_init=0.005), **_CAFFE},
     # The paper's network with every kernel seeing all channels, as most later codes have it.
-    "single_tower": {"layers": _PAPER_LAYERS, "lrn": LRN_CONVENTIONS["paper"]},
+    "single_tower": {"layers": _alexnet_2012(), "lrn": LRN_CONVENTIONS["paper"]},
     # "One weird trick" (Krizhevsky 2014) in torchvision's layout, models/alexnet.py: no normalisation, dropout before
     # fc6 and before fc7, torch's default initialisation, 224 pixels with padding 2.
     "owt": {
@@ -180,8 +169,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cifar_18pct": {
         "layers": (
             *(dataclasses.replace(layer, then=("act", "pool", "map_norm")) for layer in _CIFAR_CONV3[:2]),
-            _CIFAR_CONV3[2],
-            fc(0),
+            *(_CIFAR_CONV3[2], fc(0)),
         ),
         "lrn": LRN_CONVENTIONS["source"],
         "map_norm": (3, 0.00005 / 9),
@@ -211,12 +199,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         **_CUDA_CONVNET,
     },
     # `source` scaled to images of 32 pixels, for ablations on a small machine.
-    "small": {
-        "layers": _small(conv1=("lrn", "pool", "act"), conv2=("act", "lrn", "map_norm", "pool"), conv5=("pool", "act")),
-        "towers": 2,
-        "lrn": LRN_CONVENTIONS["source"],
-        **_CUDA_CONVNET,
-    },
+    "small": {"layers": _small(**_SOURCE_ORDER), **_SOURCE_NORM},
     # `bn` scaled in the same way.
     "small_modern": {
         "layers": tuple(
