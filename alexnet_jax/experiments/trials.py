@@ -148,9 +148,8 @@ def _opened(data: FrozenConfigDict) -> Dataset:
 def _outcome(trial: Trial, error: Exception | None = None) -> Outcome:
     """What the folder of a trial holds, and what ended the run before its test."""
     records = read_metrics(trial.workdir)
-    epochs = [record for record in records if record["kind"] == "epoch"]
+    epochs, tests = ([record for record in records if record["kind"] == kind] for kind in ("epoch", "test"))
     if error is None:
-        tests = [record for record in records if record["kind"] == "test"]
         return Outcome(trial, epochs, tests[-1], None)
     is_its_fault = isinstance(error, TrainingDivergedError | TrainingStuckError)
     has_a_line = isinstance(error, UserError | TrialStoppedError)

@@ -254,7 +254,7 @@ class _Machine:
     def _pop(self, count: int | None = None) -> list[Any]:
         """The topmost values, or those since the last mark, in the order in which they were pushed."""
         start = self.marks.pop() if count is None else len(self.stack) - count
-        if start < max(self.marks, default=0):
+        if start < (self.marks[-1] if self.marks else 0):
             raise IndexError
         values = self.stack[start:]
         del self.stack[start:]
