@@ -84,8 +84,7 @@ def run_trials(trials: Iterable[Trial], on_epoch: OnTrialEpoch = lambda *_: None
     try:
         with raise_on_sigterm():
             for trial in trials:
-                done = _attempt(trial, on_epoch)
-                if done is None:
+                if (done := _attempt(trial, on_epoch)) is None:
                     elsewhere.append(trial)
                 else:
                     yield done

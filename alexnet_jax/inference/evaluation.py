@@ -145,13 +145,14 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = 
     use_compilation_cache(run.config.compilation_cache_dir)
     devices, records = data_parallel(), dataset.splits[split]
     views = run.config.test_views if views is None else views
-    step = devices.compile_predictions_step(make_predictions_step(run.model, run.preprocessing, views, devices.axes))
+    step = make_predictions_step(run.model, run.preprocessing, views, devices.axes)
+    program = devices.compile_eval_step(step, by_image=True)
     params, batch_stats = devices.place((run.params, run.batch_stats))
     parts: list[dict[str, np.ndarray]] = []
     with console.work_progress(f"evaluating {split}", len(records.labels)) as progress:
         batch_size = devices.round_up(run.config.eval_batch_size)
         for batch in eval_batches(records, batch_size=batch_size, num_threads=run.config.data.num_threads):
-            answers = devices.batch_on_host(step(params, batch_stats, devices.shard(batch)))
+            answers = devices.batch_on_host(program(params, batch_stats, devices.shard(batch)))
             parts.append({name: values[batch["mask"]] for name, values in answers.items()})
             count = int(batch["mask"].sum())
             progress.advance(count, count)

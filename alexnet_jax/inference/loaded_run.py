@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import augment
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Restored, checkpoint_names, digest, restore, restore_latest
-from alexnet_jax.config import check, complete
+from alexnet_jax.config import check, complete, decisive
 from alexnet_jax.data.images import resize_image
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError, reason
@@ -237,7 +237,7 @@ def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> Traine
     return run
 
 
-DECISIVE = ("image_size", "crop", "mean_form", "std", "mean")
+DECISIVE = ("data.image_size", "data.crop", "data.mean_form", "data.std", "data.mean")
 """What images must have in common for kernels to be of use to others; means, where both configs give them."""
 
 
@@ -257,11 +257,11 @@ def start_from(config: ConfigDict, class_names: Sequence[str], variables: Mappin
         run = load_run(config.init_from)
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
-    theirs, ours = run.config.data, config.data
+    theirs, ours = decisive(run.config.to_dict()), decisive(config.to_dict())
     differences = [
-        f"config.data.{name}: {_listed(theirs[name])} there, {_listed(ours[name])} here"
-        for name in DECISIVE
-        if None not in (theirs[name], ours[name]) and _listed(theirs[name]) != _listed(ours[name])
+        f"config.{key}: {theirs[key]} there, {ours[key]} here"
+        for key in DECISIVE
+        if None not in (theirs[key], ours[key]) and theirs[key] != ours[key]
     ]
     if run.model.activation != (activation := get_model(config.model, 1).activation):
         differences.append(f"config.model.activation: {run.model.activation} there, {activation} here")
@@ -280,11 +280,6 @@ def _by_name(variables: Mapping[str, Any]) -> dict[str, Any]:
     """What a network consists of, named like "params/conv1/kernel"."""
     whole = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     return traverse_util.flatten_dict(whole, sep="/")
-
-
-def _listed(value: Any) -> Any:
-    """As JSON has it."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _restore(directory: Path, name: str) -> Restored:

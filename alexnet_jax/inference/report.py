@@ -243,17 +243,11 @@ def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Fi
 def _activations(evaluation: Evaluation, dataset: Dataset) -> str:
     records = dataset.splits[evaluation.split]
     ids = np.arange(min(len(records.labels), MOST_MEASURED))
-    rows = [
-        [
-            row.name,
-            " x ".join(map(str, row.shape)),
-            f"{row.mean:.3g}",
-            f"{row.std:.3g}",
-            f"{row.zeros:.1%}",
-            "" if row.dead is None else f"{row.dead:,} of {row.shape[-1]:,}",
-        ]
-        for row in activation_statistics(evaluation.run, read_images(records, ids))
-    ]
+    rows = []
+    for row in activation_statistics(evaluation.run, read_images(records, ids)):
+        shape = " x ".join(map(str, row.shape))
+        dead = "" if row.dead is None else f"{row.dead:,} of {row.shape[-1]:,}"
+        rows.append([row.name, shape, f"{row.mean:.3g}", f"{row.std:.3g}", f"{row.zeros:.1%}", dead])
     header = ["activation", "shape", "mean", "std", "zeros", "dead"]
     text = report_page.paragraph(
         f"Over {len(ids):,} {evaluation.split} images. Dead are features that are 0 everywhere in all of them.",

@@ -31,8 +31,7 @@ def render(draw: Draw, theme: str = "light") -> bytes:
         "axes.spines.right": False,
         "grid.color": line,
         **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), background),
-        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), text),
-        "axes.edgecolor": text,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), text),
     }
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a script that the font does not have is drawn as boxes
@@ -47,7 +46,7 @@ def curves(
     epochs: Sequence[Mapping[str, Any]],
     losses: Sequence[tuple[float, float]],
     rates: Sequence[tuple[float, float]],
-    test_errors: dict[str, float | None],
+    test_errors: Mapping[str, Any],
 ) -> None:
     """Errors and losses against epochs, a vertical line at each drop of the learning rate.
 

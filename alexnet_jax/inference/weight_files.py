@@ -96,12 +96,9 @@ def compare(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """What is wrong with arrays by name, one text a difference: missing, unknown, or of another shape."""
     shapes = {name: tuple(np.shape(array)) for name, array in given.items()}
     wanted = {name: tuple(np.shape(array)) for name, array in expected.items()}
+    differing = (name for name in sorted(wanted.keys() & shapes.keys()) if shapes[name] != wanted[name])
     return [
         *(f"{name} is missing" for name in sorted(wanted.keys() - shapes.keys())),
         *(f"{name} is unknown" for name in sorted(shapes.keys() - wanted.keys())),
-        *(
-            f"{name} is {shapes[name]}, not {wanted[name]}"
-            for name in sorted(wanted.keys() & shapes.keys())
-            if shapes[name] != wanted[name]
-        ),
+        *(f"{name} is {shapes[name]}, not {wanted[name]}" for name in differing),
     ]

@@ -249,9 +249,6 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._done.wait(min(self._seconds / 4, 1)):
             if time.monotonic() - self._seen > self._seconds:
-                _leave(
-                    LostProcessError(
-                        f"no progress for {self._seconds:g} s (config.parallel.timeout_seconds) after {self._place}: "
-                        f"another process of this run hangs or its machine is gone. {self._advice}"
-                    )
-                )
+                text = f"no progress for {self._seconds:g} s (config.parallel.timeout_seconds) after {self._place}: "
+                text += f"another process of this run hangs or its machine is gone. {self._advice}"
+                _leave(LostProcessError(text))
