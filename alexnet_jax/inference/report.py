@@ -1,10 +1,9 @@
 """The report on a run, whether it is finished, goes on or has crashed."""
 
 import dataclasses
-import functools
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from alexnet_jax.inference import report_figures, report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
 from alexnet_jax.inference.evaluation import Evaluation, evaluate, open_run_dataset
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
-from alexnet_jax.inference.report_figures import Draw
 from alexnet_jax.run.metrics_log import read_metrics, read_timing
 from alexnet_jax.system import console
 from alexnet_jax.system.versions import shell_command
@@ -36,16 +34,20 @@ MOST_SEARCHED, MOST_MEASURED = 10_000, 1_000
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A figure and the sentence that explains it."""
+    """A figure, which a function of report_figures draws of data, and the sentence that explains it."""
 
     name: str
-    draw: Draw
     text: str
+    draw: Callable[..., None]
+    data: tuple[Any, ...]
+
+    def png(self, theme: str = "light") -> bytes:
+        """As a PNG file."""
+        return report_figures.render(self.draw, self.data, theme)
 
     def html(self) -> str:
         """In light and in dark, with the sentence."""
-        light, dark = (report_figures.render(self.draw, theme) for theme in ("light", "dark"))
-        return report_page.figure(light, dark, self.text)
+        return report_page.figure(self.png("light"), self.png("dark"), self.text)
 
 
 Part = str | Figure
@@ -145,12 +147,9 @@ def _training(records: Records) -> Iterator[Part]:
     size, drops = records["start"][0]["train_examples"], records["division"]
     losses = [(record["examples_seen"] / size, record["loss"]) for record in records["step"]]
     rates = [(record["examples_seen"] / size, record["learning_rate"]) for record in drops]
-    test = records["test"][-1] if records["test"] else {}
-    draw = functools.partial(
-        report_figures.curves, epochs=records["epoch"], losses=losses, rates=rates, test_errors=test
-    )
+    data = records["epoch"], losses, rates, records["test"][-1] if records["test"] else {}
     text = "Errors and losses after each epoch. Dashed lines: the learning rate becomes what is written above."
-    yield Figure("curves", draw, text)
+    yield Figure("curves", text, report_figures.curves, data)
     rows = [[f"{epoch:.2f}", f"{rate:.3g}", drop["reason"]] for (epoch, rate), drop in zip(rates, drops, strict=True)]
     if rows:
         yield report_page.table(["epoch", "learning rate", "why"], rows, numbers=(0, 1))
@@ -161,7 +160,7 @@ def _kernels(run: TrainedRun) -> Figure:
     filters = np.asarray(run.params[name]["kernel"], np.float32)
     rows, columns, _, count = filters.shape
     text = f"The {count} kernels of {name}, {rows} x {columns} pixels, each scaled by its largest weight (Figure 3)."
-    return Figure("kernels", functools.partial(report_figures.kernels, filters=filters), text)
+    return Figure("kernels", text, report_figures.kernels, (filters,))
 
 
 def _predictions(evaluation: Evaluation, dataset: Dataset) -> dict[str, Sequence[Part]]:
@@ -198,8 +197,7 @@ def _errors(evaluation: Evaluation) -> Iterator[Part]:
     names = [run.class_names[number] for number in shown]
     few = "" if len(shown) == len(run.class_names) else f" of the {len(shown)} classes that are confused most"
     text = f"How often images of a class (row) were taken for another (column){few}."
-    draw = functools.partial(report_figures.confusion, counts=counts[np.ix_(shown, shown)], names=names)
-    yield Figure("confusion", draw, text)
+    yield Figure("confusion", text, report_figures.confusion, (counts[np.ix_(shown, shown)], names))
     cells = [
         [name, f"{images:,}", f"{top1:,}", f"{top1 / images:.1%}", f"{top5:,}"]
         for name, images, top1, top5 in evaluation.worst_classes()
@@ -217,8 +215,7 @@ def _pictures(name: str, evaluation: Evaluation, dataset: Dataset, ids: np.ndarr
         for number in ids.tolist()
     ]
     text = f"{evaluation.split.capitalize()} images {which}, with the likeliest classes; green is the label."
-    draw = functools.partial(report_figures.answers, images=squares, labels=labels, guesses=predictions)
-    return Figure(name, draw, text)
+    return Figure(name, text, report_figures.answers, (squares, labels, predictions))
 
 
 def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Figure:
@@ -236,8 +233,7 @@ def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Fi
         f"{evaluation.split.capitalize()} images (left) and, among {among} training images, those with the nearest "
         f"features in {layer}, the layer that the classifier sees (Figure 4, right)."
     )
-    draw = functools.partial(report_figures.neighbours, images=queries, labels=labels, near=pictures, near_labels=names)
-    return Figure("neighbours", draw, text)
+    return Figure("neighbours", text, report_figures.neighbours, (queries, labels, pictures, names))
 
 
 def _activations(evaluation: Evaluation, dataset: Dataset) -> str:

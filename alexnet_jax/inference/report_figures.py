@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 
-Draw = Callable[[Any], None]
-"""Fills a matplotlib figure."""
-
 RIGHT, WRONG, TRAIN, VALIDATION, MARK = "#2a9d5c", "#d1495b", "#4f8fd0", "#e08a2e", "#9a9a9a"
 _THEMES = {"light": ("#ffffff", "#24292f", "#d8dde3"), "dark": ("#15181d", "#dfe3e8", "#3a414b")}
 """Background, text and lines."""
@@ -18,8 +15,8 @@ ANNOTATED = 12
 """Classes up to which the cells of a confusion matrix have their numbers."""
 
 
-def render(draw: Draw, theme: str = "light") -> bytes:
-    """A PNG file of the figure."""
+def render(draw: Callable[..., None], data: tuple[Any, ...], theme: str) -> bytes:
+    """A PNG file of the figure that a function draws of data."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -36,7 +33,7 @@ def render(draw: Draw, theme: str = "light") -> bytes:
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a script that the font does not have is drawn as boxes
         figure, file = Figure(layout="constrained"), io.BytesIO()
-        draw(figure)
+        draw(figure, *data)
         figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
 

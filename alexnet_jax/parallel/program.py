@@ -72,7 +72,7 @@ class Program:
     def _explain_exhaustion(self, shapes: tuple[Any, ...], free_bytes: int) -> str:
         index = self.in_specs.index(self.devices.batch_spec)
 
-        def compiled(batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
-            return self._compile(*shapes[:index], batch, *shapes[index + 1 :])
+        def memory_of(batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
+            return self._compile(*shapes[:index], batch, *shapes[index + 1 :]).memory_analysis()
 
-        return memory.explain(shapes[index], self.devices.image_axis, free_bytes, compiled, self.batch_key)
+        return memory.explain(shapes[index], self.devices.image_axis, free_bytes, memory_of, self.batch_key)
