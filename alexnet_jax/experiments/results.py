@@ -84,5 +84,5 @@ def write_results(
         "memory_gb": round(memory_bytes() / 1e9, 1),
     }
     about = {"measured": datetime.datetime.now(datetime.UTC).date().isoformat(), "data": data, "seeds": list(seeds)}
-    about |= {"hardware": hardware, **describe_environment(list(command))}
-    write_json(path, {**about, "results": dict(results)})
+    environment = describe_environment(list(command))
+    write_json(path, {**about, "hardware": hardware, **environment, "results": dict(results)})

@@ -151,8 +151,8 @@ class TrainedRun:
 
         return jax.jit(features, static_argnames="layer", compiler_options=compiler_options())
 
-    def activations(self, variables: Any, squares: jax.Array) -> dict[str, jax.Array]:
-        """Every intermediate result of the central views of squares, to be compiled; see `in_batches`."""
+    def activations(self, variables: Any, squares: jax.Array) -> Any:
+        """Every intermediate result of the central views of squares, by name; to be compiled, see `in_batches`."""
         (crops,) = augment.testing_images(self.preprocessing, squares, views=1)
         with fast_compilation(len(squares) <= FEW_IMAGES):
             return self.model.apply(variables, crops)[1]
