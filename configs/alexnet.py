@@ -2,7 +2,7 @@
 
 Data sets: digits (the default; real scans, nothing to download), folder (your own photographs) and imagenet2012 (its
 two tar files), both with --config.data.dir=DIR, cifar10, mnist, fashion_mnist, imagenette, or tfds:NAME for any other
-image classification set of TFDS, and synthetic. Presets: see PRESETS below; `alexnet_jax/models/presets.py` cites
+image classification set of TFDS, and synthetic. Presets: see PRESETS below; `alexnet_jax/models/presets.toml` cites
 each number of their networks. "smoke" is a run of seconds that tries everything.
 
 Every key, with its default, unit and bounds, is in `alexnet_jax/config_keys.py`. The defaults are paper section 5's: 90

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from alexnet_jax.cli.arguments import run_parser
-from alexnet_jax.inference import report_figures
 from alexnet_jax.inference.report import make_report
 from alexnet_jax.system import console
 from alexnet_jax.system.files import write_bytes, write_text
@@ -19,7 +18,7 @@ def main(argv: list[str]) -> None:
     if options.png:
         folder = options.output or options.run / "figures"
         for figure in report.figures():
-            write_bytes(folder / f"{figure.name}.png", report_figures.render(figure.draw))
+            write_bytes(folder / f"{figure.name}.png", figure.png())
             console.show(f"{folder / figure.name}.png  {figure.text}")
         return
     path = options.output or options.run / "report.html"

@@ -142,13 +142,9 @@ def _unusable_data(measured: Measurements) -> Iterator[Finding]:
         )
 
 
-def _deadest(layers: Sequence[LayerStatistics]) -> LayerStatistics:
-    return max(layers, key=lambda layer: layer.dead)
-
-
 def _dead_units(measured: Measurements) -> Iterator[Finding]:
     """Units that answer to no image, from the start or since."""
-    first = _deadest(measured.initial)
+    first, now = (max(layers, key=lambda layer: layer.dead) for layers in (measured.initial, measured.present))
     if first.dead >= DEAD:
         yield Finding(
             "biases" if first.bias < -first.product else "dead units",
@@ -157,7 +153,6 @@ def _dead_units(measured: Measurements) -> Iterator[Finding]:
             "a preset whose biases do not start below 0 (config.model.preset=caffe or bn), or leaky_relu as "
             "config.model.activation",
         )
-    now = _deadest(measured.present)
     before = next(layer.dead for layer in measured.initial if layer.name == now.name)
     if now.dead >= DEAD and before <= now.dead / 2:
         yield _learning_rate_too_high(
@@ -174,10 +169,9 @@ def _no_progress(measured: Measurements) -> Iterator[Finding]:
     The presets' biases are at most 6 times what their kernels make of the images.
     """
     typical = statistics.median(layer.gradient for layer in measured.initial)
-    if typical <= 1e-5 and _deadest(measured.initial).dead < DEAD:
-        yield _initialisation(
-            measured, f"gradients at the start are {typical:.1g} of the kernels in the typical layer; "
-        )
+    if typical <= 1e-5 and max(layer.dead for layer in measured.initial) < DEAD:
+        evidence = f"gradients at the start are {typical:.1g} of the kernels in the typical layer; "
+        yield _initialisation(measured, evidence)
     worst = max(measured.initial, key=lambda layer: abs(layer.bias) / max(layer.product, 1e-30))
     if worst.bias != 0 and abs(worst.bias) >= 30 * worst.product:
         yield Finding(
@@ -218,9 +212,8 @@ def _fainter_signs(measured: Measurements) -> Iterator[Finding]:
 
 def _learning_rate_too_high(measured: Measurements, evidence: str) -> Finding:
     rate = measured.learning_rate
-    return Finding(
-        "learning rate", f"too high at {rate:.2g}: {evidence}", f"config.optimizer.learning_rate={rate / 10:.2g}"
-    )
+    remedy = f"config.optimizer.learning_rate={rate / 10:.2g}"
+    return Finding("learning rate", f"too high at {rate:.2g}: {evidence}", remedy)
 
 
 def _initialisation(measured: Measurements, evidence: str = "") -> Finding:
@@ -235,10 +228,7 @@ def _initialisation(measured: Measurements, evidence: str = "") -> Finding:
 
 
 def _nothing_found(measured: Measurements) -> Finding:
-    rate = measured.learning_rate
-    return Finding(
-        "unknown",
-        "inputs, labels, kernels, biases, units and gradients look as they should",
-        f"config.optimizer.learning_rate={rate / 10:.2g} or {rate * 10:.2g}, another config.seed, or "
-        "config.model.preset=bn",
-    )
+    evidence = "inputs, labels, kernels, biases, units and gradients look as they should"
+    rates = " or ".join(f"{factor * measured.learning_rate:.2g}" for factor in (0.1, 10))
+    others = "another config.seed, or config.model.preset=bn"
+    return Finding("unknown", evidence, f"config.optimizer.learning_rate={rates}, {others}")

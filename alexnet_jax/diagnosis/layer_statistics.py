@@ -64,11 +64,12 @@ def measure_layers(
     """
     keys = jax.random.split(jax.random.key(0), len(images))
     numbers = jax.device_get(_measure(model.clone(dropout_rate=0.0), variables, images, labels, keys))
-    kernels, first = ({name: tree["params"][name]["kernel"] for name in numbers} for tree in (variables, initial))
-    return [
-        LayerStatistics(name, moved=_distance(kernels[name], first[name]), **jax.tree.map(float, row))
-        for name, row in numbers.items()
-    ]
+    rows = []
+    for name, row in numbers.items():
+        kernel, first = (tree["params"][name]["kernel"] for tree in (variables, initial))
+        moved = float(np.linalg.norm(kernel - first) / np.linalg.norm(first))
+        rows.append(LayerStatistics(name, moved=moved, **jax.tree.map(float, row)))
+    return rows
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -106,7 +107,3 @@ def _fan_in(kernel: Array, name: str) -> int:
 
 def _rms(x: Array) -> Array:
     return jnp.sqrt(jnp.mean(jnp.square(x)))
-
-
-def _distance(kernel: Any, initial: Any) -> float:
-    return float(np.linalg.norm(kernel - initial) / np.linalg.norm(initial))

@@ -35,17 +35,13 @@ class Ablation:
     where: str = ""
 
 
-def _load_tables() -> dict[str, tuple[Ablation, ...]]:
-    text = importlib.resources.files(__package__).joinpath("ablations.toml").read_text()
-    return {table: tuple(_row(**row) for row in rows) for table, rows in tomllib.loads(text).items()}
-
-
 def _row(changes: Mapping[str, Any] | None = None, **row: Any) -> Ablation:
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in (changes or {}).items()}
     return Ablation(changes=plain, **row)
 
 
-TABLES = _load_tables()
+_TOML = importlib.resources.files(__package__).joinpath("ablations.toml").read_text()
+TABLES = {table: tuple(_row(**row) for row in rows) for table, rows in tomllib.loads(_TOML).items()}
 """By name; the first row is what the others are compared with."""
 
 

@@ -108,12 +108,10 @@ def draw_figure1(path: Path, curves: Curves, bound: float, title: str) -> None:
       bound: the error at which a run ends, in [0, 1].
       title: above the panels.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(curves), figsize=(4.8 * len(curves), 4.2), sharey=True, squeeze=False)
+    figure = Figure(figsize=(4.8 * len(curves), 4.2))
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)
     for panel, (network, by_activation) in zip(panels[0], curves.items(), strict=True):
         for activation, errors_by_seed in by_activation.items():
             style = STYLES[activation]
@@ -133,4 +131,3 @@ def draw_figure1(path: Path, curves: Curves, bound: float, title: str) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)

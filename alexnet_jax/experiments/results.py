@@ -47,11 +47,6 @@ def describe_data(config: ConfigDict, workdir: Path) -> str:
     return f"{name}: {', '.join(f'{count:,} {split}' for split, count in sizes.items())} images"
 
 
-def _public(words: Sequence[str]) -> list[str]:
-    """Words of a command line without folders of this machine."""
-    return [word for word in words if not word.startswith(("--config.data.dir", "--config.data.prep", "--config.comp"))]
-
-
 def results_command(
     command: str, options: argparse.Namespace, defaults: Mapping[str, Any], words: Sequence[str]
 ) -> list[str]:
@@ -65,7 +60,8 @@ def results_command(
             flags += [flag, *map(str, value)]
         elif value != default:
             flags.append(f"{flag}={value:g}" if isinstance(value, float) else f"{flag}={value}")
-    return ["-m", "alexnet_jax", command, *_public(words), *flags]
+    folders = ("--config.data.dir", "--config.data.prep", "--config.comp")  # of this machine
+    return ["-m", "alexnet_jax", command, *(word for word in words if not word.startswith(folders)), *flags]
 
 
 def write_results(
@@ -87,6 +83,6 @@ def write_results(
         "cores": available_cores(),
         "memory_gb": round(memory_bytes() / 1e9, 1),
     }
-    environment = describe_environment(list(command))
     about = {"measured": datetime.datetime.now(datetime.UTC).date().isoformat(), "data": data, "seeds": list(seeds)}
+    environment = describe_environment(list(command))
     write_json(path, {**about, "hardware": hardware, **environment, "results": dict(results)})

@@ -269,13 +269,9 @@ def _open_database(url: str) -> Any:
             with contextlib.suppress(optuna.exceptions.StorageInternalError):
                 super().record_heartbeat(trial_id)
 
-    return Database(
-        url,
-        engine_kwargs={"pool_pre_ping": True},
-        heartbeat_interval=BEAT_SECONDS,
-        grace_period=SILENT_SECONDS,
-        heartbeat_stale_trial_callback=_put_back,
-    )
+    beat: Any = {"heartbeat_interval": BEAT_SECONDS, "grace_period": SILENT_SECONDS}
+    engine = {"pool_pre_ping": True}
+    return Database(url, engine, **beat, heartbeat_stale_trial_callback=_put_back)
 
 
 def _check_agreement(study: Any, plan: SweepPlan, what: str) -> None:
@@ -330,11 +326,7 @@ def _put_back(study: Any, trial: Any) -> None:
 def _standing(trial: Any, space: Space) -> Standing:
     results, last = trial.user_attrs, trial.last_step
     failure = results.get("failure")
-    return Standing(
-        number=results["folder"],
-        state="failed" if failure else STATES[trial.state.name],
-        settings={key: space[key].choices.get(value, value) for key, value in trial.params.items()},
-        errors=tuple(results.get("errors", () if last is None else (trial.intermediate_values[last],))),
-        test_errors=tuple(results.get("test_errors", ())),
-        failure=failure,
-    )
+    state = "failed" if failure else STATES[trial.state.name]
+    settings = {key: space[key].choices.get(value, value) for key, value in trial.params.items()}
+    errors = results.get("errors", () if last is None else (trial.intermediate_values[last],))
+    return Standing(results["folder"], state, settings, tuple(errors), tuple(results.get("test_errors", ())), failure)

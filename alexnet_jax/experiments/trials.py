@@ -84,8 +84,7 @@ def run_trials(trials: Iterable[Trial], on_epoch: OnTrialEpoch = lambda *_: None
     try:
         with raise_on_sigterm():
             for trial in trials:
-                done = _attempt(trial, on_epoch)
-                if done is None:
+                if (done := _attempt(trial, on_epoch)) is None:
                     elsewhere.append(trial)
                 else:
                     yield done
@@ -148,9 +147,8 @@ def _opened(data: FrozenConfigDict) -> Dataset:
 def _outcome(trial: Trial, error: Exception | None = None) -> Outcome:
     """What the folder of a trial holds, and what ended the run before its test."""
     records = read_metrics(trial.workdir)
-    epochs = [record for record in records if record["kind"] == "epoch"]
+    epochs, tests = ([record for record in records if record["kind"] == kind] for kind in ("epoch", "test"))
     if error is None:
-        tests = [record for record in records if record["kind"] == "test"]
         return Outcome(trial, epochs, tests[-1], None)
     is_its_fault = isinstance(error, TrainingDivergedError | TrainingStuckError)
     has_a_line = isinstance(error, UserError | TrialStoppedError)

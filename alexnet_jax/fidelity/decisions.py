@@ -73,8 +73,12 @@ def _decision(entry: dict[str, Any]) -> Decision:
         name: Choice(fields.pop(name), fields.pop(f"{name}_note", "")) for name in REFERENCES if name in fields
     }
     try:
-        describe = descriptions.template(fields.pop("text")) if "text" in fields else _function(fields.pop("describe"))
-        return Decision(keys=tuple(fields.pop("keys")), describe=describe, references=references, **fields)
+        keys = tuple(fields.pop("keys"))
+        if "text" in fields:
+            describe = descriptions.template(fields.pop("text"), keys[0] if keys else "", fields.pop("note", ""))
+        else:
+            describe = _function(fields.pop("describe"))
+        return Decision(keys=keys, describe=describe, references=references, **fields)
     except (KeyError, TypeError) as error:
         raise ValueError(f"decisions.toml, {entry.get('name', 'a decision without name')}: {error}") from error
 

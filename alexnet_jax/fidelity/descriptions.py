@@ -4,6 +4,7 @@ Each function takes a config and the network that it describes.
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
@@ -27,9 +28,17 @@ class Choice:
 Describe = Callable[[ConfigDict, AlexNet], Choice]
 
 
-def template(text: str) -> Describe:
-    """A description that fills values of the config and of the network into a text, as `str.format` does."""
-    return lambda config, model: Choice(text.format(config=config, model=model))
+def template(text: str | dict[str, str], key: str, note: str = "") -> Describe:
+    """A description that fills values of the config and of the network into texts, as `str.format` does.
+
+    Of several texts it takes the one for the value of the key.
+    """
+
+    def describe(config: ConfigDict, model: AlexNet) -> Choice:
+        chosen = text if isinstance(text, str) else text[str(operator.attrgetter(key)(config))]
+        return Choice(chosen.format(config=config, model=model), note.format(config=config, model=model))
+
+    return describe
 
 
 def data_set(config: ConfigDict, _: AlexNet) -> Choice:
@@ -40,18 +49,6 @@ def data_set(config: ConfigDict, _: AlexNet) -> Choice:
     return Choice(f"{data.name}{size}", f"of training images, where they lack: {held_out}")
 
 
-def image(config: ConfigDict, _: AlexNet) -> Choice:
-    """How an original is resized."""
-    data = config.data
-    return Choice(f"shorter side {data.image_size}, central square", f"of at most {data.max_megapixels:g} megapixels")
-
-
-def storage(config: ConfigDict, _: AlexNet) -> Choice:
-    """Format of the resized images on disk."""
-    jpeg = f"jpeg of quality {config.data.jpeg_quality}"
-    return Choice({"jpeg": jpeg, "raw": "raw pixels", "auto": f"{jpeg}, raw up to 4 GB"}[config.data.storage])
-
-
 def crops(config: ConfigDict, _: AlexNet) -> Choice:
     """Which part of a resized image the network sees in training."""
     data = config.data
@@ -59,11 +56,6 @@ def crops(config: ConfigDict, _: AlexNet) -> Choice:
         return Choice(f"a random part, scaled to {data.crop}")
     places = (data.image_size - data.crop + 1) ** 2
     return Choice(f"{data.cropping} windows of {data.crop}", f"{places:,} places" if data.cropping == "random" else "")
-
-
-def mirror(config: ConfigDict, _: AlexNet) -> Choice:
-    """How many images are mirrored."""
-    return Choice("half of the images" if config.data.mirror else "none")
 
 
 def color_noise(config: ConfigDict, _: AlexNet) -> Choice:
@@ -185,13 +177,6 @@ def weight_decay(config: ConfigDict, _: AlexNet) -> Choice:
     return Choice(f"{o.weight_decay:g}{own}, of {'all parameters' if o.decay_biases else 'kernels'}")
 
 
-def bias_learning_rate(config: ConfigDict, _: AlexNet) -> Choice:
-    """The learning rate of biases."""
-    o = config.optimizer
-    schedule = {"same": "divided with it", "constant": "never divided", "halfway": "divided by 10 at half-time"}
-    return Choice(f"{o.bias_rate_multiplier:g} times that of kernels, {schedule[o.bias_schedule]}")
-
-
 def layer_learning_rates(config: ConfigDict, _: AlexNet) -> Choice:
     """Layers with a learning rate of their own."""
     rules = config.optimizer.rate_multipliers
@@ -230,12 +215,6 @@ def tested_parameters(config: ConfigDict, _: AlexNet) -> Choice:
     """Which parameters are tested."""
     decay = config.optimizer.ema_decay
     return Choice(f"their moving average, decay {decay:g}" if decay else "the last parameters")
-
-
-def views(config: ConfigDict, _: AlexNet) -> Choice:
-    """Views of a test image over which a prediction is averaged."""
-    names = {1: "the centre", 2: "the centre and its mirror image", 10: "ten, probabilities averaged"}
-    return Choice(names[config.test_views])
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from alexnet_jax import augment
 from alexnet_jax.data.storage import Records, read_images
 from alexnet_jax.inference.loaded_run import TrainedRun
+from alexnet_jax.parallel.compilation import compiler_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +37,11 @@ class ActivationStatistics:
 def activation_statistics(run: TrainedRun, squares: np.ndarray) -> list[ActivationStatistics]:
     """Statistics of every intermediate result for squares of pixels, uint8, [images, size, size, 3]."""
 
-    @functools.partial(jax.jit, compiler_options=run.compiler_options)
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def measure(variables: Any, squares: Array) -> dict[str, dict[str, Array]]:
         """Of each image by itself."""
-        (crops,) = augment.testing_images(run.preprocessing, squares, views=1)
         found = {}
-        for name, values in run.model.apply(variables, crops)[1].items():
+        for name, values in run.activations(variables, squares).items():
             wide = values.astype(jnp.float32).reshape(len(values), -1, values.shape[-1])
             found[name] = {
                 "mean": wide.mean(axis=(1, 2)),
@@ -52,13 +51,7 @@ def activation_statistics(run: TrainedRun, squares: np.ndarray) -> list[Activati
             }
         return found
 
-    size = min(len(squares), run.config.eval_batch_size)
-    variables, parts = jax.device_put(run.variables), []
-    for first in range(0, len(squares), size):
-        batch = squares[first : first + size]
-        padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
-        parts.append(jax.device_get(measure(variables, padded)))
-    of_all = jax.tree.map(lambda *values: np.concatenate(values)[: len(squares)], *parts)
+    of_all = run.in_batches(measure, squares)
     rows = []
     for name, shape in run.layer_shapes.items():
         mean, square, zeros = (float(of_all[name][key].mean(dtype=np.float64)) for key in ("mean", "square", "zeros"))
@@ -74,19 +67,14 @@ def nearest_neighbours(
 
     Distances are Euclidean. Returns int, [queries, count], elements of `ids`, the nearest first.
     """
-    wanted = _flat(run.features(queries, layer))
-    size, distances = run.config.eval_batch_size, []
+
+    def flat(squares: np.ndarray) -> np.ndarray:
+        return run.features(squares, layer).reshape(len(squares), -1)
+
+    wanted, size, distances = flat(queries), run.config.eval_batch_size, []
     for first in range(0, len(ids), size):
-        squares = read_images(records, ids[first : first + size])
-        distances.append(_distances(wanted, _flat(run.features(squares, layer))))
+        features = flat(read_images(records, ids[first : first + size]))
+        # Squares of the distances between rows.
+        distances.append((wanted**2).sum(1)[:, None] - 2 * wanted @ features.T + (features**2).sum(1)[None])
     order = np.argsort(np.concatenate(distances, axis=1), axis=1, kind="stable")
     return ids[order[:, :count]]
-
-
-def _flat(features: np.ndarray) -> np.ndarray:
-    return features.reshape(len(features), -1)
-
-
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squares of the distances between rows."""
-    return (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)[None]

@@ -46,19 +46,11 @@ class Evaluation:
     losses: np.ndarray
 
     @property
-    def totals(self) -> dict[str, Any]:
-        """Sums over the images; see `metrics.classification_sums`."""
-        return {
-            "loss_sum": float(self.losses.sum(dtype=np.float64)),
-            "top1_correct": int(self.is_right(1).sum()),
-            "top5_correct": int(self.is_right(5).sum()),
-            "count": len(self.labels),
-        }
-
-    @property
     def summary(self) -> dict[str, Any]:
         """Loss and errors in [0, 1]; see `metrics.summarize`."""
-        return metrics.summarize(self.totals, len(self.run.class_names))
+        correct = {f"top{k}_correct": int(self.is_right(k).sum()) for k in (1, 5)}
+        totals = {"loss_sum": float(self.losses.sum(dtype=np.float64)), **correct, "count": len(self.labels)}
+        return metrics.summarize(totals, len(self.run.class_names))
 
     def predictions(self, number: int) -> Iterator[tuple[int, float]]:
         """The likeliest classes of an image and their probabilities."""
@@ -139,11 +131,11 @@ def open_run_dataset(run: TrainedRun, data_dir: str | None = None, prepared_dir:
 
 
 def _difference(old: Sequence[str], new: Sequence[str]) -> str:
-    """The first class that differs, and how many there are."""
-    place = next((number for number, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), None)
-    if place is None:
-        return f"{len(new)}, not {len(old)}"
-    return f"class {place} is {new[place]!r}, not {old[place]!r}"
+    """The first class that differs, or how many there are."""
+    for number, (before, now) in enumerate(zip(old, new, strict=False)):
+        if before != now:
+            return f"class {number} is {now!r}, not {before!r}"
+    return f"{len(new)}, not {len(old)}"
 
 
 def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = None) -> Evaluation:
@@ -153,24 +145,17 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = 
     use_compilation_cache(run.config.compilation_cache_dir)
     devices, records = data_parallel(), dataset.splits[split]
     views = run.config.test_views if views is None else views
-    step = devices.compile_predictions_step(make_predictions_step(run.model, run.preprocessing, views, devices.axes))
+    step = make_predictions_step(run.model, run.preprocessing, views, devices.axes)
+    program = devices.compile_eval_step(step, by_image=True)
     params, batch_stats = devices.place((run.params, run.batch_stats))
     parts: list[dict[str, np.ndarray]] = []
     with console.work_progress(f"evaluating {split}", len(records.labels)) as progress:
         batch_size = devices.round_up(run.config.eval_batch_size)
         for batch in eval_batches(records, batch_size=batch_size, num_threads=run.config.data.num_threads):
-            answers = devices.batch_on_host(step(params, batch_stats, devices.shard(batch)))
+            answers = devices.batch_on_host(program(params, batch_stats, devices.shard(batch)))
             parts.append({name: values[batch["mask"]] for name, values in answers.items()})
             count = int(batch["mask"].sum())
             progress.advance(count, count)
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Evaluation(
-        run=run,
-        split=split,
-        views=views,
-        files=json.loads((dataset.directory / f"{split}_files.json").read_text()),
-        labels=np.asarray(records.labels),
-        guesses=whole["prediction"],
-        probabilities=whole["probability"],
-        losses=whole["loss"],
-    )
+    whole = (np.concatenate([part[name] for part in parts]) for name in ("prediction", "probability", "loss"))
+    files = json.loads((dataset.directory / f"{split}_files.json").read_text())
+    return Evaluation(run, split, views, files, np.asarray(records.labels), *whole)

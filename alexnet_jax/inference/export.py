@@ -116,14 +116,10 @@ def _save_stablehlo(run: TrainedRun, path: Path) -> None:
     squares = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), size, size, 3), jnp.uint8)
     with _without_source_lines():
         exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(squares)
-    contents = {
-        "model.stablehlo": bytes(exported.serialize()),
-        "model.json": json.dumps(_about(run), indent=2).encode(),
-    }
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in contents.items():
-            archive.writestr(zipfile.ZipInfo(name), content)  # without the time
+    with zipfile.ZipFile(file, "w") as archive:  # of members without the time
+        archive.writestr(zipfile.ZipInfo("model.stablehlo"), bytes(exported.serialize()))
+        archive.writestr(zipfile.ZipInfo("model.json"), json.dumps(_about(run), indent=2))
     write_bytes(path, file.getvalue())
 
 

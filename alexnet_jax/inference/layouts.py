@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.inference.weight_files import compare
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.summary import trace_shapes
@@ -27,8 +28,7 @@ class _Slot:
     Attributes:
       layer: our name.
       weight, bias: their names.
-      window: rows, columns and channels that a feature sees.
-      features: how many there are.
+      window: rows, columns and channels that a feature sees, and how many features there are.
       is_flat: fully connected.
       is_bgr: the channels are B, G, R over there.
     """
@@ -36,28 +36,27 @@ class _Slot:
     layer: str
     weight: str
     bias: str
-    window: tuple[int, int, int]
-    features: int
+    window: tuple[int, int, int, int]
     is_flat: bool
     is_bgr: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of their weights."""
-        rows, columns, channels = self.window
-        return (self.features, channels * rows * columns) if self.is_flat else (self.features, channels, rows, columns)
+        rows, columns, channels, features = self.window
+        return (features, channels * rows * columns) if self.is_flat else (features, channels, rows, columns)
 
     def outwards(self, kernel: Any) -> np.ndarray:
         """Their weights of our kernel."""
-        weight = np.asarray(kernel).reshape(*self.window, self.features).transpose(3, 2, 0, 1)
+        weight = np.asarray(kernel).reshape(self.window).transpose(3, 2, 0, 1)
         return np.ascontiguousarray(weight[:, ::-1] if self.is_bgr else weight).reshape(self.shape)
 
     def inwards(self, weight: np.ndarray) -> np.ndarray:
         """Our kernel of their weights."""
-        rows, columns, channels = self.window
-        weight = weight.reshape(self.features, channels, rows, columns)
-        kernel = (weight[:, ::-1] if self.is_bgr else weight).transpose(2, 3, 1, 0)
-        return np.ascontiguousarray(kernel).reshape((-1, self.features) if self.is_flat else kernel.shape)
+        rows, columns, channels, features = self.window
+        weight = weight.reshape(features, channels, rows, columns)
+        kernel = np.ascontiguousarray((weight[:, ::-1] if self.is_bgr else weight).transpose(2, 3, 1, 0))
+        return kernel.reshape(-1, features) if self.is_flat else kernel
 
 
 def to_layout(layout: str, model: AlexNet, crop: int, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -79,10 +78,9 @@ def from_layout(layout: str, model: AlexNet, crop: int, arrays: Mapping[str, np.
     has none for.
     """
     slots = list(_slots(layout, model, crop))
-    expected = {slot.weight: np.broadcast_to(np.float32(0), slot.shape) for slot in slots}
-    expected |= {slot.bias: np.broadcast_to(np.float32(0), (slot.features,)) for slot in slots}
-    differences = compare(arrays, expected)
-    if differences:
+    expected = {slot.weight: jax.ShapeDtypeStruct(slot.shape, np.float32) for slot in slots}
+    expected |= {slot.bias: jax.ShapeDtypeStruct(slot.shape[:1], np.float32) for slot in slots}
+    if differences := compare(arrays, expected):
         raise UserError(f"the weights do not suit the network: {'; '.join(differences)}")
     return {
         slot.layer: {"kernel": slot.inwards(arrays[slot.weight]), "bias": np.array(arrays[slot.bias])} for slot in slots
@@ -96,19 +94,13 @@ def last_bias(layout: str, model: AlexNet) -> str:
 
 def _slots(layout: str, model: AlexNet, crop: int) -> Iterator[_Slot]:
     """Each layer with weights, in order."""
-    names = list(_names(layout, model))
     variables, shapes = trace_shapes(model, crop)
-    params = variables["params"]
-    order = ["image", *shapes]
-    shapes["image"] = (crop, crop, 3)
-    for index, (layer, (weight, bias)) in enumerate(zip(model.layers, names, strict=True), start=1):
-        name = f"{layer.kind}{index}"
-        kernel, before = params[name]["kernel"].shape, shapes[order[order.index(name) - 1]]
-        is_flat = layer.kind == "fc"
-        rows, columns, channels = (1, 1, *before)[-3:] if is_flat else kernel[:3]
-        yield _Slot(
-            name, weight, bias, (rows, columns, channels), kernel[-1], is_flat, is_bgr=layout == "caffe" and index == 1
-        )
+    inputs = dict(zip(shapes, [(crop, crop, 3), *shapes.values()], strict=False))
+    for index, (layer, names) in enumerate(zip(model.layers, _names(layout, model), strict=True), start=1):
+        name, is_flat = f"{layer.kind}{index}", layer.kind == "fc"
+        *window, features = variables["params"][name]["kernel"].shape
+        rows, columns, channels = (1, 1, *inputs[name])[-3:] if is_flat else window
+        yield _Slot(name, *names, (rows, columns, channels, features), is_flat, layout == "caffe" and index == 1)
 
 
 def _names(layout: str, model: AlexNet) -> Iterator[tuple[str, str]]:
@@ -130,17 +122,17 @@ def _names(layout: str, model: AlexNet) -> Iterator[tuple[str, str]]:
 
 def _check(layout: str, model: AlexNet) -> None:
     """Raises UserError for parts of the network that would be lost, or that would mean another network there."""
-    if layout not in LAYOUTS:
-        raise UserError(f"--layout={layout} is unknown; there are: {', '.join(LAYOUTS)}")
+    check_choice("--layout", layout, LAYOUTS)
+    kinds, then = {layer.kind for layer in model.layers}, {name for layer in model.layers for name in layer.then}
     parts = {
-        "local layers": any(layer.kind == "local" for layer in model.layers),
-        "batch normalisation": any("bn" in layer.then for layer in model.layers),
-        "within-map normalisation": model.lrn is not None and any("map_norm" in layer.then for layer in model.layers),
+        "local layers": "local" in kinds,
+        "batch normalisation": "bn" in then,
+        "within-map normalisation": model.lrn is not None and "map_norm" in then,
         "activation prelu": model.activation == "prelu",
     }
     if layout == "torchvision":
         parts |= {
-            "response normalisation": model.lrn is not None and any("lrn" in layer.then for layer in model.layers),
+            "response normalisation": model.lrn is not None and "lrn" in then,
             "two towers": model.towers > 1 and any(layer.own_tower for layer in model.layers),
             "windows that hang over the edge": model.conv_ceil or model.pool_ceil,
             f"activation {model.activation}": model.activation != "relu",

@@ -1,6 +1,5 @@
 """A trained network by itself: what a run folder or an exported file holds, ready to answer without a data set."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import augment
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Restored, checkpoint_names, digest, restore, restore_latest
-from alexnet_jax.config import check, complete
+from alexnet_jax.config import check, complete, decisive
 from alexnet_jax.data.images import resize_image
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError, reason
@@ -114,7 +113,7 @@ class TrainedRun:
         Returns float32, [images, classes]; rows add up to 1.
         """
         views = self.config.test_views if views is None else views
-        return self._in_batches(functools.partial(self._predict, views=views), images)
+        return self.in_batches(functools.partial(self._predict, views=views), images)
 
     def features(self, images: Images, layer: str = "fc7") -> np.ndarray:
         """What a layer makes of the central view of each image, float32, [images, ...].
@@ -124,7 +123,7 @@ class TrainedRun:
         """
         if layer not in self.layer_names:
             raise UserError(f"no layer is named {layer!r}; there are: {', '.join(self.layer_names)}")
-        return self._in_batches(functools.partial(self._features, layer=layer), images)
+        return self.in_batches(functools.partial(self._features, layer=layer), images)
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -132,39 +131,37 @@ class TrainedRun:
         return tuple(self.layer_shapes)
 
     @property
-    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+    def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of every intermediate result of one image, in order."""
-        return self._shapes[1]
-
-    @functools.cached_property
-    def _shapes(self) -> tuple[Any, dict[str, tuple[int, ...]]]:
-        return trace_shapes(self.model, self.preprocessing.crop)
-
-    @property
-    def compiler_options(self) -> dict[str, str | bool]:
-        """What XLA is told when it compiles the network."""
-        return compiler_options(jax.default_backend())
+        return trace_shapes(self.model, self.preprocessing.crop)[1]
 
     @functools.cached_property
     def _predict(self) -> Any:
         def predict(variables: Any, squares: jax.Array, views: int) -> jax.Array:
             step = make_predict_step(self.model, self.preprocessing, views)
-            with _suited_to(squares):
+            with fast_compilation(len(squares) <= FEW_IMAGES):
                 return jnp.exp(step(variables["params"], variables["batch_stats"], squares))
 
-        return jax.jit(predict, static_argnames="views", compiler_options=self.compiler_options)
+        return jax.jit(predict, static_argnames="views", compiler_options=compiler_options())
 
     @functools.cached_property
     def _features(self) -> Any:
         def features(variables: Any, squares: jax.Array, layer: str) -> jax.Array:
-            (crops,) = augment.testing_images(self.preprocessing, squares, views=1)
-            with _suited_to(squares):
-                return self.model.apply(variables, crops)[1][layer].astype(jnp.float32)
+            return self.activations(variables, squares)[layer].astype(jnp.float32)
 
-        return jax.jit(features, static_argnames="layer", compiler_options=self.compiler_options)
+        return jax.jit(features, static_argnames="layer", compiler_options=compiler_options())
 
-    def _in_batches(self, function: Callable[[Any, Any], Any], images: Images) -> np.ndarray:
-        """The function of the squares of all images, a batch at a time, whose sizes are few: each is compiled."""
+    def activations(self, variables: Any, squares: jax.Array) -> Any:
+        """Every intermediate result of the central views of squares, by name; to be compiled, see `in_batches`."""
+        (crops,) = augment.testing_images(self.preprocessing, squares, views=1)
+        with fast_compilation(len(squares) <= FEW_IMAGES):
+            return self.model.apply(variables, crops)[1]
+
+    def in_batches(self, function: Callable[[Any, Any], Any], images: Images) -> Any:
+        """A function of the variables and of the squares of images, a batch at a time.
+
+        The sizes of batches are few: for each the function is compiled. Returns its tree of arrays, [images, ...].
+        """
         if isinstance(images, str | Path | bytes) or (isinstance(images, np.ndarray) and images.ndim < 4):
             images = [images]
         if len(images) == 0:
@@ -174,8 +171,8 @@ class TrainedRun:
             squares = np.stack([self.square(image) for image in images[first : first + most]])
             size = min(1 << (len(squares) - 1).bit_length(), most)
             padded = np.pad(squares, [(0, size - len(squares)), (0, 0), (0, 0), (0, 0)])
-            parts.append(np.asarray(function(self._on_device, padded))[: len(squares)])
-        return np.concatenate(parts)
+            parts.append(jax.device_get(function(self._on_device, padded)))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(images)], *parts)
 
     @functools.cached_property
     def _on_device(self) -> Any:
@@ -184,19 +181,9 @@ class TrainedRun:
     def save(self, path: Path) -> None:
         """Writes all of it to a .safetensors file, which `load_run` reads. Raises UserError if it cannot."""
         tree = {**self.variables, "preprocessing": self.preprocessing.measured}
-        header = {
-            "config": self.config.to_dict(),
-            "class_names": self.class_names,
-            "examples_seen": self.examples_seen,
-            "data": self.content,
-        }
-        about = json.loads(json.dumps(header))
+        header = {"class_names": self.class_names, "examples_seen": self.examples_seen, "data": self.content}
+        about = json.loads(json.dumps({"config": self.config.to_dict(), **header}))
         write_safetensors(path, tree, {**about, "digest": digest(tree, about)})
-
-
-def _suited_to(images: jax.Array) -> contextlib.AbstractContextManager[None]:
-    """How to trace a network for so many images."""
-    return fast_compilation() if len(images) <= FEW_IMAGES else contextlib.nullcontext()
 
 
 def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
@@ -245,12 +232,12 @@ def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> Traine
         examples_seen=about["examples_seen"],
         content=about["data"],
     )
-    if differences := compare(_by_name(run.variables), _by_name(run._shapes[0])):
+    if differences := compare(_by_name(run.variables), _by_name(trace_shapes(run.model, run.preprocessing.crop)[0])):
         raise UserError(f"its arrays are not those of its network: {'; '.join(differences)}")
     return run
 
 
-DECISIVE = ("image_size", "crop", "mean_form", "std", "mean")
+DECISIVE = ("data.image_size", "data.crop", "data.mean_form", "data.std", "data.mean")
 """What images must have in common for kernels to be of use to others; means, where both configs give them."""
 
 
@@ -270,15 +257,15 @@ def start_from(config: ConfigDict, class_names: Sequence[str], variables: Mappin
         run = load_run(config.init_from)
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
-    theirs, ours = run.config.data, config.data
+    theirs, ours = decisive(run.config.to_dict()), decisive(config.to_dict())
     differences = [
-        f"config.data.{name}: {_listed(theirs[name])} there, {_listed(ours[name])} here"
-        for name in DECISIVE
-        if None not in (theirs[name], ours[name]) and _listed(theirs[name]) != _listed(ours[name])
+        f"config.{key}: {theirs[key]} there, {ours[key]} here"
+        for key in DECISIVE
+        if None not in (theirs[key], ours[key]) and theirs[key] != ours[key]
     ]
     if run.model.activation != (activation := get_model(config.model, 1).activation):
         differences.append(f"config.model.activation: {run.model.activation} there, {activation} here")
-    old, fresh = (_by_name(tree) for tree in (run.variables, variables))
+    old, fresh = _by_name(run.variables), _by_name(variables)
     if run.class_names != tuple(class_names):
         last = f"params/{run.layer_names[-1]}/"
         old = {name: array for name, array in old.items() if not name.startswith(last)}
@@ -293,11 +280,6 @@ def _by_name(variables: Mapping[str, Any]) -> dict[str, Any]:
     """What a network consists of, named like "params/conv1/kernel"."""
     whole = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     return traverse_util.flatten_dict(whole, sep="/")
-
-
-def _listed(value: Any) -> Any:
-    """As JSON has it."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _restore(directory: Path, name: str) -> Restored:

@@ -43,18 +43,11 @@ def onnx_model(run: TrainedRun, about: Mapping[str, Any]) -> bytes:
         of_views = graph.add("Reshape", probabilities, np.array([views, -1, run.model.num_classes]))
         probabilities = graph.add("ReduceMean", of_views, axes=[0], keepdims=0)
     graph.add("Identity", probabilities, output="probabilities")
-    model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "alexnet",
-            [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3])],
-            [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", run.model.num_classes])],
-            graph.constants,
-        ),
-        producer_name="alexnet_jax",
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-    )
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3])
+    answers = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", run.model.num_classes])
+    whole = helper.make_graph(graph.nodes, "alexnet", [images], [answers], graph.constants)
+    versions: dict[str, Any] = {"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": IR_VERSION}
+    model = helper.make_model(whole, producer_name="alexnet_jax", **versions)
     helper.set_model_props(model, {name: json.dumps(value) for name, value in about.items()})
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()

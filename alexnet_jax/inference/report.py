@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.data.dataset import Dataset
@@ -18,7 +18,6 @@ from alexnet_jax.inference import report_figures, report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
 from alexnet_jax.inference.evaluation import Evaluation, evaluate, open_run_dataset
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
-from alexnet_jax.inference.report_figures import Draw
 from alexnet_jax.run.metrics_log import read_metrics, read_timing
 from alexnet_jax.system import console
 from alexnet_jax.system.versions import shell_command
@@ -35,15 +34,27 @@ MOST_SEARCHED, MOST_MEASURED = 10_000, 1_000
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A figure and the sentence that explains it."""
+    """A figure, which a function of report_figures draws of data, and the sentence that explains it."""
 
     name: str
-    draw: Draw
     text: str
+    draw: Callable[..., None]
+    data: tuple[Any, ...]
+
+    def png(self, theme: str = "light") -> bytes:
+        """As a PNG file."""
+        return report_figures.render(self.draw, self.data, theme)
+
+    def html(self) -> str:
+        """In light and in dark, with the sentence."""
+        return report_page.figure(self.png("light"), self.png("dark"), self.text)
 
 
 Part = str | Figure
 """A piece of HTML, or a figure."""
+
+Records = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Those of metrics.jsonl, by their kind; none of a kind that there is not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +72,11 @@ class Report:
 
     def html(self) -> str:
         """The page."""
-        return report_page.page(
-            self.title, self.summary, {name: "".join(map(_html, parts)) for name, parts in self.sections.items()}
-        )
-
-
-def _html(part: Part) -> str:
-    if isinstance(part, str):
-        return part
-    light, dark = (report_figures.render(part.draw, theme) for theme in ("light", "dark"))
-    return report_page.figure(light, dark, part.text) + report_page.paragraph(part.text, faint=True)
+        content = {
+            name: "".join(part if isinstance(part, str) else part.html() for part in parts)
+            for name, parts in self.sections.items()
+        }
+        return report_page.page(self.title, self.summary, content)
 
 
 def make_report(
@@ -84,37 +90,30 @@ def make_report(
     config, versions = (_read_json(workdir / name) for name in ("config.json", "versions.json"))
     config_lib.check(config)
     config = config_lib.complete(config)
-    records, timing = read_metrics(workdir), read_timing(workdir)
-    run, dataset, missing = _open(workdir, checkpoint, data_dir, prepared_dir)
-    tests = _of_kind(records, "test")
-    sections: dict[str, Sequence[Part]] = {"Training": list(_training(records, tests))}
+    records = defaultdict(list)
+    for record in read_metrics(workdir):
+        records[record["kind"]].append(record)
+    timing = read_timing(workdir)
+    run, dataset, missing = None, None, ""
+    try:
+        run = load_run(workdir, checkpoint)
+        dataset = open_run_dataset(run, data_dir, prepared_dir)
+    except UserError as error:
+        missing = f"No {'images are' if run else 'network is'} shown: {error}."
+    sections: dict[str, Sequence[Part]] = {"Training": list(_training(records))}
     if run:
         sections["First layer"] = [_kernels(run)]
     if run and dataset:
-        split = "test" if tests and "test" in dataset.splits else "validation"
+        split = "test" if records["test"] and "test" in dataset.splits else "validation"
         sections |= _predictions(evaluate(run, dataset, split), dataset)
     if missing:
         sections["Missing"] = [report_page.paragraph(missing)]
     sections["Time"] = [_timing(timing)]
-    sections["Config"] = [_config(ConfigDict(config))]
+    sections["Config"] = [_config(config)]
     if run:
         sections["Paper, source, Caffe and this run"] = [_fidelity(run)]
     sections["Versions"] = [_versions(versions)]
-    return Report(f"Run {workdir.resolve().name}", _summary(config, records, tests, dataset), sections)
-
-
-def _open(
-    workdir: Path, checkpoint: str, data_dir: str | None, prepared_dir: str | None
-) -> tuple[TrainedRun | None, Dataset | None, str]:
-    """The network and its data, as far as they are there, and what is missing."""
-    try:
-        run = load_run(workdir, checkpoint)
-    except UserError as error:
-        return None, None, f"No network is shown: {error}."
-    try:
-        return run, open_run_dataset(run, data_dir, prepared_dir), ""
-    except UserError as error:
-        return run, None, f"No images are shown: {error}."
+    return Report(f"Run {workdir.resolve().name}", _summary(config, records, dataset), sections)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -126,42 +125,31 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def _of_kind(records: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
-    return [record for record in records if record["kind"] == kind]
-
-
-def _summary(
-    config: Mapping[str, Any],
-    records: Sequence[Mapping[str, Any]],
-    tests: Sequence[Mapping[str, Any]],
-    dataset: Dataset | None,
-) -> str:
+def _summary(config: Mapping[str, Any], records: Records, dataset: Dataset | None) -> str:
     what = f"{config['model']['preset']} on {config['data']['name']}"
     if dataset:
         what += ", " + ", ".join(f"{len(split.labels):,} {name}" for name, split in dataset.splits.items()) + " images"
-    if tests:
-        last = tests[-1]
+    if records["test"]:
+        last = records["test"][-1]
         top1, top5 = console.percent(last["top1_error"]), console.percent(last["top5_error"])
         return f"{what}. {last['split'].capitalize()} error: top-1 {top1}, top-5 {top5} ({last['count']:,} images)."
-    epochs = _of_kind(records, "epoch")
-    if not epochs:
+    if not records["epoch"]:
         return f"{what}. Not finished: no epoch has been evaluated yet."
-    last = epochs[-1]
+    last = records["epoch"][-1]
     error = console.percent(last["validation_top1_error"])
     return f"{what}. Not finished: epoch {last['epoch']:.2f} of {config['epochs']:g}, validation top-1 error {error}."
 
 
-def _training(records: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
-    starts, drops = _of_kind(records, "start"), _of_kind(records, "division")
-    if not starts:
+def _training(records: Records) -> Iterator[Part]:
+    if not records["start"]:
         yield report_page.paragraph("Nothing is recorded yet.")
         return
-    size = starts[0]["train_examples"]
-    losses = [(record["examples_seen"] / size, record["loss"]) for record in _of_kind(records, "step")]
+    size, drops = records["start"][0]["train_examples"], records["division"]
+    losses = [(record["examples_seen"] / size, record["loss"]) for record in records["step"]]
     rates = [(record["examples_seen"] / size, record["learning_rate"]) for record in drops]
-    ends = {name: tests[-1][name] for name in ("top1_error", "top5_error")} if tests else {}
+    data = records["epoch"], losses, rates, records["test"][-1] if records["test"] else {}
     text = "Errors and losses after each epoch. Dashed lines: the learning rate becomes what is written above."
-    yield Figure("curves", report_figures.curves(_of_kind(records, "epoch"), losses, rates, ends), text)
+    yield Figure("curves", text, report_figures.curves, data)
     rows = [[f"{epoch:.2f}", f"{rate:.3g}", drop["reason"]] for (epoch, rate), drop in zip(rates, drops, strict=True)]
     if rows:
         yield report_page.table(["epoch", "learning rate", "why"], rows, numbers=(0, 1))
@@ -172,7 +160,7 @@ def _kernels(run: TrainedRun) -> Figure:
     filters = np.asarray(run.params[name]["kernel"], np.float32)
     rows, columns, _, count = filters.shape
     text = f"The {count} kernels of {name}, {rows} x {columns} pixels, each scaled by its largest weight (Figure 3)."
-    return Figure("kernels", report_figures.kernels(filters), text)
+    return Figure("kernels", text, report_figures.kernels, (filters,))
 
 
 def _predictions(evaluation: Evaluation, dataset: Dataset) -> dict[str, Sequence[Part]]:
@@ -209,7 +197,7 @@ def _errors(evaluation: Evaluation) -> Iterator[Part]:
     names = [run.class_names[number] for number in shown]
     few = "" if len(shown) == len(run.class_names) else f" of the {len(shown)} classes that are confused most"
     text = f"How often images of a class (row) were taken for another (column){few}."
-    yield Figure("confusion", report_figures.confusion(counts[np.ix_(shown, shown)], names), text)
+    yield Figure("confusion", text, report_figures.confusion, (counts[np.ix_(shown, shown)], names))
     cells = [
         [name, f"{images:,}", f"{top1:,}", f"{top1 / images:.1%}", f"{top5:,}"]
         for name, images, top1, top5 in evaluation.worst_classes()
@@ -227,7 +215,7 @@ def _pictures(name: str, evaluation: Evaluation, dataset: Dataset, ids: np.ndarr
         for number in ids.tolist()
     ]
     text = f"{evaluation.split.capitalize()} images {which}, with the likeliest classes; green is the label."
-    return Figure(name, report_figures.answers(squares, labels, predictions), text)
+    return Figure(name, text, report_figures.answers, (squares, labels, predictions))
 
 
 def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Figure:
@@ -245,23 +233,17 @@ def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Fi
         f"{evaluation.split.capitalize()} images (left) and, among {among} training images, those with the nearest "
         f"features in {layer}, the layer that the classifier sees (Figure 4, right)."
     )
-    return Figure("neighbours", report_figures.neighbours(queries, labels, pictures, names), text)
+    return Figure("neighbours", text, report_figures.neighbours, (queries, labels, pictures, names))
 
 
 def _activations(evaluation: Evaluation, dataset: Dataset) -> str:
     records = dataset.splits[evaluation.split]
     ids = np.arange(min(len(records.labels), MOST_MEASURED))
-    rows = [
-        [
-            row.name,
-            " x ".join(map(str, row.shape)),
-            f"{row.mean:.3g}",
-            f"{row.std:.3g}",
-            f"{row.zeros:.1%}",
-            "" if row.dead is None else f"{row.dead:,} of {row.shape[-1]:,}",
-        ]
-        for row in activation_statistics(evaluation.run, read_images(records, ids))
-    ]
+    rows = []
+    for row in activation_statistics(evaluation.run, read_images(records, ids)):
+        shape = " x ".join(map(str, row.shape))
+        dead = "" if row.dead is None else f"{row.dead:,} of {row.shape[-1]:,}"
+        rows.append([row.name, shape, f"{row.mean:.3g}", f"{row.std:.3g}", f"{row.zeros:.1%}", dead])
     header = ["activation", "shape", "mean", "std", "zeros", "dead"]
     text = report_page.paragraph(
         f"Over {len(ids):,} {evaluation.split} images. Dead are features that are 0 everywhere in all of them.",
@@ -272,25 +254,23 @@ def _activations(evaluation: Evaluation, dataset: Dataset) -> str:
 
 def _timing(timing: Sequence[Mapping[str, Any]]) -> str:
     """Where the time of training went."""
-
-    def total(key: str, value: Callable[[Mapping[str, Any]], float]) -> float:
-        return sum((value(record) for record in timing if key in record), 0.0)
-
-    seconds = total("seconds", lambda record: record["seconds"])
+    steps = [record for record in timing if "seconds" in record]
+    seconds = sum(record["seconds"] for record in steps)
     if not seconds:
         return report_page.paragraph("Nothing is recorded yet.")
-    images = total("seconds", lambda record: record["seconds"] * record["images_per_second"])
-    waiting = total("seconds", lambda record: record["seconds"] * record["input_share"])
+    images = sum(record["seconds"] * record["images_per_second"] for record in steps)
+    waiting = sum(record["seconds"] * record["input_share"] for record in steps)
+    evaluating, saving = (sum(r.get(key, 0.0) for r in timing) for key in ("evaluate_seconds", "save_seconds"))
     rows = {
         "training steps": f"{console.duration(seconds)}, {images / seconds:,.0f} images/s; the first is not counted",
         "of this, waiting for images": f"{waiting / seconds:.1%}",
-        "evaluation": console.duration(total("evaluate_seconds", lambda record: record["evaluate_seconds"])),
-        "beginning to save": console.duration(total("save_seconds", lambda record: record["save_seconds"])),
+        "evaluation": console.duration(evaluating),
+        "beginning to save": console.duration(saving),
     }
     return report_page.facts(rows)
 
 
-def _config(config: ConfigDict) -> str:
+def _config(config: Mapping[str, Any]) -> str:
     rows = {f"config.{key}": repr(value) for key, value in config_lib.flatten(config)}
     return report_page.details(f"{len(rows)} keys", report_page.facts(rows))
 

@@ -2,44 +2,22 @@
 
 import base64
 import html
+import importlib.resources
+import string
 from collections.abc import Mapping, Sequence
 
-_STYLE = """
-:root { color-scheme: light dark; --back: #fff; --text: #24292f; --faint: #667080; --line: #d8dde3; --mark: #f2f4f7 }
-@media (prefers-color-scheme: dark) {
-  :root { --back: #15181d; --text: #dfe3e8; --faint: #98a2af; --line: #3a414b; --mark: #1f242b }
-}
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--back); color: var(--text);
-  font: 15px/1.5 system-ui, sans-serif }
-h1 { font-size: 1.5rem; margin: 0 0 .2rem } h2 { font-size: 1.15rem; margin: 2.4rem 0 .5rem }
-p { margin: .4rem 0 } .faint { color: var(--faint) } .scroll { overflow-x: auto }
-nav { margin: 1rem 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem } a { color: inherit }
-figure { margin: .6rem 0; overflow-x: auto } img { display: block; height: auto; max-width: max(100%, 30rem) }
-table { border-collapse: collapse; font-size: .9rem }
-td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
-td.number, th.number { text-align: right; white-space: nowrap }
-td { overflow-wrap: anywhere } table.facts td:first-child { white-space: nowrap; color: var(--faint) }
-code { background: var(--mark); padding: .1rem .3rem; overflow-wrap: anywhere }
-summary { cursor: pointer; margin: .5rem 0 }
-"""
+_PAGE = string.Template(importlib.resources.files(__package__).joinpath("report_page.html").read_text())
 
 
 def page(title: str, summary: str, sections: Mapping[str, str]) -> str:
     """The whole file: a heading, a line, and sections of HTML by their titles."""
-    links = "".join(f'<a href="#s{number}">{html.escape(name)}</a>' for number, name in enumerate(sections))
+    names = [html.escape(name) for name in sections]
+    links = "".join(f'<a href="#s{number}">{name}</a>' for number, name in enumerate(names))
     body = "".join(
-        f'<section id="s{number}"><h2>{html.escape(name)}</h2>{content}</section>\n'
-        for number, (name, content) in enumerate(sections.items())
+        f'<section id="s{number}"><h2>{name}</h2>{content}</section>\n'
+        for number, (name, content) in enumerate(zip(names, sections.values(), strict=True))
     )
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{html.escape(title)}</h1>{paragraph(summary)}<nav>{links}</nav>\n{body}</body></html>\n"
-    )
+    return _PAGE.substitute(title=html.escape(title), summary=paragraph(summary), links=links, sections=body)
 
 
 def paragraph(text: str, faint: bool = False) -> str:
@@ -53,31 +31,29 @@ def code(text: str) -> str:
 
 
 def figure(light: bytes, dark: bytes, text: str) -> str:
-    """A picture, PNG, with a form for dark screens; `text` says what it shows to who cannot see it."""
+    """A picture, PNG, with a form for dark screens, and the text that says what it shows."""
     sources = [f"data:image/png;base64,{base64.b64encode(picture).decode()}" for picture in (dark, light)]
     return (
         f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{sources[0]}">'
-        f'<img alt="{html.escape(text)}" src="{sources[1]}"></picture></figure>'
+        f'<img alt="{html.escape(text)}" src="{sources[1]}"></picture></figure>{paragraph(text, faint=True)}'
     )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
     """A table of texts; `numbers` are the columns to align right."""
-
-    def cells(tag: str, row: Sequence[str]) -> str:
-        mark = dict.fromkeys(numbers, " class=number")
-        return "".join(f"<{tag}{mark.get(n, '')}>{html.escape(cell)}</{tag}>" for n, cell in enumerate(row))
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<div class=scroll><table><thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table></div>"
+    head, body = _cells("th", header, numbers), "".join(f"<tr>{_cells('td', row, numbers)}</tr>" for row in rows)
+    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def facts(rows: Mapping[str, str]) -> str:
     """Names and values."""
-    body = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in rows.items()
-    )
+    body = "".join(f"<tr>{_cells('td', row)}</tr>" for row in rows.items())
     return f"<div class=scroll><table class=facts><tbody>{body}</tbody></table></div>"
+
+
+def _cells(tag: str, row: Sequence[str], numbers: Sequence[int] = ()) -> str:
+    mark = dict.fromkeys(numbers, " class=number")
+    return "".join(f"<{tag}{mark.get(n, '')}>{html.escape(cell)}</{tag}>" for n, cell in enumerate(row))
 
 
 def details(summary: str, content: str) -> str:

@@ -14,10 +14,11 @@ import io
 import math
 import pickletools
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.errors import UserError
@@ -33,18 +34,9 @@ WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER
-_DTYPES = {
-    "torch.FloatStorage": "<f4",
-    "torch.DoubleStorage": "<f8",
-    "torch.HalfStorage": "<f2",
-    "torch.BFloat16Storage": "<u2",
-    "torch.LongStorage": "<i8",
-    "torch.IntStorage": "<i4",
-    "torch.ShortStorage": "<i2",
-    "torch.CharStorage": "i1",
-    "torch.ByteStorage": "u1",
-    "torch.BoolStorage": "?",
-}
+_FLOATS = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": jnp.bfloat16}
+_WHOLE = {"Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?"}
+_DTYPES = {f"torch.{name}Storage": np.dtype(kind) for name, kind in {**_FLOATS, **_WHOLE}.items()}
 _DICT = "collections.OrderedDict"
 _TENSOR_V1, _TENSOR = "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
@@ -68,7 +60,7 @@ class _Storage:
 
     @property
     def bytes(self) -> int:
-        return self.length * np.dtype(_DTYPES[self.kind]).itemsize
+        return self.length * _DTYPES[self.kind].itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +75,6 @@ class _Tensor:
     def array(self, content: bytes) -> np.ndarray:
         """The tensor as float32. Its place within the storage was checked when it was made."""
         flat = np.frombuffer(content, _DTYPES[self.storage.kind])
-        if self.storage.kind == "torch.BFloat16Storage":  # the upper half of a float32
-            flat = (flat.astype(np.uint32) << 16).view(np.float32)
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, np.float32)
         steps = [stride * flat.itemsize for stride in self.strides]
@@ -164,8 +154,10 @@ def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
 
 def _arrays(root: Any, load: Callable[[_Storage], bytes], file_bytes: int) -> dict[str, np.ndarray]:
     """The tensors of the state dict, wherever it lies."""
-    found = next((held for held in _candidates(root) if any(isinstance(value, _Tensor) for value in held.values())), {})
-    if not found:
+    candidates = [*map(root.get, NESTED), root] if isinstance(root, dict) else []
+    dicts = [held for held in candidates if isinstance(held, dict)]
+    found = next((held for held in dicts if any(isinstance(value, _Tensor) for value in held.values())), None)
+    if found is None:
         raise _NoStateDictError("it holds no tensors by name")
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
@@ -179,12 +171,6 @@ def _arrays(root: Any, load: Callable[[_Storage], bytes], file_bytes: int) -> di
         if all(name.startswith(wrapper) for name in tensors):
             tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     return {name: tensor.array(load(tensor.storage)) for name, tensor in tensors.items()}
-
-
-def _candidates(root: Any) -> Iterator[dict[Any, Any]]:
-    if isinstance(root, dict):
-        yield from (root[key] for key in NESTED if isinstance(root.get(key), dict))
-        yield root
 
 
 def _follow(file: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
@@ -233,14 +219,14 @@ class _Machine:
             case "MARK":
                 self.marks.append(len(stack))
             case "TUPLE":
-                stack.append(tuple(self._since_mark()))
+                stack.append(tuple(self._pop()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(self._pop(int(name[-1]))))
             case "APPEND" | "APPENDS":
-                items = self._since_mark() if name == "APPENDS" else self._pop(1)
+                items = self._pop(None if name == "APPENDS" else 1)
                 _of(list, stack[-1]).extend(items)
             case "SETITEM" | "SETITEMS":
-                items = self._since_mark() if name == "SETITEMS" else self._pop(2)
+                items = self._pop(None if name == "SETITEMS" else 2)
                 _set_items(stack[-1], zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT" | "PUT":
                 self.memo[argument] = stack[-1]
@@ -265,18 +251,13 @@ class _Machine:
             case _:
                 raise _refusal(f"the instruction {name}")
 
-    def _pop(self, count: int) -> list[Any]:
-        """The topmost values, in the order in which they were pushed."""
-        if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:
+    def _pop(self, count: int | None = None) -> list[Any]:
+        """The topmost values, or those since the last mark, in the order in which they were pushed."""
+        start = self.marks.pop() if count is None else len(self.stack) - count
+        if start < (self.marks[-1] if self.marks else 0):
             raise IndexError
-        values = self.stack[-count:]
-        del self.stack[-count:]
-        return values
-
-    def _since_mark(self) -> list[Any]:
-        mark = self.marks.pop()
-        values = self.stack[mark:]
-        del self.stack[mark:]
+        values = self.stack[start:]
+        del self.stack[start:]
         return values
 
     def _storage(self, what: str, kind: _Global, key: Any, _location: str, length: int, view: None = None) -> _Storage:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,17 +28,19 @@ def write_safetensors(path: Path, tree: Mapping[str, Any], about: Mapping[str, A
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tree and the data of `write_safetensors`. Raises UserError for another file, or a damaged one."""
+    arrays, about = _read_safetensors(path)
+    if about is None:
+        raise UserError(f"{path} holds arrays alone; convert makes a run of it")
+    return traverse_util.unflatten_dict(arrays, sep="/"), about
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+    """The arrays by name, and the entry in the header, if there is one."""
     try:
         with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            if _HEADER not in header:
-                raise UserError(f"{path} holds arrays alone; convert makes a run of it")
-            about = json.loads(header[_HEADER])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return traverse_util.unflatten_dict(arrays, sep="/"), about
-    except UserError:
-        raise
-    except Exception as error:  # safetensors' own, and whatever a header that is not ours leads to
+            about = json.loads((file.metadata() or {}).get(_HEADER, "null"))
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    except Exception as error:  # safetensors' own, NumPy's for what it does not know, and JSON's
         raise UserError(f"{path} is no whole .safetensors file: {reason(error)}") from error
 
 
@@ -68,11 +69,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _read_plain_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors' own, and NumPy's for what it does not know
-        raise UserError(f"{path} is no whole .safetensors file: {reason(error)}") from error
+    return {name: np.asarray(array, np.float32) for name, array in _read_safetensors(path)[0].items()}
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -84,23 +81,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_npy(content: bytes) -> np.ndarray:
-    """Not by `np.load`, which makes room for whatever the header says. Raises ValueError."""
+    """Raises ValueError, or MemoryError for a header of more numbers than can be."""
     stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    if version not in _NPY_HEADERS:
-        raise ValueError(f"an array of format {version}")
-    shape, by_columns, dtype = _NPY_HEADERS[version](stream)
-    start = stream.tell()
-    if dtype.kind not in "fiub" or math.prod(shape) * dtype.itemsize != len(content) - start:
-        raise ValueError(f"an array of {dtype}, {shape}, in {len(content) - start:,} bytes")
-    numbers = np.frombuffer(content, dtype, offset=start)
-    return np.ascontiguousarray(numbers.reshape(shape, order="F" if by_columns else "C"), np.float32).reshape(shape)
+    array = np.lib.format.read_array(stream, allow_pickle=False)
+    if array.dtype.kind not in "fiub" or stream.read(1):
+        raise ValueError(f"an array of {array.dtype}, {array.shape}, in {len(content):,} bytes")
+    return np.asarray(array, np.float32, order="C")
 
 
-_NPY_HEADERS: dict[Any, Any] = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 _READERS = {".safetensors": _read_plain_safetensors, ".npz": _read_npz, ".pth": read_torch, ".pt": read_torch}
 
 
@@ -108,12 +96,9 @@ def compare(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """What is wrong with arrays by name, one text a difference: missing, unknown, or of another shape."""
     shapes = {name: tuple(np.shape(array)) for name, array in given.items()}
     wanted = {name: tuple(np.shape(array)) for name, array in expected.items()}
+    differing = (name for name in sorted(wanted.keys() & shapes.keys()) if shapes[name] != wanted[name])
     return [
         *(f"{name} is missing" for name in sorted(wanted.keys() - shapes.keys())),
         *(f"{name} is unknown" for name in sorted(shapes.keys() - wanted.keys())),
-        *(
-            f"{name} is {shapes[name]}, not {wanted[name]}"
-            for name in sorted(wanted.keys() & shapes.keys())
-            if shapes[name] != wanted[name]
-        ),
+        *(f"{name} is {shapes[name]}, not {wanted[name]}" for name in differing),
     ]

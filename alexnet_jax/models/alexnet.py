@@ -18,7 +18,7 @@ from alexnet_jax.ops.convolution import conv
 from alexnet_jax.ops.dropout import dropout
 from alexnet_jax.ops.normalization import LRN, LRN_CONVENTIONS, cross_map_norm, within_map_norm
 from alexnet_jax.ops.pooling import pool
-from alexnet_jax.ops.windows import NHWC, Padding, window_padding
+from alexnet_jax.ops.windows import NHWC, Kernel, window_padding
 from alexnet_jax.parallel import collectives
 from alexnet_jax.parallel.collectives import ONE_DEVICE, Axes
 
@@ -167,36 +167,20 @@ class AlexNet(nn.Module):
             return nn.Dense(features, dtype=self.dtype, **_initializers(layer, fan_in=x.shape[-1]), name=name)(x)
         size, stride = layer.kernel, layer.stride
         rows, columns = (window_padding(extent, size, stride, layer.pad, self.conv_ceil) for extent in x.shape[1:3])
-        options = {"dtype": self.dtype, **_initializers(layer, fan_in=size * size * x.shape[-1] // groups)}
-        if layer.kind == "local":
-            return nn.ConvLocal(features, (size, size), (stride, stride), (rows, columns), **options, name=name)(x)
-        return Conv(features, size, stride, (rows, columns), groups, **options, name=name)(x)
+        options: dict[str, Any] = _initializers(layer, fan_in=size * size * x.shape[-1] // groups)
+        if layer.kind == "conv":
+            options |= {"feature_group_count": groups, "conv_general_dilated": _conv}
+        module = nn.ConvLocal if layer.kind == "local" else nn.Conv
+        window = (size, size), (stride, stride), (rows, columns)
+        return module(features, *window, dtype=self.dtype, **options, name=name)(x)
 
 
-class Conv(nn.Module):
-    """A convolution with square windows and a bias; see `ops.convolution`."""
-
-    features: int
-    size: int
-    stride: int
-    padding: Padding
-    groups: int
-    dtype: Any
-    kernel_init: nn.initializers.Initializer
-    bias_init: nn.initializers.Initializer
-
-    @nn.compact
-    def __call__(self, x: NHWC) -> NHWC:
-        """Features at each place of the window."""
-        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        maps = conv(x, kernel.astype(self.dtype), self.stride, self.padding, self.groups)
-        return maps + bias.astype(self.dtype)[None, None, None]
+_fold_in = jax.vmap(jax.random.fold_in, (0, None))
 
 
-def _fold_in(keys: Key[Array, " batch"], number: int) -> Key[Array, " batch"]:
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+def _conv(x: NHWC, kernel: Kernel, strides: Any, padding: Any, feature_group_count: int, **_: Any) -> NHWC:
+    """`ops.convolution.conv` as `nn.Conv` calls it: in both directions the same stride, no dilation."""
+    return conv(x, kernel, strides[0], tuple(padding), feature_group_count)
 
 
 def _initializers(layer: Layer, fan_in: int) -> dict[str, Any]:
@@ -208,10 +192,8 @@ def _initializers(layer: Layer, fan_in: int) -> dict[str, Any]:
             "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
             "bias_init": lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
         }
-    if layer.init == "he":
-        kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-    else:
-        kernel_init = nn.initializers.normal(layer.init)
+    he = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+    kernel_init = he if layer.init == "he" else nn.initializers.normal(layer.init)
     return {"kernel_init": kernel_init, "bias_init": nn.initializers.constant(layer.bias)}
 
 
@@ -240,19 +222,13 @@ def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
             fields[field] = values[_known(key, value, values)]
     if config.dropout_rate is not None:
         fields["dropout_rate"] = config.dropout_rate
-    model = AlexNet(**{**fields, "layers": _without(_changed_layers(config, preset["layers"]), config.without_layers)})
-    return model if config.cross_tower else _separate_towers(model)
-
-
-def _changed_layers(config: ConfigDict, layers: Sequence[Layer]) -> Sequence[Layer]:
-    """The layers with the `pool_kind` and the `hidden_width` of `config.model`, where these are not None."""
-    if config.pool_kind is not None:
-        pool_kind = _known("pool_kind", config.pool_kind, ("max", "avg"))
-        layers = [replace(layer, pool=pool_kind) for layer in layers]
-    if config.hidden_width is not None:
-        width = config.hidden_width
+    layers = preset["layers"]
+    if (pool_kind := config.pool_kind) is not None:
+        layers = [replace(layer, pool=_known("pool_kind", pool_kind, ("max", "avg"))) for layer in layers]
+    if (width := config.hidden_width) is not None:
         layers = [replace(layer, features=width) if layer.is_hidden else layer for layer in layers]
-    return layers
+    model = AlexNet(**{**fields, "layers": _without(layers, config.without_layers)})
+    return model if config.cross_tower else _separate_towers(model)
 
 
 def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,15 +22,12 @@ class LayerSummary:
     macs: int
 
 
-def trace_shapes(model: AlexNet, crop: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """The variables, as shapes, and the shape of every activation of one crop x crop image; computes neither."""
-    variables, shapes = _trace(model, crop)
-    return variables, dict(shapes)
-
-
 @functools.lru_cache(maxsize=4)
-def _trace(model: AlexNet, crop: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """Kept, since a run asks for the same network several times before its first step."""
+def trace_shapes(model: AlexNet, crop: int) -> tuple[Any, Mapping[str, tuple[int, ...]]]:
+    """The variables, as shapes, and the shape of every activation of one crop x crop image; computes neither.
+
+    Kept, since a run asks for the same network several times before its first step.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
 
     def init(images: Array) -> Any:

@@ -17,9 +17,9 @@ _fast_compilation = contextvars.ContextVar("fast_compilation", default=False)
 
 
 @contextlib.contextmanager
-def fast_compilation() -> Iterator[None]:
+def fast_compilation(wanted: bool = True) -> Iterator[None]:
     """Inside, use XLA's operations: slower on the CPU, but they compile 10 times faster; worth it for few images."""
-    token = _fast_compilation.set(True)
+    token = _fast_compilation.set(wanted)
     try:
         yield
     finally:

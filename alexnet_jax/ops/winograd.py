@@ -7,8 +7,7 @@ are left for a 3x3 kernel, and 4.6 for a 5x5 one. They are matrix products, whic
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
+from numpy.polynomial.polynomial import polyfromroots
 
 from alexnet_jax.ops.platforms import chunks, map_chunks
 from alexnet_jax.ops.windows import NHWC, Extents, Kernel, Padding, pad_maps
@@ -27,7 +27,7 @@ Tiles = Float[Array, "columns rows group _tiles _channel"]
 OUTPUTS = 3
 """Outputs of a tile in each direction. More save more products and lose more digits."""
 
-POINTS = (0, 1, -1, 2, -2, Fraction(1, 2))
+POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)
 """Where the polynomials of a tile are evaluated, beside infinity; a kernel of n rows takes n + 1 of them."""
 
 MAX_ROWS = len(POINTS) - 1
@@ -120,29 +120,16 @@ def winograd(outputs: int, taps: int) -> tuple[Matrix, Matrix, Matrix]:
     """Matrices A, G, B for which A ((G g) * (B d)) is the correlation of pixels d with a kernel g of `taps` numbers.
 
     Toom and Cook's: d and g stand for polynomials, which are multiplied at `POINTS` and at infinity. There are
-    outputs + taps - 1 pixels, rows of G and of B, and columns of A.
+    outputs + taps - 1 pixels, rows of G and of B, and columns of A. All but the quotients in G are exact.
     """
-    at = [Fraction(point) for point in POINTS[: outputs + taps - 2]]
+    at = POINTS[: outputs + taps - 2]
     others = [[q for q in at if q != p] for p in at]
-    to_outputs = [[*(p**power for p in at), Fraction(power == outputs - 1)] for power in range(outputs)]
+    to_outputs = [(*(p**power for p in at), float(power == outputs - 1)) for power in range(outputs)]
     scales = [math.prod(p - q for q in rest) for p, rest in zip(at, others, strict=True)]
-    of_kernel = [[p**power / scale for power in range(taps)] for p, scale in zip(at, scales, strict=True)]
-    of_kernel.append([Fraction(power == taps - 1) for power in range(taps)])
-    of_pixels = [[*_polynomial(rest), Fraction(0)] for rest in others] + [_polynomial(at)]
-    return _floats(to_outputs), _floats(of_kernel), _floats(of_pixels)
-
-
-def _floats(matrix: list[list[Fraction]]) -> Matrix:
-    return tuple(tuple(map(float, row)) for row in matrix)
-
-
-def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
-    """Coefficients of (x - root) (x - root) ..., the constant first."""
-    coefficients = [Fraction(1)]
-    for root in roots:
-        shifted, scaled = [Fraction(0), *coefficients], [*coefficients, Fraction(0)]
-        coefficients = [higher - root * lower for higher, lower in zip(shifted, scaled, strict=True)]
-    return coefficients
+    of_kernel = [tuple(p**power / scale for power in range(taps)) for p, scale in zip(at, scales, strict=True)]
+    of_kernel.append(tuple(float(power == taps - 1) for power in range(taps)))
+    of_pixels = [(*polyfromroots(rest).tolist(), 0.0) for rest in others] + [tuple(polyfromroots(at).tolist())]
+    return tuple(to_outputs), tuple(of_kernel), tuple(of_pixels)
 
 
 def _materialized(*static_argnames: str) -> Callable[[Any], Any]:

@@ -10,9 +10,9 @@ CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""
 """XLA's options for the CPU: matrix products by Eigen, up to twice as fast at those of `ops.convolution` as YNNPACK."""
 
 
-def compiler_options(platform: str) -> dict[str, str | bool]:
-    """What XLA is told when it compiles for "cpu", "gpu" or "tpu"."""
-    return dict(CPU_OPTIONS) if platform == "cpu" else {}
+def compiler_options(platform: str | None = None) -> dict[str, str | bool]:
+    """What XLA is told when it compiles for "cpu", "gpu" or "tpu", by default for JAX's first choice."""
+    return dict(CPU_OPTIONS) if (platform or jax.default_backend()) == "cpu" else {}
 
 
 def use_compilation_cache(directory: str) -> None:

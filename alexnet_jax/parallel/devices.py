@@ -140,15 +140,13 @@ class Devices:
         last = (self.place(resident or {}),)
         return Program(self, step, in_specs, PartitionSpec(), "batch_size", updates_state=True, last=last)
 
-    def compile_eval_step(self, eval_step: Callable[..., Any]) -> Program:
-        """The step on all devices, (params, batch_stats, batch) -> sums over the whole batch."""
-        in_specs = (self.state_specs, self.state_specs, self.batch_spec)
-        return Program(self, eval_step, in_specs, PartitionSpec(), "eval_batch_size")
+    def compile_eval_step(self, eval_step: Callable[..., Any], by_image: bool = False) -> Program:
+        """The step on all devices, (params, batch_stats, batch) -> sums over the whole batch.
 
-    def compile_predictions_step(self, predictions_step: Callable[..., Any]) -> Program:
-        """The step on all devices, (params, batch_stats, batch) -> arrays by image; see `batch_on_host`."""
+        Or arrays by image, if the step returns such; see `batch_on_host`.
+        """
         in_specs = (self.state_specs, self.state_specs, self.batch_spec)
-        return Program(self, predictions_step, in_specs, self.batch_spec, "eval_batch_size")
+        return Program(self, eval_step, in_specs, self.batch_spec if by_image else PartitionSpec(), "eval_batch_size")
 
     def compile_map(self, function: Callable[[dict[str, jax.Array]], Any]) -> Callable[[Any], Any]:
         """A function of a batch, each device doing its shard."""
@@ -163,14 +161,8 @@ class Devices:
             return jax.jit(mapped, donate_argnums=donated)
         in_axes = tuple(self._pmap_axis(spec) for spec in in_specs)
         out_axes = tuple(map(self._pmap_axis, out_specs)) if type(out_specs) is tuple else self._pmap_axis(out_specs)
-        return jax.pmap(
-            function,
-            axis_name="data",
-            devices=self.devices,
-            in_axes=in_axes,
-            out_axes=out_axes,
-            donate_argnums=donated,
-        )
+        axes: Any = {"axis_name": "data", "in_axes": in_axes, "out_axes": out_axes}
+        return jax.pmap(function, devices=self.devices, donate_argnums=donated, **axes)
 
     def _pmap_axis(self, spec: PartitionSpec) -> int | None:
         return 0 if spec == self.batch_spec else None

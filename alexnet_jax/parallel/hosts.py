@@ -17,7 +17,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any, NoReturn
 
 import jax
@@ -212,18 +211,13 @@ def on_main(kind: Callable[..., Any], *args: Any) -> Any:
     return kind(*args) if is_main() else _StandIn(kind)
 
 
-class _StandIn:
+class _StandIn(contextlib.AbstractContextManager["_StandIn"]):
     """Has the methods of a class, which do nothing and return None, and no other attribute."""
 
     def __init__(self, kind: Any):
         self._kind = kind
 
-    def __enter__(self) -> "_StandIn":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -245,9 +239,7 @@ class Watchdog:
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
 
     def progress(self, place: str) -> None:
@@ -257,9 +249,6 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._done.wait(min(self._seconds / 4, 1)):
             if time.monotonic() - self._seen > self._seconds:
-                _leave(
-                    LostProcessError(
-                        f"no progress for {self._seconds:g} s (config.parallel.timeout_seconds) after {self._place}: "
-                        f"another process of this run hangs or its machine is gone. {self._advice}"
-                    )
-                )
+                text = f"no progress for {self._seconds:g} s (config.parallel.timeout_seconds) after {self._place}: "
+                text += f"another process of this run hangs or its machine is gone. {self._advice}"
+                _leave(LostProcessError(text))

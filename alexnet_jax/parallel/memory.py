@@ -35,7 +35,7 @@ def explain(
     batch: dict[str, jax.ShapeDtypeStruct],
     image_axis: int,
     free_bytes: int,
-    compiled: Callable[[dict[str, jax.ShapeDtypeStruct]], Any],
+    memory_of: Callable[[dict[str, jax.ShapeDtypeStruct]], Any],
     batch_key: str,
 ) -> str:
     """Says how many images should fit into the memory that was free, by compiling for two smaller batches.
@@ -44,7 +44,7 @@ def explain(
       batch: the shapes that did not fit, with their shardings.
       image_axis: the axis of images in each of them.
       free_bytes: memory of a device before the call.
-      compiled: compiles the program for a batch of other shapes.
+      memory_of: XLA's analysis of the memory of the program for a batch of other shapes, which it compiles.
       batch_key: the config's name for the size of a batch.
     """
     images = min(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in batch.values())
@@ -54,8 +54,7 @@ def explain(
         return text + "a smaller network or crop might"
 
     def extra_bytes(fewer: int) -> int:
-        memory = compiled({name: _resized(leaf, image_axis, fewer, images) for name, leaf in batch.items()})
-        memory = memory.memory_analysis()
+        memory = memory_of({name: _resized(leaf, image_axis, fewer, images) for name, leaf in batch.items()})
         return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
     few, more = max(images // 4, 1), max(images // 2, 2)

@@ -1,5 +1,6 @@
 """A function that runs on all devices, compiled once for the shapes of its first call."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,50 +16,44 @@ Spec = PartitionSpec | Callable[[Any], Any]
 """How an argument is divided over the devices: a PartitionSpec, or a function of the argument that returns one."""
 
 
+@dataclasses.dataclass
 class Program:
-    """A function on devices, compiled for the shapes of its first call; it refuses others, and arrays of the host."""
+    """A function on devices, compiled for the shapes of its first call; it refuses others, and arrays of the host.
 
-    def __init__(
-        self,
-        devices: "Devices",
-        function: Callable[..., Any],
-        in_specs: tuple[Spec, ...],
-        out_specs: Any,
-        batch_key: str,
-        updates_state: bool = False,
-        last: tuple[Any, ...] = (),
-    ):
-        """Describes the program; it is compiled by its first call.
+    Attributes:
+      devices: where it runs.
+      function: what one device computes of its shards.
+      in_specs: of each argument, the batch being the one divided by `devices.batch_spec`.
+      out_specs: of the results.
+      batch_key: the config's name for the size of the batch.
+      updates_state: the first result takes the place of the first argument, which is consumed and divided alike.
+      last: arguments, on the devices, that follow those of a call.
+    """
 
-        Args:
-          devices: where it runs.
-          function: what one device computes of its shards.
-          in_specs: of each argument, the batch being the one divided by `devices.batch_spec`.
-          out_specs: of the results.
-          batch_key: the config's name for the size of the batch.
-          updates_state: the first result takes the place of the first argument, which is consumed and divided alike.
-          last: arguments, on the devices, that follow those of a call.
-        """
-        self._devices, self._function, self._in_specs, self._out_specs = devices, function, in_specs, out_specs
-        self._batch_key, self._updates_state, self._last = batch_key, updates_state, last
-        self._batch_index = in_specs.index(devices.batch_spec)
-        self._compiled: Any = None
+    devices: "Devices"
+    function: Callable[..., Any]
+    in_specs: tuple[Spec, ...]
+    out_specs: Any
+    batch_key: str
+    updates_state: bool = False
+    last: tuple[Any, ...] = ()
+    _compiled: Any = None
 
     def __call__(self, *args: Any) -> Any:
         """Calls the function. Raises UserError if a device has too little memory, with the batch that should fit."""
-        args = (*args, *self._last)
+        args = (*args, *self.last)
         if self._compiled is not None:
             return self._run(*args)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), args)
-        free = self._devices.free_memory_bytes
+        free = self.devices.free_memory_bytes
         with memory.exhaustion_in_a_line(lambda _: self._explain_exhaustion(shapes, free)):
             self._compiled = self._compile(*args)
-            free = self._devices.free_memory_bytes  # compiling takes some of a host's
+            free = self.devices.free_memory_bytes  # compiling takes some of a host's
             return jax.block_until_ready(self._run(*args))
 
     def compile(self, *args: Any) -> Any:
         """What XLA made of the function, for arguments like these, arrays or descriptions of arrays."""
-        return self._compile(*args, *self._last)
+        return self._compile(*args, *self.last)
 
     def _run(self, *args: Any) -> Any:
         with jax.transfer_guard("disallow"):  # what is not on the devices yet would be waited for
@@ -67,16 +62,17 @@ class Program:
     def _compile(self, *args: Any) -> Any:
         in_specs = tuple(
             spec if isinstance(spec, PartitionSpec) else spec(arg)
-            for spec, arg in zip(self._in_specs, args, strict=True)
+            for spec, arg in zip(self.in_specs, args, strict=True)
         )
-        out_specs = (in_specs[0], self._out_specs) if self._updates_state else self._out_specs
-        donated = (0,) if self._updates_state else ()
-        mapped = self._devices.map(self._function, in_specs, out_specs, donated)
-        return mapped.lower(*args).compile(compiler_options=self._devices.compiler_options)
+        out_specs = (in_specs[0], self.out_specs) if self.updates_state else self.out_specs
+        donated = (0,) if self.updates_state else ()
+        mapped = self.devices.map(self.function, in_specs, out_specs, donated)
+        return mapped.lower(*args).compile(compiler_options=self.devices.compiler_options)
 
     def _explain_exhaustion(self, shapes: tuple[Any, ...], free_bytes: int) -> str:
-        def compiled(batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
-            return self._compile(*shapes[: self._batch_index], batch, *shapes[self._batch_index + 1 :])
+        index = self.in_specs.index(self.devices.batch_spec)
 
-        batch = shapes[self._batch_index]
-        return memory.explain(batch, self._devices.image_axis, free_bytes, compiled, self._batch_key)
+        def memory_of(batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
+            return self._compile(*shapes[:index], batch, *shapes[index + 1 :]).memory_analysis()
+
+        return memory.explain(shapes[index], self.devices.image_axis, free_bytes, memory_of, self.batch_key)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
@@ -74,7 +75,7 @@ def test_it_says_what_it_is(make_config: Callable[..., ConfigDict]) -> None:
 def test_an_activation_without_counterpart_is_named(
     make_config: Callable[..., ConfigDict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ACTIVATIONS, "cosine", np.cos)
+    monkeypatch.setitem(ACTIVATIONS, "cosine", jnp.cos)
     run = random_run(make_config())
     object.__setattr__(run, "model", run.model.clone(activation="cosine"))
     assert "config.model.activation='cosine'" in refused(lambda: onnx_model(run, {}))
