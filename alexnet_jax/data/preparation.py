@@ -205,7 +205,7 @@ class _Job:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _prepare_chunk(self, number: int, progress: console.WorkProgress) -> Inventory:
+    def _prepare_chunk(self, number: int, progress: console.ProgressBar) -> Inventory:
         chunk, inventory = self.chunks[number], Inventory(self.storing.image_size)
         shards: dict[str, storage.ShardWriter] = {}
         step, advanced = 16 * chunk.size // max(chunk.images, 1), 0
