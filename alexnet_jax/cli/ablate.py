@@ -19,10 +19,8 @@ from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.experiments.ablations import TABLES, Ablation, RowResult
 from alexnet_jax.experiments.results import describe_data, results_command, write_results
-from alexnet_jax.experiments.search_space import apply, flags
 from alexnet_jax.experiments.trials import Outcome, Trial, is_finished, run_named_trials, wait_for_claim
 from alexnet_jax.inference.evaluation import evaluate_run
-from alexnet_jax.run.run_folder import training_program
 from alexnet_jax.system import console
 from alexnet_jax.system.files import write_json
 
@@ -96,9 +94,7 @@ def make_trials(
         values = {**row.changes, "seed": seed}
         if row.learning_rate_factor != 1:
             values["optimizer.learning_rate"] = config.optimizer.learning_rate * row.learning_rate_factor
-        folder = workdir / row.name / f"seed-{seed}"
-        command = [*training_program(), *own_words, *flags(values), f"--workdir={folder}"]
-        trials[row.name, seed] = Trial(apply(values, config), folder, command)
+        trials[row.name, seed] = workers.make_trial(own_words, config, values, workdir / row.name / f"seed-{seed}")
     return trials
 
 

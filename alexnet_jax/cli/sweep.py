@@ -5,8 +5,6 @@ WORKDIR/trial-NNNN/seed-N and can be continued with main.py.
 """
 
 import argparse
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,8 @@ from alexnet_jax.experiments import search_space
 from alexnet_jax.experiments.results import Spread
 from alexnet_jax.experiments.study import PRUNERS, SAMPLERS, Setting, Standing, Study, SweepPlan, open_study
 from alexnet_jax.experiments.trials import Outcome, Trial, run_trials
-from alexnet_jax.run.run_folder import training_program
 from alexnet_jax.system import console
-from alexnet_jax.system.files import write_text
+from alexnet_jax.system.files import write_csv
 from alexnet_jax.system.signals import raise_on_sigterm
 
 
@@ -76,8 +73,7 @@ class Sweep:
     """A worker: how settings become runs, and what it shows of them."""
 
     def __init__(self, study: Study, config: ConfigDict, words: Sequence[str], seeds: Sequence[int], workdir: Path):
-        self._study, self._config, self._seeds, self._workdir = study, config, seeds, workdir
-        self._command = [*training_program(), *words]
+        self._study, self._config, self._words, self._seeds, self._workdir = study, config, words, seeds, workdir
 
     def run(self, count: int) -> None:
         """Does what is left of the study; keeps the leaderboard up to date and shows a line about each setting."""
@@ -99,9 +95,7 @@ class Sweep:
     def _train(self, setting: Setting) -> Outcome | None:
         for seed in self._seeds:
             workdir = self._workdir / f"trial-{setting.folder:04}" / f"seed-{seed}"
-            values = {**setting.values, "seed": seed}
-            words = [*search_space.flags(values), f"--workdir={workdir}"]
-            trial = Trial(search_space.apply(values, self._config), workdir, [*self._command, *words])
+            trial = workers.make_trial(self._words, self._config, {**setting.values, "seed": seed}, workdir)
 
             def report(trial: Trial, record: dict[str, Any]) -> None:
                 """The first seed speaks for its setting."""
@@ -135,20 +129,15 @@ def _show(standings: Sequence[Standing], count: int, workdir: Path) -> None:
 
 def _write(standings: Sequence[Standing], workdir: Path) -> Path:
     """The leaderboard as a CSV file: errors in [0, 1]."""
-    text = io.StringIO()
-    keys = _keys(standings)
+    keys, path = _keys(standings), workdir / "leaderboard.csv"
     measures = [f"{name}_{part}" for name in ("validation_error", "test_error") for part in ("mean", "std")]
-    header = ["rank", "trial", "state", "seeds", *measures, *keys, "failure"]
-    writer = csv.DictWriter(text, header, lineterminator="\n")
-    writer.writeheader()
+    rows: list[list[Any]] = [["rank", "trial", "state", "seeds", *measures, *keys, "failure"]]
     for rank, standing in enumerate(standings, 1):
-        row = {"rank": rank, "trial": standing.number, "state": standing.state, "seeds": len(standing.errors)}
-        for name, errors in {"validation_error": standing.errors, "test_error": standing.test_errors}.items():
-            spread = Spread.of(errors) if errors else None
-            row |= {f"{name}_mean": spread.mean, f"{name}_std": spread.std} if spread else {}
-        writer.writerow({**row, **standing.settings, "failure": standing.failure})
-    path = workdir / "leaderboard.csv"
-    write_text(path, text.getvalue())
+        spreads = [Spread.of(errors) if errors else None for errors in (standing.errors, standing.test_errors)]
+        measured = [getattr(spread, part, None) for spread in spreads for part in ("mean", "std")]
+        values = [standing.settings.get(key) for key in keys]
+        rows.append([rank, standing.number, standing.state, len(standing.errors), *measured, *values, standing.failure])
+    write_csv(path, rows)
     return path
 
 
