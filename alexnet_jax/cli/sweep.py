@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax.cli import flags as flags_lib
 from alexnet_jax.cli import workers
-from alexnet_jax.cli.config_files import find_file
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.experiments import search_space
@@ -54,7 +53,7 @@ def main(argv: list[str]) -> None:
 
 
 def _plan(options: argparse.Namespace, config: ConfigDict) -> SweepPlan:
-    space = search_space.load_space(find_file(options.space), config)
+    space = search_space.load_space(flags_lib.find_file(options.space), config)
     count = 20 if options.trials is None else options.trials
     if options.sampler == "grid":
         count = len(search_space.grid(space))

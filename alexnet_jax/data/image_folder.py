@@ -154,10 +154,7 @@ def _scan(folder: Path) -> list["os.DirEntry[str]"]:
 
 
 def _is_dir(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    return stat.S_ISDIR(_status(entry).st_mode)
 
 
 def _status(entry: "os.DirEntry[str]") -> os.stat_result:

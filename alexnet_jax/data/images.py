@@ -1,5 +1,6 @@
 """One image: decoded from whatever file it comes in, resized to what is stored, and read back."""
 
+import contextlib
 import dataclasses
 import io
 from typing import Any, NamedTuple
@@ -110,12 +111,12 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
             if _orientation(picture) in range(2, 9):
                 properties.add("rotated")
             if picture.format in ("JPEG", "MPO") and not properties & {"CMYK", "rotated"}:
-                try:
+                with contextlib.suppress(
+                    ValueError
+                ):  # Pillow is more patient with odd files; what it refuses is broken
                     # Photographs of more than twice the wanted size are halved while they are decoded.
                     pixels = simplejpeg.decode_jpeg(data, min_height=2 * size, min_width=2 * size, min_factor=2)
                     return pixels, properties, data
-                except ValueError:
-                    pass  # Pillow is more patient with odd files; what it refuses is broken
             upright = ImageOps.exif_transpose(picture) if "rotated" in properties else picture
             if upright.mode.startswith("I"):
                 return _as_rgb((np.asarray(upright) >> 8).astype(np.uint8)), properties, None

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from alexnet_jax.errors import MissingSourceError, UserError
+from alexnet_jax.errors import MissingSourceError, UserError, reason
 
 SPLITS = ("train", "validation", "test")
 Item = TypeVar("Item")
@@ -207,25 +207,15 @@ def _build(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
         ) from error
     except _BUILDER_ERRORS as error:
         raise MissingSourceError(
-            f"config.data.name='tfds:{name}' is neither prepared nor known to TFDS ({_one_line(error)}); {where}"
+            f"config.data.name='tfds:{name}' is neither prepared nor known to TFDS ({reason(error)}); {where}"
         ) from error
     try:
         logging.getLogger().setLevel(logging.ERROR)  # of each attempt to connect
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except Exception as error:  # whatever a download can meet
-        raise UserError(
-            f"TFDS cannot prepare {name} ({_one_line(error)}); is there a network? If not, {where}"
-        ) from error
+        raise UserError(f"TFDS cannot prepare {name} ({reason(error)}); is there a network? If not, {where}") from error
     return builder
 
 
 _BUILDER_ERRORS = (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError, OSError)
-
-
-def _one_line(error: Exception) -> str:
-    """What TFDS says in a short first line; else its end, which tells most."""
-    lines = str(error).split("\n")
-    return (lines[0].strip() if 0 < len(lines[0]) < 100 else " ".join(str(error).split())[-200:]) or type(
-        error
-    ).__name__
