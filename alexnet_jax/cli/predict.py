@@ -38,10 +38,11 @@ def main(argv: list[str]) -> None:
     answers = _answers(run, files, options.top, options.views, unreadable)
     if options.csv:
         csv.writer(sys.stdout, lineterminator="\n").writerows(_csv_rows(answers))
-    for answer in answers:
-        if options.json:
+    elif options.json:
+        for answer in answers:
             print(json.dumps(answer), flush=True)
-        else:
+    else:
+        for answer in answers:
             _show(answer)
     if unreadable:
         raise UnreadableImagesError(f"{len(unreadable)} of {len(files)} images could not be read")

@@ -111,9 +111,7 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
             if _orientation(picture) in range(2, 9):
                 properties.add("rotated")
             if picture.format in ("JPEG", "MPO") and not properties & {"CMYK", "rotated"}:
-                with contextlib.suppress(
-                    ValueError
-                ):  # Pillow is more patient with odd files; what it refuses is broken
+                with contextlib.suppress(ValueError):  # Pillow is more patient; what it refuses is broken
                     # Photographs of more than twice the wanted size are halved while they are decoded.
                     pixels = simplejpeg.decode_jpeg(data, min_height=2 * size, min_width=2 * size, min_factor=2)
                     return pixels, properties, data
