@@ -20,9 +20,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{run}: no evaluation is recorded yet, so there is nothing to audit")
     for stretch in stretches:
         verdict = "as they should be" if stretch.is_right else "NOT those that stand there"
-        console.show(
-            f"epoch {stretch.epoch:6.2f}  {stretch.end - stretch.begin:,} images from {stretch.begin:,} on: {verdict}"
-        )
+        images = f"{stretch.end - stretch.begin:,} images from {stretch.begin:,} on"
+        console.show(f"epoch {stretch.epoch:6.2f}  {images}: {verdict}")
     wrong = [stretch for stretch in stretches if not stretch.is_right]
     if wrong:
         raise AuditFailedError(

@@ -34,12 +34,10 @@ def _show(evaluation: Evaluation) -> None:
         error = console.percent(wrong / count)
         console.show(f"top-{k} error {error:>7}  ({wrong:,} of {count:,} wrong; 95 % interval {low:.2%} to {high:.2%})")
     console.show(f"loss {evaluation.summary['loss']:.4f}")
-    worst = [row for row in evaluation.worst_classes() if row[2]]
+    worst = [row for row in evaluation.worst_classes() if row[2]][:MOST_ROWS]
     if worst:
-        few = [
-            [name, f"{images:,}", f"{wrong:,}", f"{wrong / images:.1%}"] for name, images, wrong, _ in worst[:MOST_ROWS]
-        ]
-        console.show_table(["worst classes", "images", "wrong", "top-1 error"], few)
+        rows = [[name, f"{images:,}", f"{wrong:,}", f"{wrong / images:.1%}"] for name, images, wrong, _ in worst]
+        console.show_table(["worst classes", "images", "wrong", "top-1 error"], rows)
 
 
 def write_tables(evaluation: Evaluation, folder: Path) -> None:

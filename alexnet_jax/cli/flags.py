@@ -160,10 +160,8 @@ def _load(config_file: str) -> ConfigDict:
         config = ConfigFileFlagParser(name="config").parse(config_file)
     except Exception as error:  # a config file is code: anything can happen in it
         # ml_collections gives ValueErrors a traceback for text; its last line is the message.
-        message = (str(error).strip().splitlines() or [""])[-1]
-        raise UserError(
-            f"--config={config_file}: {re.sub(r'^[A-Za-z]+Error: ', '', message) or repr(error)}"
-        ) from error
+        message = re.sub(r"^[A-Za-z]+Error: ", "", str(error).strip().rpartition("\n")[2])
+        raise UserError(f"--config={config_file}: {message or repr(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={config_file}: get_config() must return a ConfigDict")
     return config

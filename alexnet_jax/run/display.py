@@ -16,21 +16,19 @@ def show_header(experiment: Experiment, run: str, command: str, learning_rate: s
     sizes = ", ".join(f"{len(records.labels):,} {split}" for split, records in dataset.splits.items())
     parameters, macs = (sum(getattr(row, field) for row in layers) for field in ("parameters", "macs"))
     devices, processes = experiment.devices.devices, hosts.count()
-    places = {"disk": str(dataset.directory), "host": "memory", "device": "the device's memory"}
-    console.show_facts(
-        {
-            "run": run,
-            "command": command,
-            "network": f"{config.model.preset}, {parameters:,} parameters, {macs:,} MACs an image",
-            "data": f"{config.data.name}: {sizes}; {dataset.num_classes} classes",
-            "images": f"{config.data.image_size} pixels, crops of {config.data.crop}, from "
-            + places[experiment.source.cache],
-            "devices": f"{len(devices)} x {devices[0].device_kind}, {experiment.devices.layout}, "
-            f"{processes} process{'es' if processes > 1 else ''}; batch {config.batch_size}",
-            "learning rate": learning_rate,
-            "length": f"{plan.epochs:g} epochs, {plan.total_steps:,} steps",
-        }
-    )
+    place = {"disk": str(dataset.directory), "host": "memory", "device": "the device's memory"}[experiment.source.cache]
+    facts = {
+        "run": run,
+        "command": command,
+        "network": f"{config.model.preset}, {parameters:,} parameters, {macs:,} MACs an image",
+        "data": f"{config.data.name}: {sizes}; {dataset.num_classes} classes",
+        "images": f"{config.data.image_size} pixels, crops of {config.data.crop}, from {place}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {experiment.devices.layout}, "
+        f"{processes} process{'es' if processes > 1 else ''}; batch {config.batch_size}",
+        "learning rate": learning_rate,
+        "length": f"{plan.epochs:g} epochs, {plan.total_steps:,} steps",
+    }
+    console.show_facts(facts)
     show_layers(layers)
     if dataset.num_classes <= 5:
         console.show("With 5 or fewer classes every top-5 prediction is right: top-5 error is left out.")
