@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.cli import flags as flags_lib
-from alexnet_jax.cli import workers
+from alexnet_jax.cli import flags, workers
 from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.experiments.ablations import TABLES, Ablation, RowResult
@@ -86,8 +85,8 @@ def make_trials(
     for seed, row in itertools.product(seeds, rows):
         if row.views is not None:
             continue
-        own_words = flags_lib.with_choice(words, row.choice)
-        config = flags_lib.config_from_flags("ablate", own_words)
+        own_words = flags.with_choice(words, row.choice)
+        config = flags.config_from_flags("ablate", own_words)
         values = {**row.changes, "seed": seed}
         if row.learning_rate_factor != 1:
             values["optimizer.learning_rate"] = config.optimizer.learning_rate * row.learning_rate_factor

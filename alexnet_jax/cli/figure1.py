@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.cli import flags as flags_lib
-from alexnet_jax.cli import workers
+from alexnet_jax.cli import flags, workers
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments import figure1
 from alexnet_jax.experiments.figure1 import Race, epochs_to
@@ -56,8 +55,8 @@ class Runs:
 
     def __init__(self, options: argparse.Namespace, words: Sequence[str]):
         self._options = options
-        self._words = {network: flags_lib.with_choice(words, network) for network in options.networks}
-        self.configs = {name: flags_lib.config_from_flags("figure1", own) for name, own in self._words.items()}
+        self._words = {network: flags.with_choice(words, network) for network in options.networks}
+        self.configs = {name: flags.config_from_flags("figure1", own) for name, own in self._words.items()}
 
     def try_rates(self) -> dict[Contender, dict[float, float]]:
         """The training loss at the end of a short run, by contender and learning rate; see Race."""

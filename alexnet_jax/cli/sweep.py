@@ -12,8 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.cli import flags as flags_lib
-from alexnet_jax.cli import workers
+from alexnet_jax.cli import flags, workers
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.experiments import search_space
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/sweep"), help="folder of the runs")
     workers.add_flags(parser, seeds=(0,))
     options, words = parser.parse_known_args(argv)
-    config = flags_lib.config_from_flags("sweep", words)
+    config = flags.config_from_flags("sweep", words)
     plan = _plan(options, config)
     storage, name = options.storage or str(options.workdir / "study.log"), options.study or options.workdir.name
     with open_study(storage, name, plan, options.workdir) as study, raise_on_sigterm():
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> None:
 
 
 def _plan(options: argparse.Namespace, config: ConfigDict) -> SweepPlan:
-    space = search_space.load_space(flags_lib.find_file(options.space), config)
+    space = search_space.load_space(flags.find_file(options.space), config)
     count = 20 if options.trials is None else options.trials
     if options.sampler == "grid":
         count = len(search_space.grid(space))

@@ -14,9 +14,6 @@ from typing import Any, TextIO
 from alexnet_jax.errors import UserError, reason
 from alexnet_jax.system.files import naming, write_text
 
-_FLUSH_SECONDS = 120.0
-"""The longest time that TensorBoard's numbers wait for the next one before they can be seen."""
-
 
 class MetricWriter:
     """Appends records to metrics.jsonl, timing.jsonl and TensorBoard event files in a run folder.
@@ -75,26 +72,22 @@ class _Board:
         with naming(folder):
             folder.mkdir(exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
-            self._events.write_event(self._event(wall_time=time.time(), step=purge_step, session_log=start))
-            self._flush()
+            self._write(purge_step, session_log=start)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Records the numbers among the values."""
         with naming(self._folder):
             for name, value in values.items():
                 if isinstance(value, int | float):
-                    summary = self._scalar(f"{kind}/{name}", value)
-                    self._events.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
-            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-                self._flush()
+                    self._write(step, summary=self._scalar(f"{kind}/{name}", value))
 
     def close(self) -> None:
         with naming(self._folder):
             self._events.close()
 
-    def _flush(self) -> None:
+    def _write(self, step: int, **content: Any) -> None:
+        self._events.write_event(self._event(wall_time=time.time(), step=step, **content))
         self._events.flush()
-        self._flushed = time.monotonic()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
