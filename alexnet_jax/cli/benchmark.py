@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     (first_seconds,) = training.run(1)
     expected = min(training.run(2))
     seconds = training.run(max(MIN_STEPS, round(SECONDS / expected)))
-    peak_memory = describe_peak_memory(devices)  # before the next lines need some
+    of_device, of_process = devices.peak_memory_bytes, machine.peak_memory_bytes()  # before the next lines need some
     flops = step_timing.training_flops(experiment.layers)
     matmul_rate = step_timing.matmul_rate(devices, jnp.dtype(config.model.compute_dtype))
     memory_rate = step_timing.memory_rate(devices)
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
         "share of these": f"{peak_share:.0%}{tiles}",
         "memory traffic": f"{memory_rate / 1e9:,.1f} GB/s; "
         f"the optimizer takes at least {optimizer_share:.0%} of a step",
-        "peak memory": peak_memory,
+        "peak memory": f"{(of_device or of_process) / 1e9:.2f} GB of {'a device' if of_device else 'the process'}",
         "ImageNet": f"{days} for {config.epochs:g} epochs of {IMAGENET_IMAGES:,} images",
     }
     console.show_facts(facts)
@@ -59,14 +59,6 @@ def describe_devices(devices: Devices) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax"))
     kind = devices.devices[0].device_kind
     return f"{len(devices.devices)} x {kind} ({processor}), {versions}, Python {platform.python_version()}"
-
-
-def describe_peak_memory(devices: Devices) -> str:
-    """The most memory that was held so far, and by whom."""
-    of_device = devices.peak_memory_bytes
-    if of_device is None:
-        return f"{machine.peak_memory_bytes() / 1e9:.2f} GB of the process"
-    return f"{of_device / 1e9:.2f} GB of a device"
 
 
 def advice(peak_share: float, optimizer_share: float, on_cpu: bool) -> str:
