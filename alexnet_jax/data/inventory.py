@@ -102,10 +102,6 @@ class Inventory:
         digest.update(" ".join(self.split).encode())
         return digest.hexdigest()
 
-    def statistics(self) -> Statistics:
-        """Returns the statistics of the training images, of which there must be some."""
-        return self.sums.statistics(self.split.count("train"))
-
 
 def save_arrays(directory: Path, inventory: Inventory, statistics: Statistics) -> None:
     """Writes the mean image, and labels and file names of each split, in order."""

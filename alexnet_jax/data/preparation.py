@@ -297,7 +297,7 @@ class _Job:
         if self.storage == "jpeg":
             storage.write_tfds_metadata(self.work, self.source.class_names, self.storing.image_size, shards)
         write_tables(self.work, total, self.source.class_names)
-        statistics = total.statistics()
+        statistics = total.sums.statistics(total.split.count("train"))
         save_arrays(self.work, total, statistics)
         info = FolderInfo(
             source=self.fingerprint,

@@ -6,6 +6,7 @@ A source lists its images without reading them, in chunks that can be read in pa
 
 import abc
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -144,7 +145,7 @@ class Tfds(Source):
     """A data set of TFDS as ArrayRecord. Reading needs no TensorFlow; having TFDS prepare one does."""
 
     def __init__(self, name: str, prepared_dir: str):
-        self._builder = _find_builder(name, prepared_dir) or _build(name, prepared_dir)
+        self._builder = _prepared_builder(name, prepared_dir)
         info = self._builder.info
         features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
         label = features.get("label")
@@ -183,32 +184,30 @@ class Tfds(Source):
             yield Original(split, int(record["label"]), f"{split}/{index}", record["image"])
 
 
-def _find_builder(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder | None:
-    """Returns the builder of a data set that is prepared already; None if there is none."""
+_BUILDER_ERRORS = (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError, OSError)
+
+
+def _prepared_builder(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a data set once it is prepared, by TFDS, with TensorFlow, if it is not prepared yet."""
+    make_builder = functools.partial(tfds.builder, name, file_format="array_record")
     for folder in (prepared_dir, os.environ.get("TFDS_DATA_DIR", str(Path("~/tensorflow_datasets").expanduser()))):
         with contextlib.suppress(*_BUILDER_ERRORS):
-            builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+            builder = make_builder(data_dir=folder)
             if builder.is_prepared():
                 return builder
-    return None
-
-
-def _build(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
-    """Has TFDS download and prepare a data set that it knows, for which it needs TensorFlow."""
-    where = f"put its ArrayRecord files in {prepared_dir} or $TFDS_DATA_DIR"
+    wanted, where = f"config.data.name='tfds:{name}'", f"put its ArrayRecord files in {prepared_dir} or $TFDS_DATA_DIR"
     try:
-        builder = tfds.builder(name, data_dir=prepared_dir, file_format="array_record")
+        builder = make_builder(data_dir=prepared_dir)
         import tensorflow  # noqa: F401
     except ImportError as error:
         missing = f" ({error.name} is missing)" if error.name != "tensorflow" else ""
         raise MissingSourceError(
-            f"config.data.name='tfds:{name}' is not prepared in {prepared_dir}; for that install TensorFlow (python -m "
-            f"pip install -r requirements-tfds.txt){missing}, or {where}"
+            f"{wanted} is not prepared in {prepared_dir}; for that install TensorFlow (python -m pip install -r "
+            f"requirements-tfds.txt){missing}, or {where}"
         ) from error
     except _BUILDER_ERRORS as error:
-        raise MissingSourceError(
-            f"config.data.name='tfds:{name}' is neither prepared nor known to TFDS ({reason(error)}); {where}"
-        ) from error
+        what = f"{wanted} is neither prepared nor known to TFDS ({reason(error)})"
+        raise MissingSourceError(f"{what}; {where}") from error
     try:
         logging.getLogger().setLevel(logging.ERROR)  # of each attempt to connect
         with contextlib.redirect_stdout(io.StringIO()):
@@ -216,6 +215,3 @@ def _build(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
     except Exception as error:  # whatever a download can meet
         raise UserError(f"TFDS cannot prepare {name} ({reason(error)}); is there a network? If not, {where}") from error
     return builder
-
-
-_BUILDER_ERRORS = (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError, OSError)

@@ -125,8 +125,7 @@ def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict
 
 def training_program() -> list[str]:
     """The words that start a training in this folder: main.py in a checkout, `alexnet train` anywhere else."""
-    is_checkout = Path("main.py").is_file() and Path.cwd() == PROJECT
-    return ["main.py"] if is_checkout else ["alexnet", "train"]
+    return ["main.py"] if Path("main.py").is_file() and Path.cwd() == PROJECT else ["alexnet", "train"]
 
 
 def command_line(command: Sequence[str], *changes: str) -> str:
