@@ -206,8 +206,8 @@ def _prepared_builder(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
             f"requirements-tfds.txt){missing}, or {where}"
         ) from error
     except _BUILDER_ERRORS as error:
-        what = f"{wanted} is neither prepared nor known to TFDS ({reason(error)})"
-        raise MissingSourceError(f"{what}; {where}") from error
+        why = reason(ValueError(str(error).rpartition('}": ')[2]))  # without the arguments, which come first
+        raise MissingSourceError(f"{wanted} is neither prepared nor known to TFDS ({why}); {where}") from error
     try:
         logging.getLogger().setLevel(logging.ERROR)  # of each attempt to connect
         with contextlib.redirect_stdout(io.StringIO()):

@@ -140,8 +140,7 @@ class PixelRecords:
         """See Records."""
         shards = np.searchsorted(self._ends, indices, side="right")
         for pixels, index, number in zip(out, indices, shards, strict=True):
-            shard = self._shards[number]
-            pixels[:] = shard[index - self._ends[number] + len(shard)]
+            pixels[:] = self._shards[number][index - self._ends[number]]  # counted from the end
 
 
 class InMemoryRecords:
