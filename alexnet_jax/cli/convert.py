@@ -79,9 +79,8 @@ def _preprocessing(config: ConfigDict, layout: str) -> Preprocessing:
         # The mean of Caffe's ilsvrc_2012_mean.npy; torchvision's is that of the preset owt.
         usual = {"caffe": "(123.0,117.0,104.0)", "torchvision": "(123.675,116.28,103.53)"}[layout]
         raise UserError(
-            "without training images the mean must be given: "
-            f"--config.data.mean_form=channel '--config.data.mean={usual}' are the grey levels of R, G, B that "
-            f"{layout} subtracts"
+            "without training images the mean must be given: --config.data.mean_form=channel "
+            f"'--config.data.mean={usual}' are the grey levels of R, G, B that {layout} subtracts"
         )
     return make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
 

@@ -147,8 +147,7 @@ def _show(
     console.show(f"{PAPER}. Measured on {data}")
     for contender, race in races.items():
         if figure1.is_at_the_edge(race.losses, race.rate):
-            who = " ".join(contender)
-            console.warn(f"{who}: {race.rate:g} is at the edge of --rates; one beyond may be better")
+            console.warn(f"{' '.join(contender)}: {race.rate:g} is at the edge of --rates; one beyond may be better")
     write_results(output, command, data, seeds, results)
     picture = output.with_suffix(".png")
     curves = {network: {name: races[network, name].errors for name in ACTIVATIONS} for network in runs.configs}

@@ -84,10 +84,7 @@ def find_file(path: Path) -> Path:
     if path.exists():
         return path
     name = path.relative_to("configs") if path.is_relative_to("configs") else path
-    for folder in _FOLDERS:
-        if folder / name in folder.rglob("*.py"):
-            return folder / name
-    return path
+    return next((folder / name for folder in _FOLDERS if folder / name in folder.rglob("*.py")), path)
 
 
 def find_config(text: str) -> str:

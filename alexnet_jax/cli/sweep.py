@@ -147,10 +147,9 @@ def _keys(standings: Sequence[Standing]) -> list[str]:
 def _result(standing: Standing) -> str:
     if standing.state == "failed":
         return "failed: " + (standing.failure or "its worker died").partition(";")[0]
-    spread = _spread(standing.errors)
-    return (
-        spread if standing.state == "done" else f"{standing.state} at {spread}" if standing.errors else standing.state
-    )
+    if standing.state == "done":
+        return _spread(standing.errors)
+    return f"{standing.state} at {_spread(standing.errors)}" if standing.errors else standing.state
 
 
 def _spread(errors: Sequence[float]) -> str:

@@ -99,10 +99,9 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
         raise ValueError("the file is empty")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:  # reads the header alone
-            if picture.width * picture.height > max_pixels:
-                raise ValueError(
-                    f"{picture.width} x {picture.height} pixels are more than config.data.max_megapixels allows"
-                )
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise ValueError(f"{width} x {height} pixels are more than config.data.max_megapixels allows")
             properties = {"grey"} if picture.mode in ("1", "L", "LA", "I", "I;16", "I;16B") else set()
             if picture.mode == "CMYK":
                 properties.add("CMYK")
@@ -143,10 +142,9 @@ def _scale(pixels: np.ndarray, size: int) -> np.ndarray:
 
 def _orientation(picture: Image.Image) -> Any:
     """Returns the EXIF orientation; 1, upright, if there is none that can be read."""
-    try:
+    with contextlib.suppress(Exception):  # of any type, by broken EXIF data; the image itself may be whole
         return picture.getexif().get(0x0112, 1)
-    except Exception:  # of any type, by broken EXIF data; the image itself may be whole
-        return 1
+    return 1
 
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:

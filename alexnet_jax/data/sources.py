@@ -155,11 +155,8 @@ class Tfds(Source):
         if "train" not in info.splits:
             raise UserError(f"{wanted} has no training split, but {', '.join(info.splits)}")
         self.class_names = tuple(label.names)
-        self._records = {
-            split: self._builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-            for split in SPLITS
-            if split in info.splits
-        }
+        splits, encoded = [split for split in SPLITS if split in info.splits], {"image": tfds.decode.SkipDecoding()}
+        self._records = {split: self._builder.as_data_source(split=split, decoders=encoded) for split in splits}
         if "test" in self._records and self._records["test"][0]["label"] < 0:
             del self._records["test"]  # its labels are withheld, as ImageNet's are
         self.held_out = () if "validation" in self._records else ("validation",)

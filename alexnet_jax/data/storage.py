@@ -67,13 +67,10 @@ def damaged(what: Path | str, error: Exception) -> UserError:
 def read_info(directory: Path) -> FolderInfo | None:
     """Returns the info of a prepared folder; None if it is not one. Raises UserError if it is damaged."""
     try:
-        info = json.loads((directory / "info.json").read_text())
-        if info.keys() != {field.name for field in dataclasses.fields(FolderInfo)}:
-            raise ValueError(f"keys are {', '.join(info)}")
-        return FolderInfo(**info)
+        return FolderInfo(**json.loads((directory / "info.json").read_text()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError) as error:  # the last for keys that are missing or unknown
         raise damaged(directory / "info.json", error) from error
 
 

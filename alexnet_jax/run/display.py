@@ -51,11 +51,9 @@ def show_epoch(record: Mapping[str, Any], patience: int, measured: Mapping[str, 
     speed = ""
     if measured["images_per_second"]:
         speed = f"  {measured['images_per_second']:,.0f} images/s, input {measured['input_share']:.0%}"
-    console.show(
-        f"epoch {record['epoch']:6.2f}  train loss {record['train_loss']:.4f}  "
-        f"validation top-1 {top1:>6} top-5 {top5:>6}  "
-        f"rate {record['learning_rate']:.3g}  plateau {record['plateau_count']}/{patience}{speed}"
-    )
+    quality = f"train loss {record['train_loss']:.4f}  validation top-1 {top1:>6} top-5 {top5:>6}"
+    schedule = f"rate {record['learning_rate']:.3g}  plateau {record['plateau_count']}/{patience}"
+    console.show(f"epoch {record['epoch']:6.2f}  {quality}  {schedule}{speed}")
 
 
 def show_end(result: Mapping[str, Any], state: str, workdir: Path, commands: Mapping[str, str]) -> None:

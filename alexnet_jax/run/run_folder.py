@@ -117,9 +117,8 @@ def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict
     elif newest.metadata.get("data") != dataset.content:
         changes.append(f"the images of {config.data.name} have changed since")
     if changes:
-        raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(changes)}); for a new run give another --workdir"
-        )
+        what = "; ".join(changes)
+        raise UserError(f"{workdir} holds a run of another config ({what}); for a new run give another --workdir")
     return newest.tree, {**recorded, "metadata": newest.metadata}
 
 
