@@ -127,7 +127,9 @@ class _Job:
     def run(self) -> None:
         began = time.monotonic()
         self.storage = self._begin_or_continue()
-        self._load_inventories()
+        for number in range(len(self.chunks)):  # a damaged inventory counts as missing: its chunk is prepared again
+            with contextlib.suppress(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+                self.inventories[number] = Inventory.load(self._inventory_path(number))
         unfinished = [number for number in range(len(self.chunks)) if number not in self.inventories]
         self._prepare_chunks(unfinished)
         total = Inventory(self.storing.image_size)
@@ -173,12 +175,6 @@ class _Job:
             less = " or config.data.storage=jpeg" if chosen == "raw" else " or a smaller config.data.image_size"
             raise UserError(f"not enough disk: {room}. Give another config.data.prepared_dir{less}")
         return chosen
-
-    def _load_inventories(self) -> None:
-        """Loads those of finished chunks. A damaged one counts as missing: its chunk is prepared again."""
-        for number in range(len(self.chunks)):
-            with contextlib.suppress(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-                self.inventories[number] = Inventory.load(self._inventory_path(number))
 
     def _inventory_path(self, number: int) -> Path:
         return self.work / f"part-{number:05d}.npz"
