@@ -34,16 +34,9 @@ def main(argv: list[str]) -> None:
     files = list(_find(options.images))
     with contextlib.redirect_stdout(sys.stderr):  # where warnings belong when answers are data
         run = load_run(options.run, options.checkpoint)
+    show = _show_json if options.json else _show_csv if options.csv else _show_tables
     unreadable: list[str] = []
-    answers = _answers(run, files, options.top, options.views, unreadable)
-    if options.csv:
-        csv.writer(sys.stdout, lineterminator="\n").writerows(_csv_rows(answers))
-    elif options.json:
-        for answer in answers:
-            print(json.dumps(answer), flush=True)
-    else:
-        for answer in answers:
-            _show(answer)
+    show(_answers(run, files, options.top, options.views, unreadable))
     if unreadable:
         raise UnreadableImagesError(f"{len(unreadable)} of {len(files)} images could not be read")
 
@@ -92,16 +85,23 @@ def guesses(run: TrainedRun, probabilities: np.ndarray, top: int) -> list[dict[s
     return [{"class": run.outputs[k], "label": k, "probability": float(probabilities[k])} for k in order]
 
 
-def _show(answer: Answer) -> None:
-    console.show(answer["file"], style="bold")
-    width = max(len(guess["class"]) for guess in answer["guesses"])
-    for guess in answer["guesses"]:
-        bar = "█" * round(30 * guess["probability"])
-        console.show(f"  {guess['class']:<{width}}  {guess['probability']:>6.1%}  {bar}".rstrip())
+def _show_tables(answers: Iterator[Answer]) -> None:
+    for answer in answers:
+        console.show(answer["file"], style="bold")
+        width = max(len(guess["class"]) for guess in answer["guesses"])
+        for guess in answer["guesses"]:
+            bar = "█" * round(30 * guess["probability"])
+            console.show(f"  {guess['class']:<{width}}  {guess['probability']:>6.1%}  {bar}".rstrip())
 
 
-def _csv_rows(answers: Iterator[Answer]) -> Iterator[list[Any]]:
-    yield ["file", "rank", "class", "label", "probability"]
+def _show_json(answers: Iterator[Answer]) -> None:
+    for answer in answers:
+        print(json.dumps(answer), flush=True)
+
+
+def _show_csv(answers: Iterator[Answer]) -> None:
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["file", "rank", "class", "label", "probability"])
     for answer in answers:
         for rank, guess in enumerate(answer["guesses"], start=1):
-            yield [answer["file"], rank, guess["class"], guess["label"], f"{guess['probability']:.6g}"]
+            table.writerow([answer["file"], rank, guess["class"], guess["label"], f"{guess['probability']:.6g}"])
