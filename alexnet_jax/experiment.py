@@ -13,10 +13,9 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import metrics
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.data.dataset import Dataset, get_dataset
-from alexnet_jax.data.loader import eval_batches
+from alexnet_jax.data.loader import TrainSource, eval_batches, make_train_source
 from alexnet_jax.data.preparation import Storing
 from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.data.train_source import TrainSource, make_train_source
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet, get_model
 from alexnet_jax.models.summary import LayerSummary, summarize, trace_shapes

@@ -9,20 +9,17 @@ import argparse
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.cli import flags as flags_lib
-from alexnet_jax.cli import workers
+from alexnet_jax.cli import flags, workers
 from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.experiments.ablations import TABLES, Ablation, RowResult
 from alexnet_jax.experiments.results import describe_data, results_command, write_results
-from alexnet_jax.experiments.search_space import apply, flags
 from alexnet_jax.experiments.trials import Outcome, Trial, is_finished, run_named_trials, wait_for_claim
 from alexnet_jax.inference.evaluation import evaluate_run
-from alexnet_jax.run.run_folder import training_program
 from alexnet_jax.system import console
 from alexnet_jax.system.files import write_json
 
@@ -60,18 +57,15 @@ def main(argv: list[str]) -> None:
     rows = [row for row in rows if row.views != config.test_views]  # which would be the first row again
     command = results_command("ablate", options, {"rows": None, "seeds": SEEDS}, [f"--table={options.table}", *words])
     open_dataset(config.data)  # prepared by all cores; what is wrong with it is wrong with every row
-
-    def write(results: Results) -> None:
-        with wait_for_claim(workdir):  # the same command may have been given twice
-            _write(output, command, rows, results, baseline)
-
+    results: Results = {}
     with workers.share_out("ablate", argv, options.processes, config):
-        if options.train_only:
-            _measure([row for row in rows if row.views is None], trials, lambda _: None)
-            return
-        results = _measure(rows, trials, write)
-    _show(options.table, rows, results, baseline)
-    console.show(f"The numbers lie in {output}, the runs in {workdir}")
+        for results in _measure([row for row in rows if row.views is None or not options.train_only], trials):
+            if not options.train_only:
+                with wait_for_claim(workdir):  # the same command may have been given twice
+                    _write(output, command, rows, results, baseline)
+    if not options.train_only:
+        _show(options.table, rows, results, baseline)
+        console.show(f"The numbers lie in {output}, the runs in {workdir}")
 
 
 def _choose(table: str, names: Sequence[str] | None) -> list[Ablation]:
@@ -91,21 +85,17 @@ def make_trials(
     for seed, row in itertools.product(seeds, rows):
         if row.views is not None:
             continue
-        own_words = flags_lib.with_choice(words, row.choice)
-        config = flags_lib.config_from_flags("ablate", own_words)
+        own_words = flags.with_choice(words, row.choice)
+        config = flags.config_from_flags("ablate", own_words)
         values = {**row.changes, "seed": seed}
         if row.learning_rate_factor != 1:
             values["optimizer.learning_rate"] = config.optimizer.learning_rate * row.learning_rate_factor
-        folder = workdir / row.name / f"seed-{seed}"
-        command = [*training_program(), *own_words, *flags(values), f"--workdir={folder}"]
-        trials[row.name, seed] = Trial(apply(values, config), folder, command)
+        trials[row.name, seed] = workers.make_trial(own_words, config, values, workdir / row.name / f"seed-{seed}")
     return trials
 
 
-def _measure(
-    rows: Sequence[Ablation], trials: Mapping[tuple[str, int], Trial], on_change: Callable[[Results], None]
-) -> Results:
-    """Does the runs; `on_change` gets all results after each."""
+def _measure(rows: Sequence[Ablation], trials: Mapping[tuple[str, int], Trial]) -> Iterator[Results]:
+    """Does the runs, and yields all results after each."""
     results = {row.name: RowResult() for row in rows}
     for (name, seed), outcome in run_named_trials(trials):
         results[name] = results[name].with_seed(outcome.test, outcome.failure)
@@ -114,8 +104,7 @@ def _measure(
         for row in rows:
             if name == rows[0].name and row.views is not None:
                 results[row.name] = results[row.name].with_seed(*_test_with_views(outcome, row.views))
-        on_change(results)
-    return results
+        yield results
 
 
 def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | None, str | None]:

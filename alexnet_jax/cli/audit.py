@@ -20,17 +20,12 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{run}: no evaluation is recorded yet, so there is nothing to audit")
     for stretch in stretches:
         verdict = "as they should be" if stretch.is_right else "NOT those that stand there"
-        console.show(
-            f"epoch {stretch.epoch:6.2f}  {stretch.end - stretch.begin:,} images from {stretch.begin:,} on: {verdict}"
-        )
+        images = f"{stretch.end - stretch.begin:,} images from {stretch.begin:,} on"
+        console.show(f"epoch {stretch.epoch:6.2f}  {images}: {verdict}")
     wrong = [stretch for stretch in stretches if not stretch.is_right]
     if wrong:
-        raise AuditFailedError(
-            f"{run}: {len(wrong)} of {len(stretches)} stretches used other images, the first from position "
-            f"{wrong[0].begin:,} to {wrong[0].end:,}"
-        )
-    start = records[0]
-    console.show(
-        f"{int(stretches[-1].epoch)} whole epochs: each used each of {start['train_examples']:,} images exactly once, "
-        f"in the order of seed {start['seed']}"
-    )
+        first = f"the first from position {wrong[0].begin:,} to {wrong[0].end:,}"
+        raise AuditFailedError(f"{run}: {len(wrong)} of {len(stretches)} stretches used other images, {first}")
+    epochs, start = int(stretches[-1].epoch), records[0]
+    each = f"each used each of {start['train_examples']:,} images exactly once, in the order of seed {start['seed']}"
+    console.show(f"{epochs} whole epochs: {each}")

@@ -1,6 +1,7 @@
 """`python -m alexnet_jax benchmark_input --config=FILE:CHOICES`: how fast images come to the step, and what limits."""
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable
@@ -46,16 +47,17 @@ def measure(config: ConfigDict, dataset: Dataset) -> dict[str, float]:
         rates["decode, one thread"] = _rate(lambda jpeg: decode_jpeg(jpeg, pixels[0]), encoded, 1)
     else:
         rates["read, one thread"] = _rate(lambda index: records.read([int(index)], pixels), indices, 1)
-    rates["order"] = _stream_rate(training_order(size, batch_size, config.seed, 0), batch_size)
-    with contextlib.closing(_batches(config, dataset)) as batches:
+    stream = {"batch_size": batch_size, "seed": config.seed, "start_example": 0}
+    make_batches = functools.partial(train_batches, records, **stream, num_threads=config.data.num_threads)
+    rates["order"] = _stream_rate(training_order(size, **stream), batch_size)
+    with contextlib.closing(make_batches()) as batches:
         rates["batch, all threads"] = _stream_rate(batches, batch_size)
-    with contextlib.closing(_batches(config, dataset)) as batches:
         batch = next(batches)
     rates["transfer"] = _rate(lambda _: jax.block_until_ready(devices.shard(batch)), range(1000), batch_size)
     preprocess = make_crops(config, dataset, devices)
     on_devices = devices.shard(batch)
     rates["augment"] = _rate(lambda _: jax.block_until_ready(preprocess(on_devices)), range(1000), batch_size)
-    with contextlib.closing(_batches(config, dataset)) as batches:
+    with contextlib.closing(make_batches()) as batches:
         sharded = (jax.block_until_ready(preprocess(devices.shard(batch))) for batch in batches)
         rates["end to end"] = _stream_rate(sharded, batch_size)
     return rates
@@ -81,16 +83,6 @@ def advice(rates: dict[str, float], num_threads: int) -> str:
     return f"Slowest: {slowest}, {stages[slowest]:,.0f} images/s. What would help: {remedy}."
 
 
-def _batches(config: ConfigDict, dataset: Dataset) -> Any:
-    return train_batches(
-        dataset.splits["train"],
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_example=0,
-        num_threads=config.data.num_threads,
-    )
-
-
 def make_crops(config: ConfigDict, dataset: Dataset, devices: Devices) -> Callable[[Any], Any]:
     """The part of the training step that makes crops of images, on all devices."""
     preprocessing = make_preprocessing(config.data, dataset.statistics)
@@ -104,16 +96,13 @@ def make_crops(config: ConfigDict, dataset: Dataset, devices: Devices) -> Callab
 
 def _rate(work: Callable[[Any], Any], items: Iterable[Any], images: int) -> float:
     """Images/s of work over items, again and again for some seconds; `images` is what one item has."""
-    count, began = 0, None
-    for item in itertools.cycle(items):
-        work(item)
-        if began is None:  # the first may compile
-            began = time.perf_counter()
-            continue
-        count += images
-        if time.perf_counter() - began > SECONDS:
-            break
-    return count / (time.perf_counter() - (began or 0.0))
+    again = itertools.cycle(items)
+    work(next(again))  # the first may compile
+    count, seconds, began = 0, 0.0, time.perf_counter()
+    while seconds <= SECONDS:
+        work(next(again))
+        count, seconds = count + images, time.perf_counter() - began
+    return count / seconds
 
 
 def _stream_rate(batches: Iterable[Any], batch_size: int) -> float:

@@ -1,7 +1,6 @@
 """`python -m alexnet_jax convert`: weights of torchvision or Caffe become a run, and a run becomes such weights."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,31 +38,24 @@ def main(argv: list[str]) -> None:
         raise UserError("give --workdir=DIR to make a run of weights, or --output=FILE to write the weights of a run")
     if options.output:
         refuse_words(["convert", *words])
-        _write_weights(options.source, options.checkpoint, options.layout, options.output)
+        run = load_run(options.source, options.checkpoint)
+        arrays = to_layout(options.layout, run.model, run.preprocessing.crop, run.params)
+        write_arrays(options.output, arrays)
+        console.show(f"{_described(arrays)} as {options.layout} has them lie in {options.output}")
     else:
-        config = config_from_flags("convert", words)
-        command = ["-m", "alexnet_jax", "convert", *argv]
-        _make_run(options.source, config, options.layout, options.workdir, options.class_names, command)
+        _make_run(options, config_from_flags("convert", words), ["-m", "alexnet_jax", "convert", *argv])
 
 
-def _write_weights(source: Path, checkpoint: str, layout: str, output: Path) -> None:
-    run = load_run(source, checkpoint)
-    arrays = to_layout(layout, run.model, run.preprocessing.crop, run.params)
-    write_arrays(output, arrays)
-    console.show(f"{_described(arrays)} as {layout} has them lie in {output}")
-
-
-def _make_run(
-    source: Path, config: ConfigDict, layout: str, workdir: Path, names: Path | None, command: Sequence[str]
-) -> None:
+def _make_run(options: argparse.Namespace, config: ConfigDict, command: list[str]) -> None:
     """Raises UserError for weights, settings or names that do not suit each other, before anything is written."""
+    source, layout, workdir = options.source, options.layout, options.workdir
     if (workdir / "config.json").exists() or checkpoint_names(workdir / "checkpoints"):
         raise UserError(f"{workdir} holds a run already; give another --workdir")
     preprocessing = _preprocessing(config, layout)
     check_names(config)
     arrays = read_arrays(source)
     outputs = _outputs(config, layout, arrays)
-    class_names = _class_names(names, outputs)
+    class_names = _class_names(options.class_names, outputs)
     model = get_model(config.model, outputs)
     try:
         params = from_layout(layout, model, config.data.crop, arrays)
@@ -72,7 +64,7 @@ def _make_run(
     state = create_train_state({"params": params}, make_optimizer(config.optimizer, params), config.seed)
     learning_rates = make_learning_rates(config, params)
     tree = run_folder.checkpoint_tree(state, learning_rates, preprocessing)
-    versions, first = describe_environment(list(command)), learning_rates.of_kernels(0.0)
+    versions, first = describe_environment(command), learning_rates.of_kernels(0.0)
     metadata = run_folder.checkpoint_metadata(config, class_names, "", run_folder.Progress(), first, versions)
     run_folder.write_description(workdir, config, versions)
     with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
@@ -87,9 +79,8 @@ def _preprocessing(config: ConfigDict, layout: str) -> Preprocessing:
         # The mean of Caffe's ilsvrc_2012_mean.npy; torchvision's is that of the preset owt.
         usual = {"caffe": "(123.0,117.0,104.0)", "torchvision": "(123.675,116.28,103.53)"}[layout]
         raise UserError(
-            "without training images the mean must be given: "
-            f"--config.data.mean_form=channel '--config.data.mean={usual}' are the grey levels of R, G, B that "
-            f"{layout} subtracts"
+            "without training images the mean must be given: --config.data.mean_form=channel "
+            f"'--config.data.mean={usual}' are the grey levels of R, G, B that {layout} subtracts"
         )
     return make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
 

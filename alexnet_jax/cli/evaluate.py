@@ -1,15 +1,13 @@
 """`python -m alexnet_jax evaluate RUN`: the exact error of a run, and its answer to every image."""
 
-import csv
-import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.inference.evaluation import Evaluation, evaluate_run
 from alexnet_jax.system import console
-from alexnet_jax.system.files import write_text
+from alexnet_jax.system.files import write_csv
 
 MOST_ROWS = 10
 """Classes that are shown; the file has all."""
@@ -36,22 +34,19 @@ def _show(evaluation: Evaluation) -> None:
         error = console.percent(wrong / count)
         console.show(f"top-{k} error {error:>7}  ({wrong:,} of {count:,} wrong; 95 % interval {low:.2%} to {high:.2%})")
     console.show(f"loss {evaluation.summary['loss']:.4f}")
-    worst = [row for row in evaluation.worst_classes() if row[2]]
+    worst = [row for row in evaluation.worst_classes() if row[2]][:MOST_ROWS]
     if worst:
-        few = [
-            [name, f"{images:,}", f"{wrong:,}", f"{wrong / images:.1%}"] for name, images, wrong, _ in worst[:MOST_ROWS]
-        ]
-        console.show_table(["worst classes", "images", "wrong", "top-1 error"], few)
+        rows = [[name, f"{images:,}", f"{wrong:,}", f"{wrong / images:.1%}"] for name, images, wrong, _ in worst]
+        console.show_table(["worst classes", "images", "wrong", "top-1 error"], rows)
 
 
 def write_tables(evaluation: Evaluation, folder: Path) -> None:
     """Writes predictions-SPLIT.csv, a row an image, and classes-SPLIT.csv; says where."""
     ranks = range(1, evaluation.guesses.shape[1] + 1)
     columns = [f"{name}{rank}" for rank in ranks for name in ("guess", "class", "probability")]
-    header = ["id", "file", "label", "class", *columns]
     predictions, classes = (folder / f"{name}-{evaluation.split}.csv" for name in ("predictions", "classes"))
-    write_text(predictions, _csv(header, _prediction_rows(evaluation)))
-    write_text(classes, _csv(["class", "images", "wrong_top1", "wrong_top5"], evaluation.by_class()))
+    write_csv(predictions, [["id", "file", "label", "class", *columns], *_prediction_rows(evaluation)])
+    write_csv(classes, [["class", "images", "wrong_top1", "wrong_top5"], *evaluation.by_class()])
     console.show(f"each image's answer lies in {predictions}, each class's errors in {classes}")
 
 
@@ -62,9 +57,3 @@ def _prediction_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
         for guess, probability in evaluation.predictions(number):
             row += [guess, run.name_of(guess), f"{probability:.6g}"]
         yield row
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()

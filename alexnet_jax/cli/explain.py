@@ -8,7 +8,7 @@ from alexnet_jax.fidelity.decisions import REFERENCES, UNMEASURED, Comparison, b
 from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.system import console
 
-NAMES = ("paper", "source", "Caffe")
+NAMES = dict(zip(REFERENCES, ("paper", "source", "Caffe"), strict=True))
 
 CLASSES = 1000
 """Where the config does not say: ImageNet's."""
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     comparisons = explain(config, get_model(config.model, config.model.num_classes or CLASSES))
     disputed = [row for comparison in comparisons if comparison.is_disputed for row in _rows(comparison)]
     console.show_table(["decision", "who", "what"], disputed)
-    for reference, name in zip(REFERENCES, NAMES, strict=True):
+    for reference, name in NAMES.items():
         told = [agrees for comparison in comparisons if (agrees := comparison.agrees(reference)) is not None]
         console.show(f"As {name:<7}{sum(told)} of {len(told)} decisions")
     agreed = [f"{row.decision.name}: {row.this_run}" for row in comparisons if not row.is_disputed]
@@ -33,7 +33,7 @@ def _rows(comparison: Comparison) -> Iterator[list[str]]:
     """A row for each choice, with all that made it, and what is known of the decision."""
     decision, this_run = comparison.decision, str(comparison.this_run)
     choices = {this_run: ["this run"]}
-    for reference, name in zip(REFERENCES, NAMES, strict=True):
+    for reference, name in NAMES.items():
         choice = this_run if comparison.agrees(reference) else decision.text(reference)
         choices.setdefault(choice, []).append(name)
     for number, (choice, who) in enumerate(choices.items()):

@@ -13,23 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.cli import flags as flags_lib
-from alexnet_jax.cli import workers
+from alexnet_jax.cli import flags, workers
 from alexnet_jax.errors import UserError
-from alexnet_jax.experiments.figure1 import (
-    Race,
-    best_rate,
-    draw_figure1,
-    epochs_to,
-    is_at_the_edge,
-    ratio,
-    ratio_at_the_last,
-    ratio_text,
-)
+from alexnet_jax.experiments import figure1
+from alexnet_jax.experiments.figure1 import Race, epochs_to
 from alexnet_jax.experiments.results import Spread, describe_data, results_command, write_results
-from alexnet_jax.experiments.search_space import apply, flags
 from alexnet_jax.experiments.trials import Outcome, Trial, run_named_trials
-from alexnet_jax.run.run_folder import training_program
 from alexnet_jax.system import console
 
 ACTIVATIONS = ("relu", "tanh")
@@ -65,21 +54,17 @@ class Runs:
     """Of each contender: those that try the learning rates, and at the best one those of all seeds."""
 
     def __init__(self, options: argparse.Namespace, words: Sequence[str]):
-        self._options, self._words = options, words
-        self.configs = {
-            network: flags_lib.config_from_flags("figure1", flags_lib.with_choice(words, network))
-            for network in options.networks
-        }
+        self._options = options
+        self._words = {network: flags.with_choice(words, network) for network in options.networks}
+        self.configs = {name: flags.config_from_flags("figure1", own) for name, own in self._words.items()}
 
     def try_rates(self) -> dict[Contender, dict[float, float]]:
         """The training loss at the end of a short run, by contender and learning rate; see Race."""
         options = self._options
         length = {"epochs": options.probe_epochs, "eval_every_epochs": options.probe_epochs, "seed": options.seeds[0]}
         contenders = list(itertools.product(options.networks, ACTIVATIONS))
-        trials = {
-            (contender, rate): self._trial(contender, rate, "probe", length)
-            for contender, rate in itertools.product(contenders, options.rates)
-        }
+        names = itertools.product(contenders, options.rates)
+        trials = {(contender, rate): self._trial(contender, rate, "probe", length) for contender, rate in names}
         losses: dict[Contender, dict[float, float]] = {contender: {} for contender in contenders}
         for (contender, rate), outcome in run_named_trials(trials):
             losses[contender][rate] = _final_loss(outcome)
@@ -89,11 +74,12 @@ class Runs:
 
     def race(self, losses: Mapping[Contender, Mapping[float, float]]) -> dict[Contender, Race]:
         """The runs at the learning rate of the lowest loss."""
-        rates = {contender: best_rate(of_rates, " ".join(contender)) for contender, of_rates in losses.items()}
+        seeds = self._options.seeds
+        rates = {contender: figure1.best_rate(of_rates, " ".join(contender)) for contender, of_rates in losses.items()}
         slow_first = reversed(rates.items())  # tanh first: where the longest runs come last, cores are idle
         trials = {
             (contender, seed): self._trial(contender, rate, f"seed-{seed}", {"seed": seed})
-            for (contender, rate), seed in itertools.product(slow_first, self._options.seeds)
+            for (contender, rate), seed in itertools.product(slow_first, seeds)
         }
         errors: dict[tuple[Contender, int], tuple[float, ...]] = {}
         for (contender, seed), outcome in run_named_trials(trials):
@@ -104,8 +90,7 @@ class Runs:
             console.show(f"{who}: {_reached(errors[contender, seed], outcome.trial.config.stop_at_train_error)}")
         races = {}
         for contender, rate in rates.items():
-            config = self.configs[contender[0]]
-            by_seed = tuple(errors[contender, seed] for seed in self._options.seeds)
+            config, by_seed = self.configs[contender[0]], tuple(errors[contender, seed] for seed in seeds)
             epochs = tuple(epochs_to(of_seed, config.stop_at_train_error) for of_seed in by_seed)
             races[contender] = Race(rate, losses[contender], epochs, by_seed, round(config.epochs))
         return races
@@ -116,11 +101,9 @@ class Runs:
 
     def _trial(self, contender: Contender, rate: float, name: str, settings: Mapping[str, Any]) -> Trial:
         network, activation = contender
-        folder = self.folder(contender, rate, name)
         values = {"model.activation": activation, "optimizer.learning_rate": rate, **settings}
-        words = flags_lib.with_choice(self._words, network)
-        command = [*training_program(), *words, *flags(values), f"--workdir={folder}"]
-        return Trial(apply(values, self.configs[network]), folder, command)
+        folder = self.folder(contender, rate, name)
+        return workers.make_trial(self._words[network], self.configs[network], values, folder)
 
 
 def _final_loss(outcome: Outcome) -> float:
@@ -150,12 +133,12 @@ def _show(
     rows: list[list[str]] = []
     for network, config in runs.configs.items():
         relu, tanh = (races[network, activation] for activation in ACTIVATIONS)
-        sense, factor = ratio(relu, tanh)
-        pairs = zip(relu.errors, tanh.errors, strict=True)
-        at_the_last = [times for pair in pairs if (times := ratio_at_the_last(*pair)) is not None]
+        sense, factor = figure1.ratio(relu, tanh)
+        ratios = map(figure1.ratio_at_the_last, relu.errors, tanh.errors)
+        at_the_last = [times for times in ratios if times is not None]
         last = f"{Spread.of(at_the_last).text('.1f')} times" if at_the_last else ""
         rows.append([network, "relu", f"{relu.rate:g}", relu.text(), "", ""])
-        rows.append([network, "tanh", f"{tanh.rate:g}", tanh.text(), ratio_text(sense, factor), last])
+        rows.append([network, "tanh", f"{tanh.rate:g}", tanh.text(), figure1.ratio_text(sense, factor), last])
         about = {"ratio": factor, "ratio_is": sense, "ratios_at_the_last_error_of_tanh": at_the_last}
         results[network] = {"batch_size": config.batch_size, **about, "relu": _plain(relu), "tanh": _plain(tanh)}
     to_bound = f"epochs to {bound:.0%} training error"
@@ -163,13 +146,12 @@ def _show(
     console.show_table(header, rows)
     console.show(f"{PAPER}. Measured on {data}")
     for contender, race in races.items():
-        if is_at_the_edge(race.losses, race.rate):
-            who = " ".join(contender)
-            console.warn(f"{who}: {race.rate:g} is at the edge of --rates; one beyond may be better")
+        if figure1.is_at_the_edge(race.losses, race.rate):
+            console.warn(f"{' '.join(contender)}: {race.rate:g} is at the edge of --rates; one beyond may be better")
     write_results(output, command, data, seeds, results)
     picture = output.with_suffix(".png")
     curves = {network: {name: races[network, name].errors for name in ACTIVATIONS} for network in runs.configs}
-    draw_figure1(picture, curves, bound, f"Training error on {data.partition(':')[0]}, {len(seeds)} seeds")
+    figure1.draw_figure1(picture, curves, bound, f"Training error on {data.partition(':')[0]}, {len(seeds)} seeds")
     console.show(f"The figure lies in {picture}, the numbers in {output}")
 
 

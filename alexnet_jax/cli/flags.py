@@ -1,12 +1,14 @@
-"""Reading a config from the command line; a mistake ends the program with one line and status 2."""
+"""Reading a config from the command line; a mistake ends the program with one line and status 2.
+
+The configs that ship with the package are found by name: `--config=alexnet.py:digits` works in any folder.
+"""
 
 import functools
 import io
-import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,10 +16,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from alexnet_jax.cli.config_files import find_configs
 from alexnet_jax.config import check, flatten, nearest
 from alexnet_jax.errors import UserError
 from alexnet_jax.system.signals import Terminated
+
+_PACKAGE = Path(__file__).parents[1]
+_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+"""Where configs are: in an installed package, and in a checkout."""
 
 
 def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
@@ -46,12 +51,12 @@ def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parses absl flags with a --config; a mistake ends the program with one line and status 2."""
     argv = find_configs(argv)
+    given = [value for _, _, value in _values_of_config(argv)]
     try:
-        config_file = _config_file(argv[1:])
-        if config_file:
-            _check_keys(argv[1:], config_file)
+        if given:
+            _check_keys(argv[1:], given[-1])
         remaining = values(argv)
-        if not config_file:
+        if not given:
             raise UserError("which configuration? Give --config=configs/alexnet.py")
         return remaining
     except UserError as error:
@@ -63,13 +68,46 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
 def config_from_flags(program: str, argv: Sequence[str]) -> ConfigDict:
     """The config that a program's `--config=FILE --config.KEY=VALUE` describe, checked."""
     words, values = [program, *argv], flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "FILE.py or FILE.py:CHOICES", values, lock_config=True, sys_argv=words
-    )
+    config_flags.DEFINE_config_file("config", None, "FILE.py:CHOICES", values, lock_config=True, sys_argv=words)
     refuse_words(parse_flags(words, values))
     config: ConfigDict = values["config"].value
     check(config.to_dict())
     return config
+
+
+def find_file(path: Path) -> Path:
+    """The path itself; if nothing is there, the shipped file of that name.
+
+    Args:
+      path: of a config or a search space, such as alexnet.py, configs/alexnet.py or configs/sweeps/rates.py.
+    """
+    if path.exists():
+        return path
+    name = path.relative_to("configs") if path.is_relative_to("configs") else path
+    return next((folder / name for folder in _FOLDERS if folder / name in folder.rglob("*.py")), path)
+
+
+def find_config(text: str) -> str:
+    """The value of a --config flag, FILE.py or FILE.py:CHOICES, with the file that `find_file` finds."""
+    path, colon, choices = text.partition(":")
+    return f"{find_file(Path(path))}{colon}{choices}" if path else text
+
+
+def find_configs(words: Sequence[str]) -> list[str]:
+    """A command line in which each value of --config names a file that is there, if one can be found."""
+    found = list(words)
+    for index, flag, value in _values_of_config(words):
+        found[index] = flag + find_config(value)
+    return found
+
+
+def _values_of_config(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """Of each value of --config: the place of its word, what stands before it in that word, and the value."""
+    for index, word in enumerate(words):
+        if flag := re.match(r"--?config=", word):
+            yield index, flag[0], word[flag.end() :]
+        elif index and re.fullmatch(r"--?config", words[index - 1]):
+            yield index, "", word
 
 
 def with_choice(words: Sequence[str], choice: str) -> list[str]:
@@ -99,13 +137,6 @@ def _exit(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
-def _config_file(words: list[str]) -> str | None:
-    """The last value given to --config, also where absl would take it from the next word."""
-    files = [word.split("=", 1)[1] for word in words if re.match(r"--?config=", word)]
-    files += [value for word, value in itertools.pairwise(words) if re.fullmatch(r"--?config", word)]
-    return files[-1] if files else None
-
-
 def _check_keys(words: list[str], config_file: str) -> None:
     """Raises UserError if some --config.KEY does not exist, naming the nearest key."""
     keys = dict(flatten(_load(config_file)))
@@ -126,10 +157,8 @@ def _load(config_file: str) -> ConfigDict:
         config = ConfigFileFlagParser(name="config").parse(config_file)
     except Exception as error:  # a config file is code: anything can happen in it
         # ml_collections gives ValueErrors a traceback for text; its last line is the message.
-        message = (str(error).strip().splitlines() or [""])[-1]
-        raise UserError(
-            f"--config={config_file}: {re.sub(r'^[A-Za-z]+Error: ', '', message) or repr(error)}"
-        ) from error
+        message = re.sub(r"^[A-Za-z]+Error: ", "", str(error).strip().rpartition("\n")[2])
+        raise UserError(f"--config={config_file}: {message or repr(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={config_file}: get_config() must return a ConfigDict")
     return config

@@ -5,8 +5,6 @@ WORKDIR/trial-NNNN/seed-N and can be continued with main.py.
 """
 
 import argparse
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +12,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.cli import flags as flags_lib
-from alexnet_jax.cli import workers
-from alexnet_jax.cli.config_files import find_file
+from alexnet_jax.cli import flags, workers
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.experiments import search_space
 from alexnet_jax.experiments.results import Spread
 from alexnet_jax.experiments.study import PRUNERS, SAMPLERS, Setting, Standing, Study, SweepPlan, open_study
 from alexnet_jax.experiments.trials import Outcome, Trial, run_trials
-from alexnet_jax.run.run_folder import training_program
 from alexnet_jax.system import console
-from alexnet_jax.system.files import write_text
+from alexnet_jax.system.files import write_csv
 from alexnet_jax.system.signals import raise_on_sigterm
 
 
@@ -41,7 +36,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/sweep"), help="folder of the runs")
     workers.add_flags(parser, seeds=(0,))
     options, words = parser.parse_known_args(argv)
-    config = flags_lib.config_from_flags("sweep", words)
+    config = flags.config_from_flags("sweep", words)
     plan = _plan(options, config)
     storage, name = options.storage or str(options.workdir / "study.log"), options.study or options.workdir.name
     with open_study(storage, name, plan, options.workdir) as study, raise_on_sigterm():
@@ -57,7 +52,7 @@ def main(argv: list[str]) -> None:
 
 
 def _plan(options: argparse.Namespace, config: ConfigDict) -> SweepPlan:
-    space = search_space.load_space(find_file(options.space), config)
+    space = search_space.load_space(flags.find_file(options.space), config)
     count = 20 if options.trials is None else options.trials
     if options.sampler == "grid":
         count = len(search_space.grid(space))
@@ -76,8 +71,7 @@ class Sweep:
     """A worker: how settings become runs, and what it shows of them."""
 
     def __init__(self, study: Study, config: ConfigDict, words: Sequence[str], seeds: Sequence[int], workdir: Path):
-        self._study, self._config, self._seeds, self._workdir = study, config, seeds, workdir
-        self._command = [*training_program(), *words]
+        self._study, self._config, self._words, self._seeds, self._workdir = study, config, words, seeds, workdir
 
     def run(self, count: int) -> None:
         """Does what is left of the study; keeps the leaderboard up to date and shows a line about each setting."""
@@ -99,9 +93,7 @@ class Sweep:
     def _train(self, setting: Setting) -> Outcome | None:
         for seed in self._seeds:
             workdir = self._workdir / f"trial-{setting.folder:04}" / f"seed-{seed}"
-            values = {**setting.values, "seed": seed}
-            words = [*search_space.flags(values), f"--workdir={workdir}"]
-            trial = Trial(search_space.apply(values, self._config), workdir, [*self._command, *words])
+            trial = workers.make_trial(self._words, self._config, {**setting.values, "seed": seed}, workdir)
 
             def report(trial: Trial, record: dict[str, Any]) -> None:
                 """The first seed speaks for its setting."""
@@ -135,20 +127,15 @@ def _show(standings: Sequence[Standing], count: int, workdir: Path) -> None:
 
 def _write(standings: Sequence[Standing], workdir: Path) -> Path:
     """The leaderboard as a CSV file: errors in [0, 1]."""
-    text = io.StringIO()
-    keys = _keys(standings)
+    keys, path = _keys(standings), workdir / "leaderboard.csv"
     measures = [f"{name}_{part}" for name in ("validation_error", "test_error") for part in ("mean", "std")]
-    header = ["rank", "trial", "state", "seeds", *measures, *keys, "failure"]
-    writer = csv.DictWriter(text, header, lineterminator="\n")
-    writer.writeheader()
+    rows: list[list[Any]] = [["rank", "trial", "state", "seeds", *measures, *keys, "failure"]]
     for rank, standing in enumerate(standings, 1):
-        row = {"rank": rank, "trial": standing.number, "state": standing.state, "seeds": len(standing.errors)}
-        for name, errors in {"validation_error": standing.errors, "test_error": standing.test_errors}.items():
-            spread = Spread.of(errors) if errors else None
-            row |= {f"{name}_mean": spread.mean, f"{name}_std": spread.std} if spread else {}
-        writer.writerow({**row, **standing.settings, "failure": standing.failure})
-    path = workdir / "leaderboard.csv"
-    write_text(path, text.getvalue())
+        spreads = [Spread.of(errors) if errors else None for errors in (standing.errors, standing.test_errors)]
+        measured = [getattr(spread, part, None) for spread in spreads for part in ("mean", "std")]
+        values = [standing.settings.get(key) for key in keys]
+        rows.append([rank, standing.number, standing.state, len(standing.errors), *measured, *values, standing.failure])
+    write_csv(path, rows)
     return path
 
 
@@ -160,10 +147,9 @@ def _keys(standings: Sequence[Standing]) -> list[str]:
 def _result(standing: Standing) -> str:
     if standing.state == "failed":
         return "failed: " + (standing.failure or "its worker died").partition(";")[0]
-    spread = _spread(standing.errors)
-    return (
-        spread if standing.state == "done" else f"{standing.state} at {spread}" if standing.errors else standing.state
-    )
+    if standing.state == "done":
+        return _spread(standing.errors)
+    return f"{standing.state} at {_spread(standing.errors)}" if standing.errors else standing.state
 
 
 def _spread(errors: Sequence[float]) -> str:

@@ -6,13 +6,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from alexnet_jax.cli import flags as flags_lib
+from alexnet_jax.experiments.search_space import Settings, apply, flags
+from alexnet_jax.experiments.trials import Trial
 from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.models.summary import summarize
+from alexnet_jax.run.run_folder import training_program
 from alexnet_jax.system import console
 from alexnet_jax.system.machine import available_cores
 from alexnet_jax.system.signals import raise_on_sigterm
@@ -26,6 +30,12 @@ def add_flags(parser: argparse.ArgumentParser, seeds: tuple[int, ...]) -> None:
     parser.add_argument("--seeds", type=flags_lib.seeds, default=seeds, help="of the runs of each: 0,1,2")
     parser.add_argument("--processes", type=int, help="that share the runs; by default one a core for small networks")
     parser.add_argument("--train-only", action="store_true", help="show and write nothing: another process does")
+
+
+def make_trial(words: Sequence[str], config: ConfigDict, settings: Settings, folder: Path) -> Trial:
+    """A run with settings of its own; `words` are those of the command line that gave the config."""
+    command = [*training_program(), *words, *flags(settings), f"--workdir={folder}"]
+    return Trial(apply(settings, config), folder, command)
 
 
 def share_out(
@@ -65,9 +75,8 @@ def run_on_each_core(words: Sequence[str], count: int) -> None:
     """
     command = [sys.executable, "-m", "alexnet_jax", *words]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    workers = []
+    environment, workers = {**os.environ, "OMP_NUM_THREADS": "1"}, []
     for number in range(count):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         output = None if number == 0 else subprocess.DEVNULL
         # In a session of its own: what the terminal sends, a worker gets from here, once.
         worker = subprocess.Popen(command, env=environment, stdout=output, start_new_session=True)
@@ -79,8 +88,7 @@ def run_on_each_core(words: Sequence[str], count: int) -> None:
             statuses = [worker.wait() for worker in workers]
     finally:
         for worker in workers:
-            if worker.poll() is None:
-                worker.terminate()
+            worker.terminate()  # without effect if it has ended
         for worker in workers:
             worker.wait()
     if failed := next(filter(None, statuses), None):

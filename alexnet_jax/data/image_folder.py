@@ -50,7 +50,9 @@ class ImageFolder(Source):
         self.held_out = tuple(split for split in SPLITS if split not in splits.values())
         if "validation" not in self.held_out:
             self.held_out = ()  # val/ serves as test, as ImageNet's does
-        self._files = [file for path, split in splits.items() for file in self._files_of(path, split)]
+        root = self._root.resolve()
+        above = frozenset(map(str, (root, *root.parents)))
+        self._files = [file for path, split in splits.items() for file in self._files_below(path, split, "", above)]
         self.class_names = tuple(sorted({file.class_name for file in self._files if file.split == "train"}))
         self.remarks = tuple(f"ignored: {count:,} {what}" for what, count in sorted(self._ignored.items()))
         self._check(folder)
@@ -86,26 +88,20 @@ class ImageFolder(Source):
                 self._ignored[f"{entry.name}, which lies beside train/"] += 1
         return dict(sorted(found.items(), key=lambda item: SPLITS.index(item[1]))) or {self._root: "train"}
 
-    def _files_of(self, folder: Path, split: str) -> Iterator[_File]:
-        """Yields the images in the classes' folders of a split."""
-        above = frozenset(map(str, (self._root.resolve(), *self._root.resolve().parents, folder.resolve())))
-        for entry in self._visible(folder):
-            if not _is_dir(entry):
-                self._ignored["files that lie in no class's folder"] += 1
-                continue
-            files = list(self._images_below(Path(entry.path), split, entry.name, above))
-            if not files:
-                self._ignored[f"folder without images ({entry.path})"] += 1
-            yield from files
-
-    def _images_below(self, folder: Path, split: str, class_name: str, above: frozenset[str]) -> Iterator[_File]:
+    def _files_below(self, folder: Path, split: str, class_name: str, above: frozenset[str]) -> Iterator[_File]:
+        """Yields the images in a folder of a class, or in those of all classes if `class_name` is empty."""
         real = os.path.realpath(folder)
-        if real in above:
+        if class_name and real in above:
             self._ignored[f"link to a folder above it ({folder})"] += 1
             return
         for entry in self._visible(folder):
             if _is_dir(entry):
-                yield from self._images_below(Path(entry.path), split, class_name, above | {real})
+                files = list(self._files_below(Path(entry.path), split, class_name or entry.name, above | {real}))
+                if not files and not class_name:
+                    self._ignored[f"folder without images ({entry.path})"] += 1
+                yield from files
+            elif not class_name:
+                self._ignored["files that lie in no class's folder"] += 1
             elif not entry.name.lower().endswith(SUFFIXES):
                 suffix = Path(entry.name).suffix.lower() or "no suffix"
                 self._ignored[f"files that are no images by their name ({suffix})"] += 1
@@ -154,10 +150,7 @@ def _scan(folder: Path) -> list["os.DirEntry[str]"]:
 
 
 def _is_dir(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    return stat.S_ISDIR(_status(entry).st_mode)
 
 
 def _status(entry: "os.DirEntry[str]") -> os.stat_result:

@@ -1,5 +1,6 @@
 """One image: decoded from whatever file it comes in, resized to what is stored, and read back."""
 
+import contextlib
 import dataclasses
 import io
 from typing import Any, NamedTuple
@@ -98,10 +99,9 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
         raise ValueError("the file is empty")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:  # reads the header alone
-            if picture.width * picture.height > max_pixels:
-                raise ValueError(
-                    f"{picture.width} x {picture.height} pixels are more than config.data.max_megapixels allows"
-                )
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise ValueError(f"{width} x {height} pixels are more than config.data.max_megapixels allows")
             properties = {"grey"} if picture.mode in ("1", "L", "LA", "I", "I;16", "I;16B") else set()
             if picture.mode == "CMYK":
                 properties.add("CMYK")
@@ -110,12 +110,10 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
             if _orientation(picture) in range(2, 9):
                 properties.add("rotated")
             if picture.format in ("JPEG", "MPO") and not properties & {"CMYK", "rotated"}:
-                try:
+                with contextlib.suppress(ValueError):  # Pillow is more patient; what it refuses is broken
                     # Photographs of more than twice the wanted size are halved while they are decoded.
                     pixels = simplejpeg.decode_jpeg(data, min_height=2 * size, min_width=2 * size, min_factor=2)
                     return pixels, properties, data
-                except ValueError:
-                    pass  # Pillow is more patient with odd files; what it refuses is broken
             upright = ImageOps.exif_transpose(picture) if "rotated" in properties else picture
             if upright.mode.startswith("I"):
                 return _as_rgb((np.asarray(upright) >> 8).astype(np.uint8)), properties, None
@@ -144,10 +142,9 @@ def _scale(pixels: np.ndarray, size: int) -> np.ndarray:
 
 def _orientation(picture: Image.Image) -> Any:
     """Returns the EXIF orientation; 1, upright, if there is none that can be read."""
-    try:
+    with contextlib.suppress(Exception):  # of any type, by broken EXIF data; the image itself may be whole
         return picture.getexif().get(0x0112, 1)
-    except Exception:  # of any type, by broken EXIF data; the image itself may be whole
-        return 1
+    return 1
 
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:

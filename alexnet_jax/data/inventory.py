@@ -102,10 +102,6 @@ class Inventory:
         digest.update(" ".join(self.split).encode())
         return digest.hexdigest()
 
-    def statistics(self) -> Statistics:
-        """Returns the statistics of the training images, of which there must be some."""
-        return self.sums.statistics(self.split.count("train"))
-
 
 def save_arrays(directory: Path, inventory: Inventory, statistics: Statistics) -> None:
     """Writes the mean image, and labels and file names of each split, in order."""
@@ -141,24 +137,22 @@ def describe(info: FolderInfo, inventory: Inventory, directory: Path, remarks: S
     sizes = "; ".join(
         f"{split} {column.sum():,} ({column.min():,} to {column.max():,} a class)" for split, column in counts.items()
     )
-    mean, std, pca_std = (
-        " ".join(f"{value:.1f}" for value in info.statistics[name]) for name in ("mean", "std", "pca_std")
-    )
+    colours = [" ".join(f"{value:.1f}" for value in info.statistics[name]) for name in ("mean", "std", "pca_std")]
+    see_unreadable = f"; see {QUARANTINE_TABLE}" if info.unreadable else ""
+    see_duplicates = f"; see {DUPLICATES_TABLE}" if duplicates else ""
     report = {
         "prepared": f"{images:,} images of {len(info.class_names):,} classes in {directory}",
         "stored": f"{size} x {size} {info.storage}, {info.bytes / 1e6:,.1f} MB, {image_bytes:,.0f} bytes an image",
         "splits": f"{sizes}; see {CLASSES_TABLE}",
         "odd": ", ".join(f"{info.traits[name]:,} {name}" for name in PROPERTIES),
-        "unreadable": f"{info.unreadable:,}" + (f"; see {QUARANTINE_TABLE}" if info.unreadable else ""),
-        "copies": f"{copies:,}, {duplicates:,} of them in another split"
-        + (f"; see {DUPLICATES_TABLE}" if duplicates else ""),
-        "colours": f"mean {mean}, std {std}, along principal components {pca_std}",
+        "unreadable": f"{info.unreadable:,}{see_unreadable}",
+        "copies": f"{copies:,}, {duplicates:,} of them in another split{see_duplicates}",
+        "colours": "mean {}, std {}, along principal components {}".format(*colours),
     }
     untrained = [name for name, count in zip(info.class_names, counts["train"], strict=True) if not count]
     if untrained:
-        report["untrained"] = f"no training image of {', '.join(map(repr, untrained[:5]))}" + (
-            f" and {len(untrained) - 5} more" if len(untrained) > 5 else ""
-        )
+        more = f" and {len(untrained) - 5} more" if len(untrained) > 5 else ""
+        report["untrained"] = f"no training image of {', '.join(map(repr, untrained[:5]))}{more}"
     if remarks:
         report["remarks"] = "; ".join(remarks)
     return report

@@ -1,17 +1,22 @@
-"""From records to batches: order, reading ahead in threads, padding; or whole splits in memory."""
+"""From records to batches: order, reading ahead in threads, padding; or whole splits in memory.
 
+Training batches come from disk, the memory of the host, or that of the devices.
+"""
+
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from alexnet_jax.config import check_value
 from alexnet_jax.data.storage import InMemoryRecords, Records
 from alexnet_jax.errors import UserError
-from alexnet_jax.system.machine import available_cores
+from alexnet_jax.system.machine import available_cores, memory_bytes
 
 HostBatch = dict[str, np.ndarray]
 """image (uint8, [batch, size, size, 3]), label, id, epoch (int32, [batch]) and mask (bool, [batch])."""
@@ -89,13 +94,43 @@ def load_into_memory(records: Records, num_threads: int) -> InMemoryRecords:
     """Returns all images of a split, decoded."""
     size = len(records.labels)
     images = np.empty((size, records.image_size, records.image_size, 3), np.uint8)
-    pool = ThreadPoolExecutor(num_threads or available_cores())
-    try:
-        for future in _submit(pool, records, np.arange(size), images):
-            future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(num_threads or available_cores()) as pool:
+        _finish(_begin(pool, records, np.arange(size), images))
     return InMemoryRecords(images, records.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSource:
+    """Where training batches come from.
+
+    Attributes:
+      records: the training split, in memory or on disk.
+      cache: where its images are kept: "disk", "host" or "device".
+      resident: images and labels for the devices to hold, of which the step looks up those of a batch; None otherwise.
+      num_threads: reading threads; 0 for one a core.
+    """
+
+    records: Records
+    cache: str
+    resident: dict[str, np.ndarray] | None
+    num_threads: int
+
+    def batches(self, start_example: int, *, batch_size: int, seed: int, rows: slice) -> Generator[HostBatch]:
+        """These rows of all batches from a position on."""
+        stream: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "start_example": start_example, "rows": rows}
+        if self.resident is not None:
+            return training_order(len(self.records.labels), **stream)
+        return train_batches(self.records, num_threads=self.num_threads, **stream)
+
+
+def make_train_source(data: ConfigDict, records: Records, device_memory_bytes: int | None) -> TrainSource:
+    """Decides where training images are kept, and loads them; None for devices that use the host's memory."""
+    cache, resident = choose_cache(data.residence, records, device_memory_bytes, memory_bytes()), None
+    if cache != "disk":
+        records = in_memory = load_into_memory(records, data.num_threads)
+        if cache == "device":
+            resident = {"image": in_memory.images, "label": in_memory.labels}
+    return TrainSource(records, cache, resident, data.num_threads)
 
 
 def choose_cache(cache: str, records: Records, device_bytes: int | None, host_bytes: int) -> str:
@@ -129,28 +164,31 @@ def choose_cache(cache: str, records: Records, device_bytes: int | None, host_by
 
 def _read(records: Records, order: Iterable[HostBatch], num_threads: int) -> Generator[HostBatch]:
     """Adds images and labels to batches of ids, a few batches ahead. The threads end when the consumer does."""
-    upcoming: deque[tuple[HostBatch, list[Future[None]]]] = deque()
+    upcoming: deque[tuple[HostBatch, Iterator[None]]] = deque()
     pool = ThreadPoolExecutor(num_threads or available_cores())
     try:
         for batch in order:
             ids = batch["id"]
             images = np.empty((len(ids), records.image_size, records.image_size, 3), np.uint8)
-            futures = _submit(pool, records, ids, images)
-            upcoming.append(({**batch, "image": images, "label": records.labels[ids]}, futures))
+            reads = _begin(pool, records, ids, images)
+            upcoming.append(({**batch, "image": images, "label": records.labels[ids]}, reads))
             if len(upcoming) > _AHEAD:
-                yield _finished(*upcoming.popleft())
-        while upcoming:
-            yield _finished(*upcoming.popleft())
+                first, reads = upcoming.popleft()
+                _finish(reads)
+                yield first
+        for last, reads in upcoming:
+            _finish(reads)
+            yield last
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(pool: ThreadPoolExecutor, records: Records, ids: np.ndarray, images: np.ndarray) -> list[Future[None]]:
+def _begin(pool: ThreadPoolExecutor, records: Records, ids: np.ndarray, images: np.ndarray) -> Iterator[None]:
+    """Has threads read images in chunks; what it returns ends when all are there."""
     chunks = [slice(first, first + _CHUNK) for first in range(0, len(ids), _CHUNK)]
-    return [pool.submit(records.read, ids[chunk], images[chunk]) for chunk in chunks]
+    return pool.map(lambda chunk: records.read(ids[chunk], images[chunk]), chunks)
 
 
-def _finished(batch: HostBatch, futures: list[Future[None]]) -> HostBatch:
-    for future in futures:
-        future.result()
-    return batch
+def _finish(reads: Iterator[None]) -> None:
+    """Waits for the reads; an error of one ends the others that have not begun."""
+    deque(reads, maxlen=0)

@@ -127,7 +127,9 @@ class _Job:
     def run(self) -> None:
         began = time.monotonic()
         self.storage = self._begin_or_continue()
-        self._load_inventories()
+        for number in range(len(self.chunks)):  # a damaged inventory counts as missing: its chunk is prepared again
+            with contextlib.suppress(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+                self.inventories[number] = Inventory.load(self._inventory_path(number))
         unfinished = [number for number in range(len(self.chunks)) if number not in self.inventories]
         self._prepare_chunks(unfinished)
         total = Inventory(self.storing.image_size)
@@ -174,12 +176,6 @@ class _Job:
             raise UserError(f"not enough disk: {room}. Give another config.data.prepared_dir{less}")
         return chosen
 
-    def _load_inventories(self) -> None:
-        """Loads those of finished chunks. A damaged one counts as missing: its chunk is prepared again."""
-        for number in range(len(self.chunks)):
-            with contextlib.suppress(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-                self.inventories[number] = Inventory.load(self._inventory_path(number))
-
     def _inventory_path(self, number: int) -> Path:
         return self.work / f"part-{number:05d}.npz"
 
@@ -205,7 +201,7 @@ class _Job:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _prepare_chunk(self, number: int, progress: console.WorkProgress) -> Inventory:
+    def _prepare_chunk(self, number: int, progress: console.ProgressBar) -> Inventory:
         chunk, inventory = self.chunks[number], Inventory(self.storing.image_size)
         shards: dict[str, storage.ShardWriter] = {}
         step, advanced = 16 * chunk.size // max(chunk.images, 1), 0
@@ -297,7 +293,7 @@ class _Job:
         if self.storage == "jpeg":
             storage.write_tfds_metadata(self.work, self.source.class_names, self.storing.image_size, shards)
         write_tables(self.work, total, self.source.class_names)
-        statistics = total.statistics()
+        statistics = total.sums.statistics(total.split.count("train"))
         save_arrays(self.work, total, statistics)
         info = FolderInfo(
             source=self.fingerprint,

@@ -6,6 +6,7 @@ A source lists its images without reading them, in chunks that can be read in pa
 
 import abc
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from alexnet_jax.errors import MissingSourceError, UserError
+from alexnet_jax.errors import MissingSourceError, UserError, reason
 
 SPLITS = ("train", "validation", "test")
 Item = TypeVar("Item")
@@ -144,7 +145,7 @@ class Tfds(Source):
     """A data set of TFDS as ArrayRecord. Reading needs no TensorFlow; having TFDS prepare one does."""
 
     def __init__(self, name: str, prepared_dir: str):
-        self._builder = _find_builder(name, prepared_dir) or _build(name, prepared_dir)
+        self._builder = _prepared_builder(name, prepared_dir)
         info = self._builder.info
         features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
         label = features.get("label")
@@ -154,11 +155,8 @@ class Tfds(Source):
         if "train" not in info.splits:
             raise UserError(f"{wanted} has no training split, but {', '.join(info.splits)}")
         self.class_names = tuple(label.names)
-        self._records = {
-            split: self._builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-            for split in SPLITS
-            if split in info.splits
-        }
+        splits, encoded = [split for split in SPLITS if split in info.splits], {"image": tfds.decode.SkipDecoding()}
+        self._records = {split: self._builder.as_data_source(split=split, decoders=encoded) for split in splits}
         if "test" in self._records and self._records["test"][0]["label"] < 0:
             del self._records["test"]  # its labels are withheld, as ImageNet's are
         self.held_out = () if "validation" in self._records else ("validation",)
@@ -183,49 +181,34 @@ class Tfds(Source):
             yield Original(split, int(record["label"]), f"{split}/{index}", record["image"])
 
 
-def _find_builder(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder | None:
-    """Returns the builder of a data set that is prepared already; None if there is none."""
+_BUILDER_ERRORS = (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError, OSError)
+
+
+def _prepared_builder(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a data set once it is prepared, by TFDS, with TensorFlow, if it is not prepared yet."""
+    make_builder = functools.partial(tfds.builder, name, file_format="array_record")
     for folder in (prepared_dir, os.environ.get("TFDS_DATA_DIR", str(Path("~/tensorflow_datasets").expanduser()))):
         with contextlib.suppress(*_BUILDER_ERRORS):
-            builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+            builder = make_builder(data_dir=folder)
             if builder.is_prepared():
                 return builder
-    return None
-
-
-def _build(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
-    """Has TFDS download and prepare a data set that it knows, for which it needs TensorFlow."""
-    where = f"put its ArrayRecord files in {prepared_dir} or $TFDS_DATA_DIR"
+    wanted, where = f"config.data.name='tfds:{name}'", f"put its ArrayRecord files in {prepared_dir} or $TFDS_DATA_DIR"
     try:
-        builder = tfds.builder(name, data_dir=prepared_dir, file_format="array_record")
+        builder = make_builder(data_dir=prepared_dir)
         import tensorflow  # noqa: F401
     except ImportError as error:
         missing = f" ({error.name} is missing)" if error.name != "tensorflow" else ""
         raise MissingSourceError(
-            f"config.data.name='tfds:{name}' is not prepared in {prepared_dir}; for that install TensorFlow (python -m "
-            f"pip install -r requirements-tfds.txt){missing}, or {where}"
+            f"{wanted} is not prepared in {prepared_dir}; for that install TensorFlow (python -m pip install -r "
+            f"requirements-tfds.txt){missing}, or {where}"
         ) from error
     except _BUILDER_ERRORS as error:
-        raise MissingSourceError(
-            f"config.data.name='tfds:{name}' is neither prepared nor known to TFDS ({_one_line(error)}); {where}"
-        ) from error
+        why = reason(ValueError(str(error).rpartition('}": ')[2]))  # without the arguments, which come first
+        raise MissingSourceError(f"{wanted} is neither prepared nor known to TFDS ({why}); {where}") from error
     try:
         logging.getLogger().setLevel(logging.ERROR)  # of each attempt to connect
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except Exception as error:  # whatever a download can meet
-        raise UserError(
-            f"TFDS cannot prepare {name} ({_one_line(error)}); is there a network? If not, {where}"
-        ) from error
+        raise UserError(f"TFDS cannot prepare {name} ({reason(error)}); is there a network? If not, {where}") from error
     return builder
-
-
-_BUILDER_ERRORS = (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError, OSError)
-
-
-def _one_line(error: Exception) -> str:
-    """What TFDS says in a short first line; else its end, which tells most."""
-    lines = str(error).split("\n")
-    return (lines[0].strip() if 0 < len(lines[0]) < 100 else " ".join(str(error).split())[-200:]) or type(
-        error
-    ).__name__

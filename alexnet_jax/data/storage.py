@@ -67,13 +67,10 @@ def damaged(what: Path | str, error: Exception) -> UserError:
 def read_info(directory: Path) -> FolderInfo | None:
     """Returns the info of a prepared folder; None if it is not one. Raises UserError if it is damaged."""
     try:
-        info = json.loads((directory / "info.json").read_text())
-        if info.keys() != {field.name for field in dataclasses.fields(FolderInfo)}:
-            raise ValueError(f"keys are {', '.join(info)}")
-        return FolderInfo(**info)
+        return FolderInfo(**json.loads((directory / "info.json").read_text()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError) as error:  # the last for keys that are missing or unknown
         raise damaged(directory / "info.json", error) from error
 
 
@@ -140,8 +137,7 @@ class PixelRecords:
         """See Records."""
         shards = np.searchsorted(self._ends, indices, side="right")
         for pixels, index, number in zip(out, indices, shards, strict=True):
-            shard = self._shards[number]
-            pixels[:] = shard[index - self._ends[number] + len(shard)]
+            pixels[:] = self._shards[number][index - self._ends[number]]  # counted from the end
 
 
 class InMemoryRecords:
@@ -225,28 +221,17 @@ def final_name(split: str, number: int, shards: int, storage: str) -> str:
 
 def write_tfds_metadata(directory: Path, class_names: Sequence[str], image_size: int, shards: Shards) -> None:
     """Lets `tfds.builder_from_directory` open the ArrayRecord files of a folder."""
-    template = tfds.core.ShardedFileTemplate(directory, dataset_name=_NAME, filetype_suffix="array_record")
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory,
-        features={
-            "image": tfds.features.Image(shape=(image_size, image_size, 3), encoding_format="jpeg"),
-            "label": tfds.features.ClassLabel(names=_tfds_names(class_names)),
-            "file_name": tfds.features.Text(),
-        },
-        split_infos=[
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[images for _, images, _ in rows],
-                num_bytes=sum(size for _, _, size in rows),
-                filename_template=template.replace(split=split),
-            )
-            for split, rows in shards.items()
-        ],
-        check_data=False,
-    )
-
-
-def _tfds_names(class_names: Sequence[str]) -> list[str]:
-    """Names as TFDS wants them: one word each, all different."""
     words = ["_".join(name.encode(errors="backslashreplace").decode().split()) for name in class_names]
-    return [f"{word}_{label}" if words.count(word) > 1 else word for label, word in enumerate(words)]
+    names = [f"{word}_{label}" if words.count(word) > 1 else word for label, word in enumerate(words)]
+    features = {
+        "image": tfds.features.Image(shape=(image_size, image_size, 3), encoding_format="jpeg"),
+        "label": tfds.features.ClassLabel(names=names),  # which must be one word each, all different
+        "file_name": tfds.features.Text(),
+    }
+    template = tfds.core.ShardedFileTemplate(directory, dataset_name=_NAME, filetype_suffix="array_record")
+    splits = []
+    for split, rows in shards.items():
+        _, counts, sizes = zip(*rows, strict=True)
+        files = template.replace(split=split)
+        splits.append(tfds.core.SplitInfo(split, list(counts), sum(sizes), filename_template=files))
+    tfds.folder_dataset.write_metadata(data_dir=directory, features=features, split_infos=splits, check_data=False)

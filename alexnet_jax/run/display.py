@@ -16,21 +16,19 @@ def show_header(experiment: Experiment, run: str, command: str, learning_rate: s
     sizes = ", ".join(f"{len(records.labels):,} {split}" for split, records in dataset.splits.items())
     parameters, macs = (sum(getattr(row, field) for row in layers) for field in ("parameters", "macs"))
     devices, processes = experiment.devices.devices, hosts.count()
-    places = {"disk": str(dataset.directory), "host": "memory", "device": "the device's memory"}
-    console.show_facts(
-        {
-            "run": run,
-            "command": command,
-            "network": f"{config.model.preset}, {parameters:,} parameters, {macs:,} MACs an image",
-            "data": f"{config.data.name}: {sizes}; {dataset.num_classes} classes",
-            "images": f"{config.data.image_size} pixels, crops of {config.data.crop}, from "
-            + places[experiment.source.cache],
-            "devices": f"{len(devices)} x {devices[0].device_kind}, {experiment.devices.layout}, "
-            f"{processes} process{'es' if processes > 1 else ''}; batch {config.batch_size}",
-            "learning rate": learning_rate,
-            "length": f"{plan.epochs:g} epochs, {plan.total_steps:,} steps",
-        }
-    )
+    place = {"disk": str(dataset.directory), "host": "memory", "device": "the device's memory"}[experiment.source.cache]
+    facts = {
+        "run": run,
+        "command": command,
+        "network": f"{config.model.preset}, {parameters:,} parameters, {macs:,} MACs an image",
+        "data": f"{config.data.name}: {sizes}; {dataset.num_classes} classes",
+        "images": f"{config.data.image_size} pixels, crops of {config.data.crop}, from {place}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {experiment.devices.layout}, "
+        f"{processes} process{'es' if processes > 1 else ''}; batch {config.batch_size}",
+        "learning rate": learning_rate,
+        "length": f"{plan.epochs:g} epochs, {plan.total_steps:,} steps",
+    }
+    console.show_facts(facts)
     show_layers(layers)
     if dataset.num_classes <= 5:
         console.show("With 5 or fewer classes every top-5 prediction is right: top-5 error is left out.")
@@ -53,11 +51,9 @@ def show_epoch(record: Mapping[str, Any], patience: int, measured: Mapping[str, 
     speed = ""
     if measured["images_per_second"]:
         speed = f"  {measured['images_per_second']:,.0f} images/s, input {measured['input_share']:.0%}"
-    console.show(
-        f"epoch {record['epoch']:6.2f}  train loss {record['train_loss']:.4f}  "
-        f"validation top-1 {top1:>6} top-5 {top5:>6}  "
-        f"rate {record['learning_rate']:.3g}  plateau {record['plateau_count']}/{patience}{speed}"
-    )
+    quality = f"train loss {record['train_loss']:.4f}  validation top-1 {top1:>6} top-5 {top5:>6}"
+    schedule = f"rate {record['learning_rate']:.3g}  plateau {record['plateau_count']}/{patience}"
+    console.show(f"epoch {record['epoch']:6.2f}  {quality}  {schedule}{speed}")
 
 
 def show_end(result: Mapping[str, Any], state: str, workdir: Path, commands: Mapping[str, str]) -> None:

@@ -9,14 +9,10 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from alexnet_jax.errors import UserError, reason
 from alexnet_jax.system.files import naming, write_text
-
-_FLUSH_SECONDS = 120.0
-"""The longest time that TensorBoard's numbers wait for the next one before they can be seen."""
 
 
 class MetricWriter:
@@ -27,20 +23,14 @@ class MetricWriter:
 
     def __init__(self, workdir: Path, examples_seen: int):
         """Opens the record at a position of the run; what was written after it is dropped and will be written again."""
-        with naming(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "timing.jsonl"):
-            _truncate(workdir / name, examples_seen)
-        self._metrics = (workdir / "metrics.jsonl").open("a")
-        self._timing = (workdir / "timing.jsonl").open("a")
+        self._metrics = _reopen(workdir / "metrics.jsonl", examples_seen)
+        self._timing = _reopen(workdir / "timing.jsonl", examples_seen)
         self._board = _Board(workdir / "tensorboard", examples_seen + 1)
 
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             for file in (self._metrics, self._timing):
                 with naming(file.name):
@@ -82,26 +72,22 @@ class _Board:
         with naming(folder):
             folder.mkdir(exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
-            self._events.write_event(self._event(wall_time=time.time(), step=purge_step, session_log=start))
-            self._flush()
+            self._write(purge_step, session_log=start)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Records the numbers among the values."""
         with naming(self._folder):
             for name, value in values.items():
                 if isinstance(value, int | float):
-                    summary = self._scalar(f"{kind}/{name}", value)
-                    self._events.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
-            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-                self._flush()
+                    self._write(step, summary=self._scalar(f"{kind}/{name}", value))
 
     def close(self) -> None:
         with naming(self._folder):
             self._events.close()
 
-    def _flush(self) -> None:
+    def _write(self, step: int, **content: Any) -> None:
+        self._events.write_event(self._event(wall_time=time.time(), step=step, **content))
         self._events.flush()
-        self._flushed = time.monotonic()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -129,10 +115,8 @@ def _append(file: TextIO, record: Mapping[str, Any]) -> None:
         file.flush()
 
 
-def _truncate(path: Path, examples_seen: int) -> None:
-    """Drops records after a position, and a line that a kill cut short."""
-    if path.exists():
-        records = [record for record in _read(path) if record["examples_seen"] <= examples_seen]
-        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-    else:
-        path.unlink(missing_ok=True)  # a link to nothing
+def _reopen(path: Path, examples_seen: int) -> TextIO:
+    """Opens a file to append to, without records after a position and without a line that a kill cut short."""
+    records = [record for record in _read(path) if record["examples_seen"] <= examples_seen]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    return path.open("a")

@@ -48,7 +48,6 @@ class StepTrace:
         if self._is_recording:
             jax.profiler.stop_trace()
             self._is_recording = False
-            console.show(
-                f"Trace of {self._done - WARM_UP} steps in {self._folder}: open its .trace.json.gz at "
-                f"https://ui.perfetto.dev, or: pip install xprof && xprof --logdir={self._folder}"
-            )
+            viewers = f"at https://ui.perfetto.dev, or: pip install xprof && xprof --logdir={self._folder}"
+            steps = self._done - WARM_UP
+            console.show(f"Trace of {steps} steps in {self._folder}: open its .trace.json.gz {viewers}")

@@ -117,16 +117,14 @@ def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict
     elif newest.metadata.get("data") != dataset.content:
         changes.append(f"the images of {config.data.name} have changed since")
     if changes:
-        raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(changes)}); for a new run give another --workdir"
-        )
+        what = "; ".join(changes)
+        raise UserError(f"{workdir} holds a run of another config ({what}); for a new run give another --workdir")
     return newest.tree, {**recorded, "metadata": newest.metadata}
 
 
 def training_program() -> list[str]:
     """The words that start a training in this folder: main.py in a checkout, `alexnet train` anywhere else."""
-    is_checkout = Path("main.py").is_file() and Path.cwd() == PROJECT
-    return ["main.py"] if is_checkout else ["alexnet", "train"]
+    return ["main.py"] if Path("main.py").is_file() and Path.cwd() == PROJECT else ["alexnet", "train"]
 
 
 def command_line(command: Sequence[str], *changes: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 _console = Console(highlight=False, soft_wrap=False)
@@ -42,9 +42,7 @@ def warn(text: str) -> None:
 
 def show_facts(facts: Mapping[str, str]) -> None:
     """Prints name and value, a line each."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(overflow="fold")
+    table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
     for name, value in facts.items():
         table.add_row(name, Text(_printable(value)))
     _console.print(table)
@@ -82,57 +80,37 @@ def duration(seconds: float) -> str:
     return " ".join(f"{number:,} {unit}" for number, unit in parts if number)
 
 
-class StepProgress:
-    """The progress bar over the steps of a run."""
-
-    def __init__(self, progress: Progress, total_steps: int, step: int):
-        self._progress = progress
-        self._task = progress.add_task("", total=total_steps, completed=step, epoch="compiling the step", speed="")
-
-    def update(self, step: int, epoch: str, images_per_second: float) -> None:
-        """Moves the bar to a step."""
-        speed = f"{images_per_second:,.0f} images/s" if images_per_second else ""
-        self._progress.update(self._task, completed=step, epoch=epoch, speed=speed)
-
-
-@contextlib.contextmanager
-def step_progress(total_steps: int, step: int) -> Iterator[StepProgress]:
-    """Shows a progress bar with the time left while the context lasts; nothing where there is no terminal."""
-    columns: list[Any] = [
-        TextColumn("{task.fields[epoch]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[speed]}"),
-    ]
-    with _progress(*columns) as progress:
-        yield StepProgress(progress, total_steps, step)
-
-
-class WorkProgress:
-    """The progress bar over work of many images. Any thread may advance it."""
+class ProgressBar:
+    """The progress bar over the steps of a run, or over work of many images. Any thread may advance it."""
 
     def __init__(self, progress: Progress, task: Any):
         self._progress, self._task = progress, task
         self._began, self._images = time.monotonic(), 0
 
+    def update(self, step: int, what: str, images_per_second: float) -> None:
+        """Moves the bar to a step."""
+        self._show(images_per_second, completed=step, description=what)
+
     def advance(self, work: int, images: int = 0) -> None:
         """Adds finished work and the images that it was."""
         self._images += images
-        speed = f"{self._images / (time.monotonic() - self._began):,.0f} images/s" if images else ""
-        self._progress.update(self._task, advance=work, speed=speed)
+        self._show(self._images / (time.monotonic() - self._began) if images else 0.0, advance=work)
+
+    def _show(self, images_per_second: float, **changes: Any) -> None:
+        speed = f"{images_per_second:,.0f} images/s" if images_per_second else ""
+        self._progress.update(self._task, speed=speed, **changes)
+
+
+def step_progress(total_steps: int, step: int) -> contextlib.AbstractContextManager[ProgressBar]:
+    """`work_progress` over the steps of a run, which are counted."""
+    return work_progress("compiling the step", total_steps, step, MofNCompleteColumn())
 
 
 @contextlib.contextmanager
-def work_progress(what: str, total: int, finished: int = 0) -> Iterator[WorkProgress]:
+def work_progress(what: str, total: int, finished: int = 0, *columns: Any) -> Iterator[ProgressBar]:
     """Shows a progress bar with the time left while the context lasts; nothing where there is no terminal."""
-    columns = [TextColumn(what), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}")]
-    with _progress(*columns) as progress:
-        yield WorkProgress(progress, progress.add_task("", total=total, completed=finished, speed=""))
-
-
-def _progress(*columns: Any) -> Progress:
-    time_left = (TextColumn("left"), TimeRemainingColumn())
-    return Progress(
-        *columns, *time_left, console=_console, transient=True, disable=_console.quiet or not _console.is_terminal
-    )
+    about = (TextColumn("{task.description}"), BarColumn(), *columns, TaskProgressColumn())
+    speed = (TextColumn("{task.fields[speed]}"), TextColumn("left"), TimeRemainingColumn())
+    is_off = _console.quiet or not _console.is_terminal
+    with Progress(*about, *speed, console=_console, transient=True, disable=is_off) as progress:
+        yield ProgressBar(progress, progress.add_task(what, total=total, completed=finished, speed=""))

@@ -1,10 +1,12 @@
 """Files that are written whole or not at all, and archives that do not unpack to more than they should."""
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,13 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all, and its folder. Raises UserError if it cannot."""
     write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a file of comma-separated values whole or not at all, and its folder. Raises UserError if it cannot."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_bytes(path: Path, content: bytes) -> None:

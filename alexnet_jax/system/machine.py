@@ -34,9 +34,7 @@ def free_memory_bytes() -> int:
 
 def processor_kind() -> str:
     """A name for processors that can run the same instructions, as far as the machine tells."""
-    information = Path("/proc/cpuinfo")
-    text = information.read_text() if information.is_file() else platform.processor()
-    features = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), text)
+    features = _first_line_of_cpuinfo("flags", "Features")
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
 
 
@@ -50,7 +48,11 @@ def peak_memory_bytes() -> int:
 
 def processor_name() -> str:
     """What the processor calls itself."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return _first_line_of_cpuinfo("model name").split(":", 1)[-1].strip()
+
+
+def _first_line_of_cpuinfo(*names: str) -> str:
+    """The line "name : value" of Linux for the first of these names; what Python knows where there is none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line for line in lines if line.startswith(names)), platform.processor())

@@ -12,25 +12,17 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[2]
 """The folder with main.py, if this is a checkout; where installed packages lie, if it is one of them."""
 
+LISTED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "pillow", "simplejpeg")
+"""The packages that decide results."""
+
 
 def describe_environment(command: list[str]) -> dict[str, Any]:
     """The command, the versions of Python and of the packages that decide results, and the code's git revision."""
-    packages = (
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "tensorflow-datasets",
-        "numpy",
-        "pillow",
-        "simplejpeg",
-    )
     return {
         "command": command,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {name: metadata.version(name) for name in LISTED},
         "git": _git_revision(PROJECT) if (PROJECT / "main.py").exists() else None,
     }
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax.cli.config_files import find_config, find_configs, find_file
-from alexnet_jax.cli.flags import config_from_flags
+from alexnet_jax.cli.flags import config_from_flags, find_config, find_configs, find_file
 from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
