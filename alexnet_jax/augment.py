@@ -79,7 +79,7 @@ def training_images(
     p = preprocessing
     crop_keys, mirror_keys, color_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
     if p.mean_form == "image_crop":
-        images = images - p.mean[None]
+        images = images.astype(jnp.float32) - p.mean[None]
     if p.cropping == "centre":
         crops = p.centre(images).astype(jnp.float32)
     else:
@@ -89,7 +89,7 @@ def training_images(
         crops = jnp.where(reflect[:, None, None, None], crops[:, :, ::-1], crops)
     crops = _subtract_mean(p, crops)
     if p.color_noise:
-        on = (epoch < p.color_noise_until_epoch) if p.color_noise_until_epoch else jnp.ones_like(epoch, dtype=bool)
+        on = epoch.astype(jnp.float32) < (p.color_noise_until_epoch or jnp.inf)
         strength = jnp.where(on, jnp.float32(p.color_noise), 0.0)
         crops = add_color_noise(crops, color_keys, strength, p.color_noise_form, p.pca_std, p.pca_vectors)
     return crops / _channels(p.std)
@@ -128,7 +128,7 @@ def testing_images(preprocessing: Preprocessing, images: Pixels, views: int) -> 
         raise UserError(f"views={views}: a prediction is averaged over {', '.join(map(str, VIEWS))} views")
     p = preprocessing
     if p.mean_form == "image_crop":
-        images = images - p.mean[None]
+        images = images.astype(jnp.float32) - p.mean[None]
     border = images.shape[1] - p.crop
     corners = [(0, 0), (0, border), (border, 0), (border, border)] if views == 10 else []
     windows = [p.centre(images)]

@@ -21,6 +21,7 @@ def classification_sums(
     Returns:
       loss_sum (float32, nats), top1_correct, top5_correct and count (int32).
     """
+    labels = labels.astype(jnp.int32)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     holds = (logits < own) | ((logits == own) & (jnp.arange(logits.shape[1])[None, :] >= labels[:, None]))

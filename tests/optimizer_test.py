@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -92,7 +93,9 @@ def test_kernels_follow_the_papers_rule_across_a_division(name: str) -> None:
 
 def test_optax_sgd_is_another_rule_from_the_first_division_on() -> None:
     """It multiplies the whole velocity by the new rate: a division brakes at once what the paper lets roll out."""
-    sgd = optax.chain(optax.add_decayed_weights(0.0005), optax.sgd(lambda step: RATES[0] * 0.1 ** (step >= 25), 0.9))
+    sgd = optax.chain(
+        optax.add_decayed_weights(0.0005), optax.sgd(lambda step: RATES[0] * jnp.where(step < 25, 1, 0.1), 0.9)
+    )
     update = jax.jit(sgd.update)
     params, state = PARAMS, sgd.init(PARAMS)
     differences = []

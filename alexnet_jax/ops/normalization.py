@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from alexnet_jax.ops.platforms import by_platform, map_chunks
@@ -71,7 +72,7 @@ def _normalize(x: NHWC, window: Window, k: float, alpha: float) -> NHWC:
     """x / d^(3/4) with d = k + alpha * the sum of x^2 over a window around each activation, in float32."""
 
     def forward(x: NHWC) -> NHWC:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(np.promote_types(x.dtype, np.float32))
         _, factor = _energy_and_factor(wide, window, k, alpha)
         return (wide * factor).astype(x.dtype)
 
@@ -82,7 +83,7 @@ def _normalize_backward(window: Window, k: float, alpha: float, x: NHWC, dy: NHW
     """dx = dy / d^(3/4) - 3/2 alpha x * (sum of dy x / d^(7/4) over the window), from x alone."""
 
     def backward(x: NHWC, dy: NHWC) -> NHWC:
-        wide, dy = (array.astype(jnp.promote_types(x.dtype, jnp.float32)) for array in (x, dy))
+        wide, dy = (array.astype(np.promote_types(x.dtype, np.float32)) for array in (x, dy))
         energy, factor = _energy_and_factor(wide, window, k, alpha)
         dx = dy * factor - 1.5 * alpha * wide * _window_sum(dy * wide * factor / energy, window)
         return dx.astype(x.dtype)

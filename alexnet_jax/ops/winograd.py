@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
@@ -232,4 +233,4 @@ def _transposed(matrix: Matrix) -> Matrix:
 
 def _sum_type(x: Array) -> Any:
     """The type in which products are added up: at least float32."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return np.promote_types(x.dtype, np.float32)
