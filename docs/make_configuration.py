@@ -23,7 +23,7 @@ A preset or data set of `configs/alexnet.py` may set other values than these def
 that it used. Put quotes around tuples: `'--config.optimizer.step_epochs=(30.0,60.0)'`. An unknown key is answered with the nearest
 one, and a value that cannot work with a line that says why.
 
-A default of `None` means that the preset or the data decide. The column "resume" says whether a run may continue with another
+On the command line `--config.` stands before the name of a key. A default of `None` means that the preset or the data decide. The column "resume" says whether a run may continue with another
 value: "free" keys change no result, only how it is computed; those of "length" make the run shorter or longer; a "fixed" key makes
 it another experiment. A dagger (†) marks keys that may differ between the processes of one run.
 
@@ -32,11 +32,11 @@ This page is made from `alexnet_jax/config_keys.py` by `python -m docs.make_conf
 
 TITLES = {
     "": "General",
-    "data": "Data: `config.data`",
-    "model": "Network: `config.model`",
-    "optimizer": "Optimizer and schedule: `config.optimizer`",
-    "parallel": "Devices and processes: `config.parallel`",
-    "checkpoint": "Checkpoints: `config.checkpoint`",
+    "data": "Data",
+    "model": "Network",
+    "optimizer": "Optimizer and schedule",
+    "parallel": "Devices and processes",
+    "checkpoint": "Checkpoints",
 }
 """Of sections; one that is not here has its name."""
 
@@ -50,15 +50,14 @@ def page() -> str:
     """The page as Markdown."""
     sections: dict[str, list[str]] = {}
     for name, entry in flatten(KEYS):
-        section, _, key = name.rpartition(".")
-        sections.setdefault(section, []).append(_row(key, entry))
+        sections.setdefault(name.rpartition(".")[0], []).append(_row(name, entry))
     return "\n".join([HEAD, *_tables(sections)]).rstrip() + "\n"
 
 
 def _tables(sections: dict[str, list[str]]) -> Iterator[str]:
     for section, rows in sections.items():
         yield f"## {TITLES.get(section, section)}\n"
-        yield "| key | default | meaning | must be | resume |"
+        yield "| key | default | meaning | value | resume |"
         yield "|---|---|---|---|---|"
         yield from rows
         yield ""
@@ -73,10 +72,10 @@ def _row(name: str, key: Key) -> str:
 
 def _shortened(rule: str) -> str:
     """A rule as a cell says it: "must be more than 0" is "more than 0", and a list of names is just that."""
-    for beginning in ("must be ", "is unknown; there are: "):
+    for beginning, short in {"must be ": "", "must not be ": "not ", "is unknown; there are: ": ""}.items():
         if rule.startswith(beginning):
-            return rule.removeprefix(beginning)
-    return rule.removeprefix("must ")
+            return short + rule.removeprefix(beginning)
+    return rule
 
 
 if __name__ == "__main__":
