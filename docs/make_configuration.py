@@ -1,6 +1,6 @@
 """Writes docs/configuration.md, the page of all keys, from the table in alexnet_jax/config_keys.py.
 
-    python -m docs.make_configuration
+python -m docs.make_configuration
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,14 @@ After this page you know every key of a config, and can set it:
 python main.py --config=configs/alexnet.py --config.optimizer.learning_rate=0.005 --workdir=runs/slower
 ```
 
-A preset or data set of `configs/alexnet.py` may set other values than these defaults; `config.json` in the folder of a run has those
-that it used. Put quotes around tuples: `'--config.optimizer.step_epochs=(30.0,60.0)'`. An unknown key is answered with the nearest
-one, and a value that cannot work with a line that says why.
+A preset or data set of `configs/alexnet.py` may set other values than these defaults; `config.json` in the folder of a
+run has those that it used. Put quotes around tuples: `'--config.optimizer.step_epochs=(30.0,60.0)'`. An unknown key is
+answered with the nearest one, and a value that cannot work with a line that says why.
 
-On the command line `--config.` stands before the name of a key. A default of `None` means that the preset or the data decide. The column "resume" says whether a run may continue with another
-value: "free" keys change no result, only how it is computed; those of "length" make the run shorter or longer; a "fixed" key makes
-it another experiment. A dagger (†) marks keys that may differ between the processes of one run.
+On the command line `--config.` stands before the name of a key. A default of `None` means that the preset or the data
+decide. The column "resume" says whether a run may continue with another value: "free" keys change no result, only how
+it is computed; those of "length" make the run shorter or longer; a "fixed" key makes it another experiment. A dagger
+(†) marks keys that may differ between the processes of one run.
 
 This page is made from `alexnet_jax/config_keys.py` by `python -m docs.make_configuration`.
 """

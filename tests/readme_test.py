@@ -39,11 +39,11 @@ def commands(program: str) -> list[list[str]]:
 @pytest.mark.parametrize("words", [*commands("python main.py"), *commands("alexnet train")], ids=" ".join)
 def test_main(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    source = find_config(words[0].removeprefix("--config="))
+    source = find_config(words[0].removeprefix("--config=")).removesuffix(":CHOICES")
     file, _, choices = source.partition(":")
     assert Path(file).exists()
     _check_keys(words, source)
-    config = alexnet.get_config("" if choices == "CHOICES" else choices)
+    config = alexnet.get_config(choices)
     for word in words[1:]:
         key, _, value = word.removeprefix("--").partition("=")
         if key.startswith("config."):
@@ -58,9 +58,7 @@ def test_main(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("words", commands("python -m alexnet_jax"), ids=" ".join)
-def test_programs(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_programs(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The command exists, and so do its flags: keys of the config, or those that its --help names."""
     monkeypatch.chdir(REPOSITORY)
     command, *rest = words
