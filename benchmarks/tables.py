@@ -1,8 +1,8 @@
-"""The tables of README.md that come from files under results/, as Markdown.
+"""The tables of docs/results.md that come from files under results/, as Markdown.
 
     python -m benchmarks.tables
 
-Each ends with what was measured where, and by which command. A test compares README.md with them.
+Each ends with what was measured where, and by which command. A test compares the page with them.
 """
 
 import json

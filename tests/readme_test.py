@@ -1,42 +1,56 @@
-"""The commands of README.md are possible."""
+"""What the README and the pages of docs/ say can be done, and what they name is there."""
 
 import ast
+import importlib
+import importlib.util
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.cli.config_files import find_config
 from alexnet_jax.cli.flags import _check_keys
 from alexnet_jax.cli.main import COMMANDS
 from benchmarks import tables
 from configs import alexnet
+from docs import make_configuration
 from tests.conftest import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text()
+PAGES = {
+    path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
+    for path in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"))
+}
+README = PAGES["README.md"]
+RESULTS = PAGES["docs/results.md"]
+ALL = "\n".join(PAGES.values())
+WITHOUT_CODE = {name: re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE) for name, text in PAGES.items()}
 
 
 def commands(program: str) -> list[list[str]]:
-    """The words after `program` in every command that README shows."""
-    lines = re.findall(rf"{re.escape(program)}([^\n`|#]*)", README)
+    """The words after `program` in every command that the pages show, each once."""
+    lines = re.findall(rf"(?<![\w./-]){re.escape(program)} ([^\n`|#]*)", ALL)
     assert lines
-    return [shlex.split(line.split(" && ")[0].replace("$rate", "0.01")) for line in lines]
+    return [shlex.split(line) for line in dict.fromkeys(line.split(" && ")[0].strip() for line in lines)]
 
 
-@pytest.mark.parametrize("words", commands("python main.py"), ids=" ".join)
-def test_main(words: list[str]) -> None:
-    file, _, choices = words[0].removeprefix("--config=").partition(":")
-    assert (REPOSITORY / file).exists()
-    _check_keys(words, words[0].removeprefix("--config="))
-    config = alexnet.get_config("" if choices == "CHOICES" else choices)
+@pytest.mark.parametrize("words", [*commands("python main.py"), *commands("alexnet train")], ids=" ".join)
+def test_main(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    source = find_config(words[0].removeprefix("--config=")).removesuffix(":CHOICES")
+    file, _, choices = source.partition(":")
+    assert Path(file).exists()
+    _check_keys(words, source)
+    config = alexnet.get_config(choices)
     for word in words[1:]:
         key, _, value = word.removeprefix("--").partition("=")
         if key.startswith("config."):
             kind = type(dict(config_lib.flatten(config))[key.removeprefix("config.")])
             if kind is type(None):
                 kind = int if value.isdigit() else str
-            parsed = ast.literal_eval(value) if kind is tuple else kind(value)
+            parsed = ast.literal_eval(value) if kind in (tuple, bool) else kind(value)
             config.update_from_flattened_dict({key.removeprefix("config."): parsed})
         else:
             assert key == "workdir"
@@ -44,32 +58,92 @@ def test_main(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", commands("python -m alexnet_jax"), ids=" ".join)
-def test_programs(words: list[str]) -> None:
-    assert words[0] in COMMANDS
+def test_programs(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command exists, and so do its flags: keys of the config, or those that its --help names."""
+    monkeypatch.chdir(REPOSITORY)
+    command, *rest = words
+    assert command in COMMANDS or command == "COMMAND"
+    flags = [word.partition("=")[0] for word in rest if word.startswith("--") and not word.startswith("--config")]
+    if flags:
+        with pytest.raises(SystemExit) as left:
+            importlib.import_module(f"alexnet_jax.cli.{command}").main(["--help"])
+        assert left.value.code == 0
+        assert set(flags) <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    sources = [word.removeprefix("--config=") for word in rest if word.startswith("--config=")]
+    _check_keys(rest, sources[0] if sources else "configs/alexnet.py")
+
+
+def test_modules_that_are_run_exist() -> None:
+    for name in re.findall(r"python -m ((?:benchmarks|docs)\.\w+)", ALL):
+        assert importlib.util.find_spec(name), name
 
 
 @pytest.mark.parametrize("path", sorted(tables.RESULTS.glob("*.json")), ids=lambda path: path.name)
 def test_tables_are_those_of_the_results(path: Path) -> None:
-    assert "\n".join(tables.table(path)) in README
+    assert "\n".join(tables.table(path)) in RESULTS
+
+
+def test_the_results_in_the_readme_are_rows_of_those_tables() -> None:
+    rows = re.findall(r"^\|.*\|$", README.split("\n## Results\n")[1].split("\n## ")[0], re.MULTILINE)
+    measured = {line for path in tables.RESULTS.glob("*.json") for line in tables.table(path)}
+    assert len(rows) > 2 and set(rows) <= measured
 
 
 def test_the_two_commands_name_files_that_exist() -> None:
-    for name in re.findall(r"-r (\S+\.txt)", README):
+    for name in re.findall(r"-[rc] (\S+\.txt)", ALL):
         assert (REPOSITORY / name).exists()
-    assert "&& python main.py --config=configs/alexnet.py\n" in README
-    assert "&& python -m pytest\n" in README
+    top = README.split("## Install")[0]
+    assert "    python -m pip install -r requirements.txt && python main.py --config=configs/alexnet.py\n" in top
+    assert "    python -m pip install -r requirements-test.txt && python -m pytest\n" in top
 
 
-def test_the_files_it_names_exist() -> None:
-    names = re.findall(r"\((alexnet_jax/\S+|configs/\S+|docs/\S+|results/\S+)\)", README)
-    assert names
-    assert all((REPOSITORY / name).exists() for name in names)
-    pages = README + "".join(path.read_text() for path in (REPOSITORY / "docs").glob("*.md"))
-    files = re.findall(r"\b(?:tests|benchmarks|alexnet_jax|configs)/[\w/]+\.py\b", pages)
+def links(page: str) -> Iterator[tuple[Path, str]]:
+    """The file and the heading of each link to a file, as the page is read in its own folder."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", WITHOUT_CODE[page]):
+        if not re.match(r"https?:", target):
+            name, _, heading = target.partition("#")
+            yield ((REPOSITORY / page).parent / name).resolve() if name else REPOSITORY / page, heading
+
+
+def headings(path: Path) -> set[str]:
+    """What links call the headings of a page."""
+    text = WITHOUT_CODE[path.relative_to(REPOSITORY).as_posix()]
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_links_lead_somewhere(page: str) -> None:
+    for path, heading in links(page):
+        assert path.exists(), path
+        assert not heading or heading in headings(path), (path, heading)
+
+
+def test_the_files_that_are_named_exist() -> None:
+    files = re.findall(r"\b(?:tests|benchmarks|alexnet_jax|configs)/[\w/]+\.(?:py|toml)\b", ALL)
     assert files and all((REPOSITORY / name).exists() for name in files)
-    tree = README.split("## The code")[1]
-    told = set(re.findall(r"(\w+\.py|\w+/)(?=[,\s])", tree.split("alexnet_jax/\n")[1]))
+
+
+def test_every_page_is_in_the_site_and_the_readme_and_says_what_it_is_for() -> None:
+    pages = {name.removeprefix("docs/").removesuffix(".md") for name in PAGES if name.startswith("docs/")} - {"index"}
+    trees = re.findall(r"```{toctree}\n([^`]*)```", PAGES["docs/index.md"])
+    assert {line for line in "".join(trees).splitlines() if line and not line.startswith(":")} == pages
+    pages -= {"contributing", "changes"}  # which stand for files beside the README
+    linked = {path.stem for path, _ in links("README.md") if path.suffix == ".md"}
+    assert pages <= linked
+    for page in pages:
+        assert "\n\nAfter this page you " in PAGES[f"docs/{page}.md"][:120], page
+
+
+def test_the_tree_is_that_of_the_package() -> None:
+    rows = re.findall(r"^ {6}(\S.*?) {2,}", PAGES["docs/architecture.md"], re.MULTILINE)
+    told = {name for row in rows for name in row.split(", ")}
     package = REPOSITORY / "alexnet_jax"
     there = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
     there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
     assert told == there
+
+
+def test_the_page_of_keys_is_up_to_date() -> None:
+    """If it is not, run `python -m docs.make_configuration`."""
+    assert PAGES["docs/configuration.md"] == make_configuration.page()

@@ -14,7 +14,7 @@ SHOWN = 5
 def main(argv: list[str]) -> None:
     """Writes the file, once it is seen to answer as the network does, and says what is in it."""
     parser = run_parser("export", __doc__)
-    parser.add_argument("--format", required=True, choices=FORMATS, help="what is to read it; see docs/serving.md")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="what is to read it; see docs/export.md")
     parser.add_argument("--output", type=Path, help="the file; model with the format's suffix, in the run's folder")
     options = parser.parse_args(argv)
     kind, run = FORMATS[options.format], load_run(options.run, options.checkpoint)

@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY, full_disk
 from tests.helpers.pictures import noise, refused, save
 from tests.helpers.random_run import CLASSES, random_run
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "serving.md").read_text(), re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "export.md").read_text(), re.DOTALL)
 PRESETS = (
     "source", "paper", "caffe", "owt", "bn", "small", "small_modern", "lenet", "cifar_18pct", "cifar_13pct"
 )  # fmt: skip
@@ -45,7 +45,7 @@ def files(folder: Path) -> list[str]:
 
 
 def format_of(block: str) -> str:
-    """The suffix of the file that a program of docs/serving.md loads."""
+    """The suffix of the file that a program of docs/export.md loads."""
     return re.findall(r'\("model(\.\S+)"\)\n', block)[0]
 
 
