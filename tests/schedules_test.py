@@ -150,7 +150,7 @@ def test_reasons_tell_the_best_error_or_the_number_of_the_division() -> None:
         None,
     ]
     _, reasons = play(make_rates(config, epochs=10.0), FALLING[:5])
-    assert reasons == [None, None, None, None, "division 1 of at least 1 in 10 epochs is due"]
+    assert reasons == [None, None, None, None, "drop 1 of at least 1, due by epoch 5 of 10"]
 
 
 def test_the_scale_is_a_power_of_the_factor_in_double_precision() -> None:
@@ -327,7 +327,7 @@ def test_an_unknown_schedule_is_refused() -> None:
 @pytest.mark.parametrize(
     ("rule", "rate", "text"),
     [
-        ("none", 0.01, "0.01, whatever the batch"),
+        ("none", 0.01, "0.01 for any batch size"),
         ("linear", 0.04, "0.04 = 0.01 for batches of 128, scaled by the linear rule"),
         ("sqrt", 0.02, "0.02 = 0.01 for batches of 128, scaled by the sqrt rule"),
     ],
