@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.config_keys import KEYS
-from alexnet_jax.data.preparation import Storing
+from alexnet_jax.data.preparation import StorageOptions
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.models.presets import PRESETS
@@ -54,9 +54,9 @@ def test_the_names_in_the_table_are_those_that_the_models_know(name: str) -> Non
 def test_the_names_in_the_table_are_those_that_storage_and_schedules_know() -> None:
     (rule,) = KEYS["data.storage"].rules
     data = alexnet.get_config().data
-    fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(Storing)}
+    fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(StorageOptions)}
     with pytest.raises(UserError) as raised:
-        Storing(**{**fields, "storage": "png"})
+        StorageOptions(**{**fields, "storage": "png"})
     assert str(raised.value) == f"config.data.storage='png' {rule.text}"
     (rule,) = KEYS["optimizer.batch_scaling"].rules
     assert all(rule.holds(name) for name in BATCH_SCALINGS) and all(name in rule.text for name in BATCH_SCALINGS)

@@ -18,13 +18,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from alexnet_jax.data.dataset import Dataset, get_dataset, open_prepared
-from alexnet_jax.data.preparation import Storing, prepare
+from alexnet_jax.data.preparation import StorageOptions, prepare
 from alexnet_jax.data.sources import SPLITS, Chunk, Original, Source
 from alexnet_jax.errors import MissingSourceError, UserError
 from tests.conftest import REPOSITORY
 
 without_tensorflow = pytest.mark.skipif(find_spec("tensorflow") is not None, reason="TensorFlow is installed")
-STORING = Storing(8, "raw", 90, 0.25, 0.1, 0.01, 100.0)
+STORING = StorageOptions(8, "raw", 90, 0.25, 0.1, 0.01, 100.0)
 
 
 def images(dataset: Dataset, split: str) -> np.ndarray:

@@ -21,7 +21,7 @@ from alexnet_jax.data import imagenet
 from alexnet_jax.data.dataset import Dataset, get_dataset, open_prepared
 from alexnet_jax.data.imagenet import ImageNet
 from alexnet_jax.data.images import resize_image
-from alexnet_jax.data.preparation import Storing
+from alexnet_jax.data.preparation import StorageOptions
 from alexnet_jax.data.sources import Original
 from alexnet_jax.errors import MissingSourceError, UserError
 from tests.conftest import REPOSITORY
@@ -32,7 +32,7 @@ SYNSETS = (TEXTS / "labels.txt").read_text().split()
 OFFICIAL = (TEXTS / "validation_labels.txt").read_text().split()
 VALIDATION_IMAGES = 60
 PRINTED, MISNAMED, THRICE = SYNSETS[9], SYNSETS[7], SYNSETS[500]  # classes with a CMYK JPEG, a PNG, three images
-STORING = Storing(16, "raw", 90, 0.1, 0.1, 0.0, 100.0)
+STORING = StorageOptions(16, "raw", 90, 0.1, 0.1, 0.0, 100.0)
 Files = list[tuple[str, bytes]]
 
 
@@ -104,7 +104,7 @@ def own_tars(tars: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tars, tmp_path / "tars"))
 
 
-def open_imagenet(folder: Path, prepared: Path, storing: Storing = STORING) -> Dataset:
+def open_imagenet(folder: Path, prepared: Path, storing: StorageOptions = STORING) -> Dataset:
     return get_dataset("imagenet2012", str(folder), str(prepared), 0, storing)
 
 

@@ -289,7 +289,7 @@ def test_huge_images_are_refused_by_their_header(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "the file is empty"), (b"no image", "of a known kind"), (bytes(999), "of a known kind")],
+    [(b"", "the file is empty"), (b"no image", "of a known format"), (bytes(999), "of a known format")],
     ids=["empty", "text", "zeros"],
 )
 def test_what_is_no_image_is_said_to_be_none(data: bytes, reason: str) -> None:

@@ -128,7 +128,7 @@ def test_a_full_disk_is_told_and_what_is_written_by_then_is_kept(
     step: int,
 ) -> None:
     """However little more room there is each time."""
-    monkeypatch.setattr(_Job, "_choose_storage", lambda job: job.storing.storage)
+    monkeypatch.setattr(_Job, "_choose_storage", lambda job: job.options.storage)
     for attempt in range(1, 40):
         disk = small_disk(attempt * step)
         try:
@@ -153,7 +153,7 @@ def test_room_made_on_a_full_disk_lets_the_same_command_continue(
     small_disk: Callable[[int], Path],
     storage: str,
 ) -> None:
-    monkeypatch.setattr(_Job, "_choose_storage", lambda job: job.storing.storage)
+    monkeypatch.setattr(_Job, "_choose_storage", lambda job: job.options.storage)
     monkeypatch.setattr(preparation, "available_cores", lambda: 1)
     disk = small_disk(700 if storage == "jpeg" else 70)
     assert "the disk is full" in refused(lambda: prepared(source, disk, storage=storage))
@@ -302,7 +302,7 @@ def test_a_signal_ends_the_process_soon_and_loses_nothing(
     out, err = process.communicate(timeout=10)
     assert process.returncode == 128 + number, out + err
     (partial,) = into.glob("*.partial")
-    assert out.endswith(f"what is prepared is kept in {partial}; the same command continues\n")
+    assert out.endswith(f"the work so far is kept in {partial}; the same command continues it\n")
     assert err == f"error: {message}\n"
 
     complete = {int(path.stem.removeprefix("part-")) for path in partial.glob("part-*.npz")}
