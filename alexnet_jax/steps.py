@@ -30,7 +30,7 @@ EvalStep = Callable[[Any, Any, Batch], Metrics]
 PredictStep = Callable[[Any, Any, Array], Array]
 
 _MIXUP = 2
-"""What `fold_in` derives the mixup key from an example's key with; `split` has used 0 (crops) and 1 (dropout)."""
+"""The number folded into an example's key for mixup; the keys of crops and dropout come from `jax.random.split`."""
 
 
 def example_keys(key: Key[Array, ""], epoch: Int[Array, " batch"], id: Int[Array, " batch"]) -> Key[Array, " batch"]:

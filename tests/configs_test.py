@@ -1,4 +1,4 @@
-"""Every config: built, run for a step, each key read."""
+"""Every config can be built and trained for a step, and every key is read somewhere."""
 
 import dataclasses
 from pathlib import Path
@@ -18,11 +18,11 @@ from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
 
 ELSEWHERE = {"parallel.towers", "parallel.num_processes", "parallel.process_id", "optimizer.cooldown"}
-"""Read where devices share a network, processes a run, a learning rate drops: mesh_, hosts_, schedules_test.py."""
+"""Keys read only in tensor parallel, multi-process or longer runs; mesh_, hosts_ and schedules_test.py cover them."""
 
 
 def recording(config: ConfigDict, read: set[str], prefix: str = "") -> ConfigDict:
-    """A copy that notes which keys are read as attributes."""
+    """A copy that records which keys are read as attributes."""
 
     class Recorder(ConfigDict):  # type: ignore[misc]
         def __getattr__(self, name: str) -> Any:
@@ -70,7 +70,7 @@ def test_every_combination_has_possible_values(data: str, preset: str) -> None:
 
 
 QUICK = {"source", "lenet"}
-"""Presets whose programs compile in seconds, and between them have all kinds of layers but batch normalisation."""
+"""Presets that compile in seconds and together have all kinds of layers but batch normalisation."""
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_every_preset_trains_a_step(preset: str, tmp_path: Path, prepared_dir: s
 
 
 def test_every_key_is_read(tmp_path: Path, prepared_dir: str) -> None:
-    """By a run of one schedule or another: each reads its own keys."""
+    """Each schedule reads its own keys, so several are run."""
     read: set[str] = set()
     for schedule in ("plateau", "step", "dexp"):
         config = alexnet.get_config("digits,lenet,smoke")

@@ -145,7 +145,7 @@ class Whole(Greys):
 
 
 class Secrets(Greys):
-    """As ImageNet: the labels of the test split are not given."""
+    """As in ILSVRC-2012, the labels of the test split are not public."""
 
     TEST_LABEL = -1
 
@@ -180,7 +180,7 @@ class Reviews(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(autouse=True)
 def no_other_tfds(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user's own folder is not looked at."""
+    """Keeps TFDS from reading the user's own folder."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.getbasetemp() / "no_tfds"))
 
 

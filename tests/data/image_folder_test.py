@@ -46,7 +46,7 @@ def split_by_file(dataset: Dataset) -> dict[str, str]:
 
 
 def refusal(folder: Path | str) -> str:
-    """The one line with which a folder is refused."""
+    """The error of one line with which a folder is refused."""
     return refused(lambda: ImageFolder(str(folder)))
 
 
