@@ -162,9 +162,7 @@ class Checkpoints:
             self._remove_old(described["best"])
         except Exception as error:  # Orbax raises whatever its writers raise
             names = checkpoint_names(self.directory)
-            good = (
-                f"The last good checkpoint is {self.directory / str(names[-1])}" if names else "There is no earlier one"
-            )
+            good = f"The last good checkpoint is {self.directory / str(names[-1])}" if names else "There is no other"
             raise UserError(
                 f"saving {self.directory / str(examples_seen)} failed ({_reason(error)}); is the disk full? {good}"
             ) from error

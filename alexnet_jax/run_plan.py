@@ -75,12 +75,12 @@ class RunPlan:
         return examples_seen / self.num_examples
 
     def is_evaluation(self, examples_seen: int, evaluated_at: int | None = None) -> bool:
-        """Whether an evaluation is due: after the last step, and after each that completes `eval_every_epochs` more.
+        """Whether an evaluation is due: after the last step, and after each step that completes `eval_every_epochs`.
 
         Args:
-          examples_seen: where the run stands.
-          evaluated_at: where it was evaluated last; the period may have ended at any step since. By default one step
-            before `examples_seen`.
+          examples_seen: examples seen so far.
+          evaluated_at: examples seen at the last evaluation; the period may have ended at any step since. By default
+            one step before `examples_seen`.
         """
         period = _exact(self.eval_every_epochs) * self.num_examples
         before = max(examples_seen - self.batch_size, 0) if evaluated_at is None else evaluated_at

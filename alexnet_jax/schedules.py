@@ -162,7 +162,7 @@ class LearningRates:
         if can_drop and drops < due:
             stalled, cooldown, drops = 0, c.cooldown, due
             latest = due * self._epochs / (c.min_divisions + 1)
-            self._reason = f"drop {due} of at least {c.min_divisions}, due by epoch {latest:.3g} of {self._epochs:g}"
+            self._reason = f"drop {due} of at least {c.min_divisions}, due by epoch {latest:.4g} of {self._epochs:g}"
         self.plateau = Plateau(error if improved else best, stalled, cooldown, drops)
 
     def state(self) -> dict[str, np.ndarray]:

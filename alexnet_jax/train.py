@@ -115,7 +115,7 @@ class Run:
         if hosts.is_main():
             run_folder.write_description(workdir, config, self.versions)
         with (
-            hosts.Watchdog(float(config.parallel.timeout_seconds), "To continue, restart them all") as self.watchdog,
+            hosts.Watchdog(float(config.parallel.timeout_seconds), "Restart all processes to resume") as self.watchdog,
             hosts.on_main(MetricWriter, workdir, seen) as self.writer,
             hosts.on_main(
                 Checkpoints, workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.on_failure
