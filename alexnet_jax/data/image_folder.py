@@ -42,7 +42,7 @@ class ImageFolder(Source):
     def __init__(self, folder: str):
         self._root = Path(folder)
         if not folder:
-            raise UserError("give --config.data.dir=DIR with images in DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg")
+            raise UserError("no folder: give --config.data.dir=DIR with DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg")
         if not self._root.is_dir():
             raise MissingSourceError(f"config.data.dir={folder!r} is not a folder")
         self._ignored: Counter[str] = Counter()

@@ -28,7 +28,7 @@ class ImageNet(Source):
     def __init__(self, folder: str):
         self._folder = Path(folder)
         if not folder:
-            raise UserError(f"give --config.data.dir=DIR with {TRAIN} and {VALIDATION}")
+            raise UserError(f"no folder: give --config.data.dir=DIR with {TRAIN} and {VALIDATION}")
         for name in (TRAIN, VALIDATION):
             if not (self._folder / name).is_file():
                 raise MissingSourceError(f"{self._folder / name} not found: download it from image-net.org")

@@ -135,24 +135,24 @@ def describe(info: FolderInfo, inventory: Inventory, directory: Path, remarks: S
     images, size, duplicates = len(inventory.label), info.image_size, len(inventory.duplicates())
     copies, image_bytes = images - len(set(inventory.digest)), info.bytes / images
     sizes = "; ".join(
-        f"{split} {column.sum():,} ({column.min():,} to {column.max():,} a class)" for split, column in counts.items()
+        f"{split} {column.sum():,} ({column.min():,} to {column.max():,} per class)" for split, column in counts.items()
     )
     colours = [" ".join(f"{value:.1f}" for value in info.statistics[name]) for name in ("mean", "std", "pca_std")]
     see_unreadable = f"; see {QUARANTINE_TABLE}" if info.unreadable else ""
     see_duplicates = f"; see {DUPLICATES_TABLE}" if duplicates else ""
     report = {
         "prepared": f"{images:,} images of {len(info.class_names):,} classes in {directory}",
-        "stored": f"{size} x {size} {info.storage}, {info.bytes / 1e6:,.1f} MB, {image_bytes:,.0f} bytes an image",
+        "stored": f"{size} x {size} {info.storage}, {info.bytes / 1e6:,.1f} MB, {image_bytes:,.0f} bytes per image",
         "splits": f"{sizes}; see {CLASSES_TABLE}",
-        "odd": ", ".join(f"{info.traits[name]:,} {name}" for name in PROPERTIES),
+        "unusual": ", ".join(f"{info.traits[name]:,} {name}" for name in PROPERTIES),
         "unreadable": f"{info.unreadable:,}{see_unreadable}",
-        "copies": f"{copies:,}, {duplicates:,} of them in another split{see_duplicates}",
-        "colours": "mean {}, std {}, along principal components {}".format(*colours),
+        "duplicates": f"{copies:,}, {duplicates:,} of them in another split{see_duplicates}",
+        "colours": "mean {}, std {}, std along principal components {}".format(*colours),
     }
     untrained = [name for name, count in zip(info.class_names, counts["train"], strict=True) if not count]
     if untrained:
         more = f" and {len(untrained) - 5} more" if len(untrained) > 5 else ""
         report["untrained"] = f"no training image of {', '.join(map(repr, untrained[:5]))}{more}"
     if remarks:
-        report["remarks"] = "; ".join(remarks)
+        report["notes"] = "; ".join(remarks)
     return report

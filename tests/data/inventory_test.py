@@ -115,7 +115,7 @@ def test_the_report_tells_what_there_is(tmp_path: Path, capsys: pytest.CaptureFi
     dataset = prepared(source, tmp_path / "p", max_quarantined=0.5)
     report = capsys.readouterr().out
     assert "18 images of 2 classes" in report and str(dataset.directory) in report
-    assert "train 13 (6 to 7 a class)" in report and "validation 5 (2 to 3 a class)" in report
+    assert "train 13 (6 to 7 per class)" in report and "validation 5 (2 to 3 per class)" in report
     for count in ("2 grey", "1 CMYK", "1 transparent", "1 animated", "1 rotated", "3 tiny"):
         assert count in report
     assert "16 x 16 raw" in report and "classes.tsv" in report
