@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from alexnet_jax.config_keys import KEYS, Key
+from alexnet_jax.config_keys import KEYS, RENAMED, Key
 from alexnet_jax.errors import UserError
 
 NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "text", tuple: "a tuple"}
@@ -24,8 +24,13 @@ def default_config() -> ConfigDict:
 
 
 def complete(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored config as a plain dict, with defaults for the keys that did not exist when it was stored."""
-    return _nest({name: key.default for name, key in KEYS.items()} | dict(flatten(stored)))
+    """A stored config as a plain dict, with current names of its keys and defaults for missing ones."""
+    return _nest({name: key.default for name, key in KEYS.items()} | renamed(dict(flatten(stored))))
+
+
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by "section.key", with the current names of renamed keys."""
+    return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,15 +52,16 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterato
 
 
 def nearest(key: str, keys: list[str]) -> str | None:
-    """The key probably meant: one of that name in another section, of those initials (lr) or of similar spelling."""
-    name = key.rsplit(".", 1)[-1]
+    """The key probably meant: its new name, or one of that name elsewhere, of those initials or of similar spelling."""
+    if key in RENAMED:
+        return RENAMED[key]
+    section, dot, name = key.rpartition(".")
     names = {known.rsplit(".", 1)[-1]: known for known in keys}
     initials = {"".join(word[0] for word in known.split("_")): known for known in names if "_" in known}
-    if name in initials:
-        name = initials[name]
+    name = "_".join(initials.get(word, word) for word in name.split("_"))
     if name in names:
         return names[name]
-    similar = difflib.get_close_matches(key, keys, 1)
+    similar = difflib.get_close_matches(f"{section}{dot}{name}", keys, 1)
     return similar[0] if similar else next((names[n] for n in difflib.get_close_matches(name, names, 1, 0.5)), None)
 
 

@@ -130,7 +130,7 @@ KEYS: dict[str, Key] = {
     "data.test_fraction": fixed(0.1, "the same as test split, for a folder with neither val/ nor test/", BELOW_1),
     "data.max_quarantined": free(0.01, "fraction of unreadable images above which preparing stops", BELOW_1),
     "data.max_megapixels": fixed(100.0, "an image of more pixels counts as unreadable", POSITIVE),
-    "data.residence": free("auto", "where training images are cached", one_of("auto", "device", "host", "disk")),
+    "data.cache": free("auto", "where training images are cached", one_of("auto", "device", "host", "disk")),
     "data.synthetic_examples": fixed(1024, "training images of the synthetic data set", at_least(1)),
     "data.image_size": fixed(256, "side of the resized images, in pixels (paper section 2)", up_to(4096)),
     "data.crop": fixed(227, "side of the network's input, in pixels", at_least(1)),
@@ -187,11 +187,11 @@ KEYS: dict[str, Key] = {
     "optimizer.weight_decay": fixed(0.0005, "of kernels, inside the gradient (L2)", NOT_NEGATIVE),
     "optimizer.weight_decay_overrides": fixed((), "((pattern, decay), ...) over names like conv1/kernel", DECAYS),
     "optimizer.decay_biases": fixed(False, "apply weight_decay to the other parameters too"),
-    "optimizer.bias_rate_multiplier": fixed(2.0, "learning rate of biases over that of kernels", POSITIVE),
+    "optimizer.bias_learning_rate_multiplier": fixed(2.0, "learning rate of biases over that of kernels", POSITIVE),
     "optimizer.bias_schedule": fixed(
         "same", "of biases", one_of("same (as kernels)", "constant (first learning rate)", "halfway (/10 at half-time)")
     ),
-    "optimizer.rate_multipliers": fixed((), "((pattern, from epoch, factor), ...); factor 0 freezes", FACTORS),
+    "optimizer.learning_rate_multipliers": fixed((), "((pattern, from epoch, factor), ...); factor 0 freezes", FACTORS),
     "optimizer.schedule": fixed(
         "plateau",
         "learning rate over time",
@@ -201,8 +201,8 @@ KEYS: dict[str, Key] = {
     "optimizer.patience": fixed(5, "for plateau: evaluations without improvement before a drop", at_least(1)),
     "optimizer.threshold": fixed(0.001, "for plateau: relative improvement that counts", BELOW_1),
     "optimizer.cooldown": fixed(0, "for plateau: evaluations after a drop that do not count", NOT_NEGATIVE),
-    "optimizer.minimum_rate": fixed(1e-5, "for plateau: lowest learning rate", NOT_NEGATIVE),
-    "optimizer.min_divisions": fixed(3, "for plateau: minimum number of drops in a run", NOT_NEGATIVE),
+    "optimizer.minimum_learning_rate": fixed(1e-5, "for plateau: lowest learning rate", NOT_NEGATIVE),
+    "optimizer.min_drops": fixed(3, "for plateau: minimum number of drops in a run", NOT_NEGATIVE),
     "optimizer.step_epochs": fixed(
         (30.0, 60.0, 80.0), "for step: epochs of the drops", row_of(float, "must be numbers of epochs")
     ),
@@ -233,3 +233,12 @@ KEYS: dict[str, Key] = {
         "stop", "after a failed save; the last save must succeed", one_of("stop", "continue")
     ),
 }
+
+RENAMED = {
+    "data.residence": "data.cache",
+    "optimizer.bias_rate_multiplier": "optimizer.bias_learning_rate_multiplier",
+    "optimizer.min_divisions": "optimizer.min_drops",
+    "optimizer.minimum_rate": "optimizer.minimum_learning_rate",
+    "optimizer.rate_multipliers": "optimizer.learning_rate_multipliers",
+}
+"""Keys by the names that they had in earlier versions; stored configs may still have these."""

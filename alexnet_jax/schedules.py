@@ -60,7 +60,7 @@ class LearningRates:
 
     The learning rate of kernels is r, `config.learning_rate` scaled for the batch by `config.batch_scaling`, times:
 
-      plateau: factor^drops, at least minimum_rate / r; see `observe`.
+      plateau: factor^drops, at least minimum_learning_rate / r; see `observe`.
       constant: 1.
       step: factor^k after the k-th of `step_epochs`.
       dexp: 1 / dexp_target^(k / (dexp_steps - 1)) in the k-th of `dexp_steps` equal intervals of the run, k from 0
@@ -70,14 +70,14 @@ class LearningRates:
 
     In the first `warmup_epochs` it is also multiplied by a factor that grows from 0 to 1 (Goyal et al. 2017).
 
-    The learning rate of biases and other small parameters is `bias_rate_multiplier` times, by `bias_schedule`:
+    The learning rate of biases and other small parameters is `bias_learning_rate_multiplier` times, by `bias_schedule`:
 
       same: the learning rate of kernels.
       constant: the first learning rate of kernels, r (the source's notes only ever divide epsW; CHM
         layers/layer-params-145.cfg ends at epsB=0.02).
       halfway: r in the first half of the run, r / 10 in the second (schedB=dexp[10,2], CHM layer-params-170.cfg).
 
-    `rate_multipliers` lists (pattern, from epoch, factor); the last that applies to a parameter multiplies its
+    `learning_rate_multipliers` lists (pattern, from epoch, factor); the last that applies to a parameter multiplies its
     learning rate, and 0 freezes it.
 
     Attributes:
@@ -96,11 +96,11 @@ class LearningRates:
         Raises UserError for an unknown schedule or a pattern that matches no parameter.
         """
         check_value("optimizer.schedule", config.schedule)
-        for pattern, _, _ in config.rate_multipliers:
-            check_pattern("rate_multipliers", pattern, params)
+        for pattern, _, _ in config.learning_rate_multipliers:
+            check_pattern("learning_rate_multipliers", pattern, params)
         self._config, self._epochs, self._params = config, epochs, params
         self._first = scaled_learning_rate(config, batch_size)
-        self._lowest = min(config.minimum_rate / self._first, 1.0)
+        self._lowest = min(config.minimum_learning_rate / self._first, 1.0)
         self.plateau = Plateau()
         self._reason: str | None = None
         self._before = self.of_kernels(0.0)
@@ -141,7 +141,7 @@ class LearningRates:
         The paper's rule: divide the learning rate by 10 when the validation error stops improving. Here an error is an
         improvement if it is below the best one by more than the relative `threshold`. After `patience` evaluations in
         a row without improvement the learning rate is multiplied by `factor`, and the next `cooldown` evaluations do
-        not count. `min_divisions` m enforces at least m drops in a run: the k-th comes at the latest after k / (m + 1)
+        not count. `min_drops` m enforces at least m drops in a run: the k-th comes at the latest after k / (m + 1)
         of its epochs (the paper's run had 3, after 25, 51 and 79 of 90 epochs).
 
         Args:
@@ -153,7 +153,7 @@ class LearningRates:
         stalled = 0 if improved or cooldown else stalled + 1
         cooldown = max(cooldown - 1, 0)
         can_drop = self._plateau_factor() > self._lowest * (1 + 1e-9)  # 0.1^3 is a little more than 0.001
-        due = min(int(epoch / self._epochs * (c.min_divisions + 1) + 1e-9), c.min_divisions)
+        due = min(int(epoch / self._epochs * (c.min_drops + 1) + 1e-9), c.min_drops)
         if stalled == c.patience:
             stalled, cooldown = 0, c.cooldown
             if can_drop:
@@ -161,8 +161,8 @@ class LearningRates:
                 self._reason = f"no validation error below {best:.2%} in {c.patience} evaluations"
         if can_drop and drops < due:
             stalled, cooldown, drops = 0, c.cooldown, due
-            latest = due * self._epochs / (c.min_divisions + 1)
-            self._reason = f"drop {due} of at least {c.min_divisions}, due by epoch {latest:.4g} of {self._epochs:g}"
+            latest = due * self._epochs / (c.min_drops + 1)
+            self._reason = f"drop {due} of at least {c.min_drops}, due by epoch {latest:.4g} of {self._epochs:g}"
         self.plateau = Plateau(error if improved else best, stalled, cooldown, drops)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -198,11 +198,13 @@ class LearningRates:
         if is_kernel(name):
             base = kernels
         elif c.bias_schedule == "same":
-            base = c.bias_rate_multiplier * kernels
+            base = c.bias_learning_rate_multiplier * kernels
         else:
             lowered = c.bias_schedule == "halfway" and epoch >= self._epochs / 2
-            base = c.bias_rate_multiplier * (self._warm_up(epoch) * self._first * (0.1 if lowered else 1.0))
+            base = c.bias_learning_rate_multiplier * (self._warm_up(epoch) * self._first * (0.1 if lowered else 1.0))
         factors = [
-            factor for pattern, start, factor in c.rate_multipliers if epoch >= start and fnmatch.fnmatch(name, pattern)
+            factor
+            for pattern, start, factor in c.learning_rate_multipliers
+            if epoch >= start and fnmatch.fnmatch(name, pattern)
         ]
         return base * factors[-1] if factors else base

@@ -324,7 +324,7 @@ def time_loop(settings: Settings, batch: int, rate: float) -> tuple[float, float
     """Images/s of the bare step, in rounds before and after, and of the loop with images on the device."""
     dtype = settings.dtypes[0]
     config = settings.config(batch, dtype)
-    config.data.update({"residence": "device", "prepared_dir": f"{settings.folder}/data"})
+    config.data.update({"cache": "device", "prepared_dir": f"{settings.folder}/data"})
     config.data.synthetic_examples = max(batch, 1024)
     config.optimizer.schedule = "constant"  # an epoch is a few steps here
     config.update({"epochs": 1e6, "eval_every_epochs": 1e6})

@@ -5,7 +5,7 @@
 
 PHOTOGRAPHS is a folder or a tar of JPEGs; 4,000 squares are made of them once and read by all, in one run, by turns.
 The peers crop and mirror on the host. Here that happens in the compiled training step, so the host's batches are whole
-squares; "residence=host" decodes them once, before it begins; "with crops" adds the step's own crops, mean and colour
+squares; "cache=host" decodes them once, before it begins; "with crops" adds the step's own crops, mean and colour
 noise, computed on the same cores.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
         in_memory = load_into_memory(datasets["jpeg"].splits["train"], num_threads=0)
         contenders: dict[str, Callable[[], Iterable[Any]]] = {
             "ours, JPEG": lambda: _ours(datasets["jpeg"].splits["train"]),
-            "ours, JPEG, residence=host": lambda: _ours(in_memory),
+            "ours, JPEG, cache=host": lambda: _ours(in_memory),
             "ours, raw": lambda: _ours(datasets["raw"].splits["train"]),
             "ours, JPEG, with crops": lambda: _ours_with_crops(datasets["jpeg"]),
             "ours, raw, with crops": lambda: _ours_with_crops(datasets["raw"]),

@@ -83,7 +83,7 @@ _CAFFE = {
 # Paper section 5 gives one update rule for all parameters.
 _PAPER = {
     "data": {"color_noise": 0.1, "color_noise_form": "paper", "mean_form": "image_crop"},
-    "optimizer": {"bias_rate_multiplier": 1.0, "decay_biases": True},
+    "optimizer": {"bias_learning_rate_multiplier": 1.0, "decay_biases": True},
 }
 
 
@@ -98,7 +98,7 @@ _MODERN: dict[str, Any] = {
     "optimizer": {
         "batch_scaling": "linear",
         "weight_decay": 5e-5,
-        "bias_rate_multiplier": 1.0,
+        "bias_learning_rate_multiplier": 1.0,
         "schedule": "cosine",
         "warmup_epochs": 2.0,
         "ema_decay": 0.9999,
@@ -141,7 +141,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": {
             "weight_decay": 1e-4,
             "decay_biases": True,
-            "bias_rate_multiplier": 1.0,
+            "bias_learning_rate_multiplier": 1.0,
             "schedule": "step",
             "step_epochs": (30.0, 60.0),
         },
@@ -197,7 +197,7 @@ DATASETS: dict[str, dict[str, Any]] = {
             "color_noise": 0.0,
             "cropping": "random",
         },
-        "optimizer": {"min_divisions": 2},
+        "optimizer": {"min_drops": 2},
     },
     "folder": {"data": {"name": "folder"}},
     "imagenet2012": {"test_views": 10, "data": {"name": "imagenet2012"}},
@@ -213,12 +213,12 @@ ON_IMAGENET: dict[str, dict[str, Any]] = {
     # ends, at 72 conv1 is frozen.
     "source": {
         "data": {"color_noise_until_epoch": 67.0},
-        "optimizer": {"rate_multipliers": (("conv1/kernel", 67.0, 0.1), ("conv1/*", 72.0, 0.0))},
+        "optimizer": {"learning_rate_multipliers": (("conv1/kernel", 67.0, 0.1), ("conv1/*", 72.0, 0.0))},
     },
     # Notes in CHM layers/layer-params-170.cfg.
     "run170": {
         "data": {"color_noise_until_epoch": 68.0},
-        "optimizer": {"rate_multipliers": (("conv1/*", 74.0, 0.0),)},
+        "optimizer": {"learning_rate_multipliers": (("conv1/*", 74.0, 0.0),)},
     },
     # 0.1 for a batch of 256, the learning rate of torchvision's VGG networks with batch normalisation. With few classes
     # it is too high for 4,096 normalised units: with ten, losses first rose to 12, while at 0.01 they fell at once.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.config_keys import KEYS, fixed
+from alexnet_jax.config_keys import KEYS, RENAMED, fixed
 from alexnet_jax.errors import UserError
 from configs.alexnet import get_config
 
@@ -74,20 +74,20 @@ def config_with(changes: dict[str, Any]) -> dict[str, Any]:
         ("optimizer.weight_decay_overrides", ((0.1, "fc8/kernel"),)),
         ("optimizer.weight_decay_overrides", ("fc8/kernel", 0.1)),
         ("optimizer.weight_decay_overrides", (("fc8/kernel", -0.1),)),
-        ("optimizer.bias_rate_multiplier", 0.0),
-        ("optimizer.rate_multipliers", (("conv1/*", 0.1),)),
-        ("optimizer.rate_multipliers", ("conv1/*", 67.0, 0.1)),
-        ("optimizer.rate_multipliers", (("conv1/*", "67", 0.1),)),
-        ("optimizer.rate_multipliers", (("conv1/*", 67.0, math.nan),)),
-        ("optimizer.rate_multipliers", (("conv1/*", 67.0, -0.1),)),
+        ("optimizer.bias_learning_rate_multiplier", 0.0),
+        ("optimizer.learning_rate_multipliers", (("conv1/*", 0.1),)),
+        ("optimizer.learning_rate_multipliers", ("conv1/*", 67.0, 0.1)),
+        ("optimizer.learning_rate_multipliers", (("conv1/*", "67", 0.1),)),
+        ("optimizer.learning_rate_multipliers", (("conv1/*", 67.0, math.nan),)),
+        ("optimizer.learning_rate_multipliers", (("conv1/*", 67.0, -0.1),)),
         ("optimizer.factor", 0.0),
         ("optimizer.factor", 1.0),
         ("optimizer.patience", 0),
         ("optimizer.threshold", -0.001),
         ("optimizer.threshold", 1.5),
         ("optimizer.cooldown", -1),
-        ("optimizer.minimum_rate", -1e-5),
-        ("optimizer.min_divisions", -1),
+        ("optimizer.minimum_learning_rate", -1e-5),
+        ("optimizer.min_drops", -1),
         ("optimizer.step_epochs", (30.0, "60")),
         ("optimizer.step_epochs", (30.0, math.nan)),
         ("optimizer.dexp_target", 1.0),
@@ -115,7 +115,7 @@ def config_with(changes: dict[str, Any]) -> dict[str, Any]:
         ("checkpoint.every_steps", -1),
         ("checkpoint.on_failure", "retry"),
         ("data.storage", "png"),
-        ("data.residence", "cloud"),
+        ("data.cache", "cloud"),
         ("data.cropping", "none"),
         ("data.color_noise_form", "none"),
         ("data.mean_form", "none"),
@@ -151,11 +151,11 @@ def test_impossible_values_are_refused_by_the_name_of_their_key(key: str, value:
         ("optimizer.momentum", 0.0),
         ("optimizer.weight_decay", 0.0),
         ("optimizer.weight_decay_overrides", [["fc8/kernel", 0.0]]),
-        ("optimizer.rate_multipliers", (("conv1/*", 67, 0),)),
+        ("optimizer.learning_rate_multipliers", (("conv1/*", 67, 0),)),
         ("optimizer.step_epochs", ()),
         ("optimizer.cooldown", 0),
-        ("optimizer.minimum_rate", 0.0),
-        ("optimizer.min_divisions", 0),
+        ("optimizer.minimum_learning_rate", 0.0),
+        ("optimizer.min_drops", 0),
     ],
 )
 def test_possible_values_at_the_edge_are_not_refused(key: str, value: Any) -> None:
@@ -224,8 +224,8 @@ def test_each_key_is_decisive_of_the_length_or_free() -> None:
         {"checkpoint.keep": 9, "checkpoint.every_steps": 3, "checkpoint.on_failure": "continue"},
         {"data.std": [1.0, 1.0, 1.0]},
         {"data.std": (1, 1, 1)},
-        {"data.residence": "device", "data.dir": "moved", "data.max_quarantined": 0.5},
-        {"optimizer.step_epochs": [30.0, 60.0, 80.0], "optimizer.rate_multipliers": []},
+        {"data.cache": "device", "data.dir": "moved", "data.max_quarantined": 0.5},
+        {"optimizer.step_epochs": [30.0, 60.0, 80.0], "optimizer.learning_rate_multipliers": []},
     ],
 )
 def test_configs_of_the_same_experiment_have_no_differences(changes: dict[str, Any]) -> None:
@@ -250,9 +250,28 @@ def test_configs_of_another_experiment_differ_in_these_keys(changes: dict[str, A
     assert config_lib.differences(get_config().to_dict(), config_with(changes)) == differences
 
 
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_stored_config_may_have_the_old_name_of_a_key(old: str, new: str) -> None:
+    section, key = new.split(".")
+    stored = config_with({old: get_config()[section][key]})
+    del stored[section][key]
+    assert old not in KEYS
+    assert config_lib.complete(stored) == get_config().to_dict()
+    assert config_lib.differences(stored, get_config().to_dict()) == []
+
+
+def test_the_value_under_an_old_name_is_not_lost() -> None:
+    stored = config_with({"optimizer.min_divisions": 7})
+    del stored["optimizer"]["min_drops"]
+    assert config_lib.differences(stored, get_config().to_dict()) == ["config.optimizer.min_drops: 7 -> 2"]
+    stored["optimizer"]["min_divisions"] = -1
+    with pytest.raises(UserError, match=r"config\.optimizer\.min_drops=-1"):
+        config_lib.check(stored)
+
+
 def test_rows_in_lists_equal_rows_in_tuples() -> None:
-    as_tuples = config_with({"optimizer.rate_multipliers": (("conv1/*", 72.0, 0.0),)})
-    as_lists = config_with({"optimizer.rate_multipliers": [["conv1/*", 72.0, 0.0]]})
+    as_tuples = config_with({"optimizer.learning_rate_multipliers": (("conv1/*", 72.0, 0.0),)})
+    as_lists = config_with({"optimizer.learning_rate_multipliers": [["conv1/*", 72.0, 0.0]]})
     assert config_lib.differences(as_tuples, as_lists) == []
 
 

@@ -25,7 +25,7 @@ from configs import alexnet
 from tests.conftest import REPOSITORY
 
 MakeConfig = Callable[..., ConfigDict]
-FROZEN = {"optimizer.rate_multipliers": (("*", 0.0, 0.0),)}
+FROZEN = {"optimizer.learning_rate_multipliers": (("*", 0.0, 0.0),)}
 """Settings with which training does not change the parameters."""
 
 CHOICES = "synthetic,lenet,smoke"
@@ -126,7 +126,7 @@ def test_statistics_of_batch_normalisation_come_along(
 def test_frozen_layers_stay_as_they_were_to_the_bit(
     trained: TrainedRun, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    rules = {"optimizer.rate_multipliers": (("conv*", 0.0, 0.0),)}
+    rules = {"optimizer.learning_rate_multipliers": (("conv*", 0.0, 0.0),)}
     tuned = fine_tuned(make_config(init_from=str(trained.path), **rules), tmp_path / "run")
     for name, before in flat(trained.params).items():
         assert np.array_equal(tuned[name], before) == name.startswith("conv"), name
@@ -135,7 +135,7 @@ def test_frozen_layers_stay_as_they_were_to_the_bit(
 def test_lower_rates_for_the_body(trained: TrainedRun, make_config: MakeConfig, tmp_path: Path) -> None:
     """After one step the body has moved by a tenth of what it would have, the last layer as far."""
     start, common = flat(trained.params), {"init_from": str(trained.path), "max_steps": 1}
-    lower = {"optimizer.rate_multipliers": (("*", 0.0, 0.1), ("fc5/*", 0.0, 1.0))}
+    lower = {"optimizer.learning_rate_multipliers": (("*", 0.0, 0.1), ("fc5/*", 0.0, 1.0))}
     whole = fine_tuned(make_config(**common), tmp_path / "whole")
     less = fine_tuned(make_config(**common, **lower), tmp_path / "less")
     for name, before in start.items():
@@ -225,7 +225,7 @@ def test_weights_of_another_program_become_a_start(
     write_arrays(weights, to_layout("caffe", trained.model, trained.preprocessing.crop, params))
     words = [f"--config=configs/alexnet.py:{CHOICES}", "--config.data.mean=(120.0, 120.0, 120.0)"]
     convert.main([str(weights), "--layout=caffe", f"--workdir={source}", *words])
-    config = make_config(init_from=str(source), **{"optimizer.rate_multipliers": (("conv*", 0.0, 0.0),)})
+    config = make_config(init_from=str(source), **{"optimizer.learning_rate_multipliers": (("conv*", 0.0, 0.0),)})
     tuned, before = fine_tuned(config, tmp_path / "run"), flat(params)
     for name in ("conv1/kernel", "conv1/bias", "conv2/kernel", "conv2/bias"):
         np.testing.assert_array_equal(tuned[name], before[name])

@@ -74,9 +74,11 @@ def thin_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 def scaled_down(preset: str, folder: Path) -> ConfigDict:
     """The preset as for ImageNet; its events keep their factors and come at other epochs."""
     config = alexnet.get_config(f"imagenet2012,{preset}")
-    assert [(row[0], row[2]) for row in config.optimizer.rate_multipliers] == [(r[0], r[2]) for r in EVENTS[preset]]
-    assert 0 < config.data.color_noise_until_epoch <= config.optimizer.rate_multipliers[0][1]
-    config.optimizer.rate_multipliers = EVENTS[preset]
+    assert [(row[0], row[2]) for row in config.optimizer.learning_rate_multipliers] == [
+        (r[0], r[2]) for r in EVENTS[preset]
+    ]
+    assert 0 < config.data.color_noise_until_epoch <= config.optimizer.learning_rate_multipliers[0][1]
+    config.optimizer.learning_rate_multipliers = EVENTS[preset]
     config.optimizer.patience = 99  # no plateau in so few epochs: each drop comes at its latest epoch
     config.update({"epochs": EPOCHS, "batch_size": BATCH, "eval_every_epochs": 1.0, "log_every_steps": 1})
     config.data.update({"dir": str(folder), "prepared_dir": str(folder / "data"), "image_size": 56, "crop": 52})

@@ -130,13 +130,13 @@ def test_biases_learn_twice_as_fast_and_do_not_decay(name: str) -> None:
     ],
 )
 def test_weight_decay_of_each_array(changes: dict[str, Any], decays: tuple[float, ...]) -> None:
-    params, _ = train(optimizer_config(bias_rate_multiplier=1.0, **changes))
+    params, _ = train(optimizer_config(bias_learning_rate_multiplier=1.0, **changes))
     for name, decay in zip(SHAPES, decays, strict=True):
         assert largest_difference(params[name], paper_rule(name, decay)) <= 1e-6, name
 
 
 def test_a_rate_of_zero_freezes_at_once_though_the_velocity_is_not_zero() -> None:
-    config = optimizer_config(rate_multipliers=(("conv1/*", 3.0, 0.0),))
+    config = optimizer_config(learning_rate_multipliers=(("conv1/*", 3.0, 0.0),))
     before, state = train(config, RATES[:3])
     after, _ = train(config, RATES[:10])
     velocity = by_name(optax.tree.get(state, "trace"))

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import load_run
 from alexnet_jax.checkpoint import checkpoint_names, restore
-from alexnet_jax.config_keys import KEYS, POSITIVE, fixed
+from alexnet_jax.config_keys import KEYS, POSITIVE, RENAMED, fixed
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference.evaluation import evaluate_run
 from alexnet_jax.train import train_and_evaluate
@@ -99,3 +99,20 @@ def test_a_run_made_before_a_key_was_added_is_opened_and_continued(
     config.data.sharpen = -1.0
     with pytest.raises(UserError, match=r"config\.data\.sharpen=-1\.0"):
         train_and_evaluate(config, tmp_path / "another")
+
+
+def test_a_run_made_before_a_key_was_renamed_is_opened_and_continued(
+    tmp_path: Path, make_config: Callable[..., ConfigDict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = fixed(0.5, "strength of a filter that nobody has written", POSITIVE)
+    with monkeypatch.context() as earlier:
+        earlier.setitem(KEYS, "data.sharpen", key)
+        result = train_and_evaluate(make_config(max_steps=1, **{"data.sharpen": 0.7}), tmp_path)
+    monkeypatch.setitem(KEYS, "data.sharpness", key)
+    monkeypatch.setitem(RENAMED, "data.sharpen", "data.sharpness")
+    after = load_run(tmp_path)
+    assert after.config.data.sharpness == 0.7 and "sharpen" not in after.config.data
+    assert evaluate_run(tmp_path).summary["top1_error"] == result["top1_error"]
+    assert train_and_evaluate(make_config(max_steps=2, **{"data.sharpness": 0.7}), tmp_path)["count"] == result["count"]
+    with pytest.raises(UserError, match=r"config\.data\.sharpness: 0\.7 -> 0\.5"):
+        train_and_evaluate(make_config(max_steps=3), tmp_path)

@@ -29,13 +29,12 @@ def reference_scales(config: ConfigDict, errors: Sequence[float], epochs: float)
         without_improvement = 0 if improved or cooldown else without_improvement + 1
         cooldown = max(cooldown - 1, 0)
         overdue = any(
-            divisions < k and epoch >= k * epochs / (config.min_divisions + 1)
-            for k in range(1, config.min_divisions + 1)
+            divisions < k and epoch >= k * epochs / (config.min_drops + 1) for k in range(1, config.min_drops + 1)
         )
         if without_improvement == config.patience or overdue:
             without_improvement, cooldown = 0, config.cooldown
             divisions += 1
-            scale = max(scale * config.factor, config.minimum_rate / config.learning_rate)
+            scale = max(scale * config.factor, config.minimum_learning_rate / config.learning_rate)
         scales.append(scale)
     return scales
 
@@ -84,22 +83,22 @@ FALLING = [0.9**k for k in range(1, 41)]
         ({"patience": 2, "cooldown": 3}, [0.5] * 13, [3, 8, 13]),
         # The cooldown counts no failures, but remembers the best.
         ({"patience": 2, "cooldown": 1}, [0.5, 0.5, 0.5, 0.2, 0.3, 0.3], [3, 6]),
-        ({"patience": 1, "minimum_rate": 0.001}, [0.5] * 6, [2]),
-        ({"patience": 1, "minimum_rate": 0.0005}, [0.5] * 6, [2, 3]),
-        ({"patience": 1, "factor": 0.5, "minimum_rate": 0.0035}, [0.5] * 6, [2, 3]),
+        ({"patience": 1, "minimum_learning_rate": 0.001}, [0.5] * 6, [2]),
+        ({"patience": 1, "minimum_learning_rate": 0.0005}, [0.5] * 6, [2, 3]),
+        ({"patience": 1, "factor": 0.5, "minimum_learning_rate": 0.0035}, [0.5] * 6, [2, 3]),
         # Enforced drops, in a run of 40 epochs.
-        ({"min_divisions": 1}, FALLING, [20]),
-        ({"min_divisions": 3}, FALLING, [10, 20, 30]),
-        ({"min_divisions": 7}, FALLING, [5, 10, 15, 20, 25, 30, 35]),
+        ({"min_drops": 1}, FALLING, [20]),
+        ({"min_drops": 3}, FALLING, [10, 20, 30]),
+        ({"min_drops": 7}, FALLING, [5, 10, 15, 20, 25, 30, 35]),
         # Neither patience nor cooldown delays an enforced drop, and it resets both.
-        ({"min_divisions": 3, "patience": 3, "cooldown": 20}, FALLING[:9] + [0.9] * 31, [10, 20, 30]),
-        ({"min_divisions": 1, "patience": 4}, [*FALLING[:17], 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [20, 24]),
+        ({"min_drops": 3, "patience": 3, "cooldown": 20}, FALLING[:9] + [0.9] * 31, [10, 20, 30]),
+        ({"min_drops": 1, "patience": 4}, [*FALLING[:17], 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [20, 24]),
         # A drop that came early is not repeated at its latest epoch.
-        ({"min_divisions": 3, "patience": 2}, [0.95, 0.95, 0.95, *FALLING[3:]], [3, 20, 30]),
+        ({"min_drops": 3, "patience": 2}, [0.95, 0.95, 0.95, *FALLING[3:]], [3, 20, 30]),
     ],
 )
 def test_divisions(changes: dict[str, Any], errors: list[float], divisions: list[int]) -> None:
-    config = optimizer_config(**{"min_divisions": 0, "minimum_rate": 1e-9, **changes})
+    config = optimizer_config(**{"min_drops": 0, "minimum_learning_rate": 1e-9, **changes})
     scales, _ = play(make_rates(config, epochs=40.0), errors)
     assert changes_of(scales) == divisions
     assert scales == pytest.approx(reference_scales(config, errors, epochs=40.0), rel=1e-6)
@@ -114,8 +113,8 @@ def random_case(seed: int) -> tuple[ConfigDict, list[float]]:
         threshold=float(rng.choice([0.001, 0.01, 0.1])),
         cooldown=int(rng.integers(0, 4)),
         learning_rate=float(rng.choice([0.01, 0.02])),
-        minimum_rate=float(rng.choice([1e-9, 1e-5, 0.003])),
-        min_divisions=int(rng.integers(0, 5)),
+        minimum_learning_rate=float(rng.choice([1e-9, 1e-5, 0.003])),
+        min_drops=int(rng.integers(0, 5)),
     )
     errors = np.exp(-np.linspace(0, rng.uniform(0, 3), 60)) * rng.uniform(0.9, 1.0, 60)
     errors = np.where(rng.random(60) < 0.2, np.roll(errors, 1), errors)
@@ -140,7 +139,7 @@ def test_random_cases_divide_at_all() -> None:
 
 
 def test_reasons_tell_the_best_error_or_the_number_of_the_division() -> None:
-    config = optimizer_config(patience=2, min_divisions=1)
+    config = optimizer_config(patience=2, min_drops=1)
     _, reasons = play(make_rates(config, epochs=10.0), [0.5, 0.25, 0.25, 0.25, 0.2])
     assert reasons == [
         None,
@@ -155,35 +154,35 @@ def test_reasons_tell_the_best_error_or_the_number_of_the_division() -> None:
 
 def test_the_scale_is_a_power_of_the_factor_in_double_precision() -> None:
     """float32(0.1) times 0.01 would show as a learning rate of 0.0010000000149."""
-    config = optimizer_config(patience=1, min_divisions=0)
+    config = optimizer_config(patience=1, min_drops=0)
     scales, _ = play(make_rates(config, epochs=10.0), [0.5] * 4)
     assert scales == pytest.approx([1, 0.1, 0.01, 0.001], rel=1e-15)
 
 
 @pytest.mark.parametrize("learning_rate", [0.01, 0.02, 0.05])
-def test_divisions_end_at_the_minimum_rate(learning_rate: float) -> None:
-    config = optimizer_config(learning_rate=learning_rate, patience=1, minimum_rate=1e-5)
+def test_divisions_end_at_the_minimum_learning_rate(learning_rate: float) -> None:
+    config = optimizer_config(learning_rate=learning_rate, patience=1, minimum_learning_rate=1e-5)
     rates = make_rates(config, epochs=40.0)
     play(rates, [0.5] * 10)
     assert rates.of_kernels(10.0) == pytest.approx(1e-5, rel=1e-6)
 
 
-def test_at_the_minimum_rate_nothing_is_divided_any_more() -> None:
-    config = optimizer_config(learning_rate=0.01, patience=1, minimum_rate=1e-5, min_divisions=0)
+def test_at_the_minimum_learning_rate_nothing_is_divided_any_more() -> None:
+    config = optimizer_config(learning_rate=0.01, patience=1, minimum_learning_rate=1e-5, min_drops=0)
     _, reasons = play(make_rates(config, epochs=40.0), [0.5] * 10)
     assert [reason is not None for reason in reasons] == [False, True, True, True] + [False] * 6
 
 
 def test_a_first_rate_below_the_minimum_is_never_raised() -> None:
-    rates = make_rates(optimizer_config(learning_rate=1e-6, minimum_rate=1e-5, patience=1), epochs=40.0)
+    rates = make_rates(optimizer_config(learning_rate=1e-6, minimum_learning_rate=1e-5, patience=1), epochs=40.0)
     scales, reasons = play(rates, [0.5] * 10)
     assert scales == [1.0] * 10
     assert reasons == [None] * 10
 
 
-def test_without_a_minimum_rate_divisions_go_on_for_ever() -> None:
+def test_without_a_minimum_learning_rate_divisions_go_on_for_ever() -> None:
     """The factor is below the range of float32 after 46 drops."""
-    rates = make_rates(optimizer_config(patience=1, minimum_rate=0.0, min_divisions=0), epochs=1000.0)
+    rates = make_rates(optimizer_config(patience=1, minimum_learning_rate=0.0, min_drops=0), epochs=1000.0)
     scales, _ = play(rates, [0.5] * 60)
     assert all(0 <= after <= before for before, after in itertools.pairwise(scales))
 
@@ -229,8 +228,8 @@ def test_the_state_of_an_earlier_version_is_read() -> None:
         ((("*", 20.0, 0.5), ("conv1/kernel", 10.0, 0.1)), 30.0, (0.1, 1, 0.5, 1)),
     ],
 )
-def test_rate_multipliers(rules: tuple[Any, ...], epoch: float, expected: tuple[float, ...]) -> None:
-    config = optimizer_config(rate_multipliers=rules, schedule="constant", learning_rate=1.0)
+def test_learning_rate_multipliers(rules: tuple[Any, ...], epoch: float, expected: tuple[float, ...]) -> None:
+    config = optimizer_config(learning_rate_multipliers=rules, schedule="constant", learning_rate=1.0)
     rates = by_name(make_rates(config, 90.0).at(epoch).by_parameter)
     assert rates == pytest.approx(dict(zip(SHAPES, expected, strict=True)), rel=1e-12)
 
@@ -256,10 +255,10 @@ def test_biases_warm_up_as_kernels_do(schedule: str) -> None:
         assert by_name(rates.at(epoch).by_parameter)["fc2/bias"] == pytest.approx(0.02 * share, rel=1e-12)
 
 
-def test_a_pattern_of_rate_multipliers_that_matches_nothing_is_refused() -> None:
+def test_a_pattern_of_learning_rate_multipliers_that_matches_nothing_is_refused() -> None:
     with pytest.raises(UserError) as raised:
-        make_rates(optimizer_config(rate_multipliers=(("fc3/*", 10.0, 0.0),)), 90.0)
-    for words in ("rate_multipliers", "'fc3/*'", *SHAPES):
+        make_rates(optimizer_config(learning_rate_multipliers=(("fc3/*", 10.0, 0.0),)), 90.0)
+    for words in ("learning_rate_multipliers", "'fc3/*'", *SHAPES):
         assert words in str(raised.value)
 
 

@@ -139,8 +139,8 @@ def test_a_run_is_not_continued_with_other_images(
 
 
 def test_where_the_images_lie_changes_nothing(tmp_path: Path, make_config: MakeConfig) -> None:
-    for residence in ("disk", "host", "device"):
-        train_and_evaluate(make_config(max_steps=4, **{"data.residence": residence}), tmp_path / residence)
+    for cache in ("disk", "host", "device"):
+        train_and_evaluate(make_config(max_steps=4, **{"data.cache": cache}), tmp_path / cache)
     disk, host, device = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("disk", "host", "device"))
     assert disk == host == device
 
@@ -215,7 +215,7 @@ def test_divergence_after_a_checkpoint_names_it(tmp_path: Path, make_config: Mak
     # Step 3 is the first with too high a learning rate: from epoch 1, which ends in step 2, it is 10^9 times as high.
     changes = {
         "checkpoint.every_steps": 1,
-        "optimizer.rate_multipliers": (("*/kernel", 1.0, 1e9),),
+        "optimizer.learning_rate_multipliers": (("*/kernel", 1.0, 1e9),),
         "log_every_steps": 1,
     }
     with pytest.raises(TrainingDivergedError, match=r"checkpoints/\d+"):

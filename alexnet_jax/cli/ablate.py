@@ -26,7 +26,7 @@ from alexnet_jax.system.files import write_json
 SEEDS = (0, 1, 2)
 
 DEFAULTS = {
-    "paper": ["--config=configs/alexnet.py:folder,small", "--config.epochs=5", "--config.optimizer.min_divisions=1"],
+    "paper": ["--config=configs/alexnet.py:folder,small", "--config.epochs=5", "--config.optimizer.min_drops=1"],
     "presets": ["--config=configs/alexnet.py:digits"],
     "modern": ["--config=configs/alexnet.py:folder", "--config.epochs=8"],
 }

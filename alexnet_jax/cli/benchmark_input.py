@@ -71,11 +71,11 @@ def advice(rates: dict[str, float], num_threads: int) -> str:
     if slowest != "batch, all threads":
         remedy = {
             "order": "nothing: no loader of images is as fast",
-            "transfer": "config.data.residence=device, if the images fit there",
+            "transfer": "config.data.cache=device, if the images fit there",
             "augment": "an accelerator: it is part of the compiled step",
         }[slowest]
     elif decode is not None and decode < read:
-        remedy = "config.data.storage=raw or config.data.residence=host, if disk or memory allow, or more cores"
+        remedy = "config.data.storage=raw or config.data.cache=host, if disk or memory allow, or more cores"
     elif rates[slowest] < 0.5 * read * min(num_threads, available_cores()):
         remedy = "a faster disk, more memory for the system to keep files in, or more config.data.num_threads"
     else:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from alexnet_jax.config import check, flatten, nearest
+from alexnet_jax.config_keys import RENAMED
 from alexnet_jax.errors import UserError
 from alexnet_jax.system.signals import Terminated
 
@@ -138,11 +139,15 @@ def _exit(message: str, status: int = 2) -> NoReturn:
 
 
 def _check_keys(words: list[str], config_file: str) -> None:
-    """Raises UserError if some --config.KEY does not exist, naming the nearest key."""
+    """Raises UserError for a key that does not exist or has another name now; it names the key probably meant."""
     keys = dict(flatten(_load(config_file)))
+    if old := next((key for key in keys if key in RENAMED), None):
+        raise UserError(f"--config={config_file}: config.{old} is now called config.{RENAMED[old]}")
     for word in words:
         match = re.match(r"--?(?:no)?config\.([^=]+)", word)
         if match and match[1] not in keys:
+            if match[1] in RENAMED:
+                raise UserError(f"config.{match[1]} is now called config.{RENAMED[match[1]]}")
             near = nearest(match[1], list(keys))
             hint = f"; did you mean config.{near} ({keys[near]!r})?" if near else ""
             raise UserError(f"unknown key config.{match[1]}{hint}")

@@ -126,7 +126,7 @@ class TrainSource:
 
 def make_train_source(data: ConfigDict, records: Records, device_memory_bytes: int | None) -> TrainSource:
     """Chooses the cache of the training images and loads them into it; see `choose_cache`."""
-    cache, resident = choose_cache(data.residence, records, device_memory_bytes, memory_bytes()), None
+    cache, resident = choose_cache(data.cache, records, device_memory_bytes, memory_bytes()), None
     if cache != "disk":
         records = in_memory = load_into_memory(records, data.num_threads)
         if cache == "device":
@@ -148,12 +148,12 @@ def choose_cache(cache: str, records: Records, device_bytes: int | None, host_by
 
     Raises UserError if there is no such cache or the images do not fit in it.
     """
-    check_value("data.residence", cache)
+    check_value("data.cache", cache)
     needed = len(records.labels) * records.image_size**2 * 3
     memory = {"device": min(device_bytes or host_bytes, host_bytes), "host": host_bytes}  # images pass through the host
     if cache in memory and needed > memory[cache]:
         raise UserError(
-            f"config.data.residence={cache!r}: the training images need {needed / 1e9:.1f} GB, the {cache} has "
+            f"config.data.cache={cache!r}: the training images need {needed / 1e9:.1f} GB, the {cache} has "
             f"{memory[cache] / 1e9:.1f} GB; use 'disk' or 'auto'"
         )
     if cache != "auto":

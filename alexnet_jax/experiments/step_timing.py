@@ -43,7 +43,7 @@ class RandomTraining:
     def __init__(self, config: ConfigDict):
         """Without a data set there are as many classes as the config says, or else ImageNet's."""
         config = config.copy_and_resolve_references()
-        config.data.residence = "disk"  # the images of each batch are given to the step
+        config.data.cache = "disk"  # the images of each batch are given to the step
         classes = IMAGENET_CLASSES if config.model.num_classes is None else config.model.num_classes
         self.experiment = Experiment.create(config, _random_dataset(config, classes))
         rates = self.experiment.make_learning_rates().at(0.0)

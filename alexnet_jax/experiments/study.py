@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.config import default_config, flatten
+from alexnet_jax.config import default_config, flatten, renamed
+from alexnet_jax.config_keys import RENAMED
 from alexnet_jax.errors import UserError, reason
 from alexnet_jax.experiments.search_space import Settings, Space, grid, storable
 from alexnet_jax.experiments.trials import Outcome, TrialStoppedError, wait_for_claim
@@ -281,12 +282,18 @@ def _check_agreement(study: Any, plan: SweepPlan, what: str) -> None:
     if "agreed" not in study.user_attrs:
         study.set_user_attr("agreed", agreed)
     defaults = {f"config.{key}": value for key, value in flatten(default_config())}  # of keys added since
-    theirs = {**defaults, **study.user_attrs["agreed"]}
+    theirs = {**defaults, **_with_current_names(study.user_attrs["agreed"])}
     if differing := [key for key in agreed if json.dumps(agreed[key]) != json.dumps(theirs.get(key))]:
         raise UserError(
             f"{what} has another {differing[0]} ({theirs.get(differing[0])!r}); "
             "for a new one give another --workdir or --study"
         )
+
+
+def _with_current_names(agreed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study of an earlier version agreed on, with the current names of config keys."""
+    names = {f"config.{old}": f"config.{new}" for old, new in RENAMED.items()}
+    return {names.get(key, key): value for key, value in agreed.items()} | {"space": renamed(agreed["space"])}
 
 
 def _make_sampler(plan: SweepPlan, folder: int) -> Any:
@@ -320,13 +327,13 @@ def _folder(study: Any, trial: Any) -> int:
 
 def _put_back(study: Any, trial: Any) -> None:
     """Puts the setting of a dead worker back into the queue."""
-    study.enqueue_trial(trial.params, user_attrs={"folder": _folder(study, trial)})
+    study.enqueue_trial(renamed(trial.params), user_attrs={"folder": _folder(study, trial)})
 
 
 def _standing(trial: Any, space: Space) -> Standing:
     results, last = trial.user_attrs, trial.last_step
     failure = results.get("failure")
     state = "failed" if failure else STATES[trial.state.name]
-    settings = {key: space[key].choices.get(value, value) for key, value in trial.params.items()}
+    settings = {key: space[key].choices.get(value, value) for key, value in renamed(trial.params).items()}
     errors = results.get("errors", () if last is None else (trial.intermediate_values[last],))
     return Standing(results["folder"], state, settings, tuple(errors), tuple(results.get("test_errors", ())), failure)

@@ -179,7 +179,7 @@ def weight_decay(config: ConfigDict, _: AlexNet) -> Choice:
 
 def layer_learning_rates(config: ConfigDict, _: AlexNet) -> Choice:
     """Layers with a learning rate of their own."""
-    rules = config.optimizer.rate_multipliers
+    rules = config.optimizer.learning_rate_multipliers
     texts = [f"{pattern} x {factor:g} from epoch {epoch:g}" for pattern, epoch, factor in rules]
     return Choice("; ".join(texts) or "all the same")
 
@@ -192,8 +192,8 @@ def schedule(config: ConfigDict, _: AlexNet) -> Choice:
         case "plateau":
             text = f"x {o.factor:g} when the validation error stops improving"
             patience = f"{o.patience} evaluations, one each {config.eval_every_epochs:g} epochs"
-            least = f"improvement {o.threshold:g}, cooldown {o.cooldown}, not below {o.minimum_rate:g}"
-            note = f"{patience}; {least}; at least {o.min_divisions} times"
+            least = f"improvement {o.threshold:g}, cooldown {o.cooldown}, not below {o.minimum_learning_rate:g}"
+            note = f"{patience}; {least}; at least {o.min_drops} times"
         case "step":
             text = f"x {o.factor:g} after {', '.join(f'{epoch:g}' for epoch in o.step_epochs)} epochs"
         case "dexp":

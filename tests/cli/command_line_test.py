@@ -8,6 +8,7 @@ import pytest
 
 from alexnet_jax.cli import flags as flags_lib
 from alexnet_jax.cli.train import default_workdir
+from alexnet_jax.config_keys import RENAMED
 from alexnet_jax.errors import TrainingDivergedError, UserError
 from alexnet_jax.system.signals import Terminated
 from tests.conftest import REPOSITORY
@@ -42,7 +43,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("weight_decay", "optimizer.weight_decay"),
         ("optimizer.weightdecay", "optimizer.weight_decay"),
         ("optimizer.scheduler", "optimizer.schedule"),
-        ("optimizer.min_lr", "optimizer.minimum_rate"),
+        ("optimizer.min_lr", "optimizer.minimum_learning_rate"),
         ("batchsize", "batch_size"),
         ("batch_sise", "batch_size"),
         ("batch", "batch_size"),
@@ -64,6 +65,19 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_mistyped_key_gets_the_nearest_as_a_hint(wrong: str, right: str, capsys: pytest.CaptureFixture[str]) -> None:
     error = error_of(capsys, f"--config={CONFIG_FILE}", f"--config.{wrong}=1")
     assert f"unknown key config.{wrong}; did you mean config.{right} (" in error
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_the_old_name_of_a_key_is_answered_with_the_new_one(
+    old: str, new: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert f"config.{old} is now called config.{new}" in error_of(
+        capsys, f"--config={CONFIG_FILE}", f"--config.{old}=1"
+    )
+    own = tmp_path / "own.py"
+    lines = ("config = configs.alexnet.get_config()", f"config.{old} = 1", "return config")
+    own.write_text("\n    ".join(("import configs.alexnet\n\ndef get_config():", *lines)))
+    assert f"{own}: config.{old} is now called config.{new}" in error_of(capsys, f"--config={own}")
 
 
 def test_the_hint_shows_the_value_that_the_config_has(capsys: pytest.CaptureFixture[str]) -> None:

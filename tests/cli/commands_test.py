@@ -68,7 +68,7 @@ def test_benchmark_input_measures_each_stage(
         ({"batch, all threads": 7e3, "decode, one thread": 4e3}, "config.data.storage=raw"),
         ({"batch, all threads": 7e3}, "a faster disk"),
         ({"batch, all threads": 5e4}, "more cores"),
-        ({"transfer": 1e3}, "config.data.residence=device"),
+        ({"transfer": 1e3}, "config.data.cache=device"),
         ({"augment": 1e3}, "an accelerator"),
     ],
 )

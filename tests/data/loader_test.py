@@ -274,7 +274,7 @@ ROOM, TIGHT, LITTLE = 4 * NEEDED, 4 * NEEDED - 1, NEEDED - 1
 
 
 @pytest.mark.parametrize(
-    ("residence", "is_compressed", "device_bytes", "host_bytes", "expected"),
+    ("cache", "is_compressed", "device_bytes", "host_bytes", "expected"),
     [
         ("auto", True, ROOM, ROOM, "device"),
         ("auto", False, ROOM, ROOM, "device"),
@@ -294,33 +294,33 @@ ROOM, TIGHT, LITTLE = 4 * NEEDED, 4 * NEEDED - 1, NEEDED - 1
     ],
 )
 def test_where_images_lie(
-    residence: str, is_compressed: bool, device_bytes: int | None, host_bytes: int, expected: str
+    cache: str, is_compressed: bool, device_bytes: int | None, host_bytes: int, expected: str
 ) -> None:
     records = Pictures(100, is_compressed=is_compressed)
-    assert choose_cache(residence, records, device_bytes, host_bytes) == expected
+    assert choose_cache(cache, records, device_bytes, host_bytes) == expected
 
 
 @pytest.mark.parametrize(
-    ("residence", "device_bytes", "host_bytes"),
+    ("cache", "device_bytes", "host_bytes"),
     [("device", LITTLE, ROOM), ("device", None, LITTLE), ("host", ROOM, LITTLE), ("host", None, LITTLE)],
 )
-def test_a_memory_that_is_too_small_is_refused(residence: str, device_bytes: int | None, host_bytes: int) -> None:
-    with pytest.raises(UserError, match=rf"config\.data\.residence='{residence}'.*'disk' or 'auto'"):
-        choose_cache(residence, Pictures(100), device_bytes, host_bytes)
+def test_a_memory_that_is_too_small_is_refused(cache: str, device_bytes: int | None, host_bytes: int) -> None:
+    with pytest.raises(UserError, match=rf"config\.data\.cache='{cache}'.*'disk' or 'auto'"):
+        choose_cache(cache, Pictures(100), device_bytes, host_bytes)
 
 
 def test_images_pass_through_the_hosts_memory_to_the_device() -> None:
     assert choose_cache("auto", Pictures(100), ROOM, LITTLE) == "disk"
-    with pytest.raises(UserError, match=r"config\.data\.residence='device': "):
+    with pytest.raises(UserError, match=r"config\.data\.cache='device': "):
         choose_cache("device", Pictures(100), ROOM, LITTLE)
 
 
-def test_an_unknown_residence_is_refused() -> None:
+def test_an_unknown_cache_is_refused() -> None:
     for refuse in (
-        functools.partial(check_value, "data.residence"),
+        functools.partial(check_value, "data.cache"),
         lambda name: choose_cache(name, Pictures(1), None, ROOM),
     ):
-        with pytest.raises(UserError, match=r"config\.data\.residence='cloud'.*auto, device"):
+        with pytest.raises(UserError, match=r"config\.data\.cache='cloud'.*auto, device"):
             refuse("cloud")
 
 

@@ -46,6 +46,7 @@ def test_the_spaces_at_hand_suit_the_config(path: Path) -> None:
         ("{}", "not empty"),
         ("[1]", "must return a dict"),
         ("{'optimizer.lr': {'values': [1.0]}}", "unknown key optimizer.lr; did you mean optimizer.learning_rate?"),
+        ("{'optimizer.min_divisions': {'values': [1]}}", "did you mean optimizer.min_drops?"),
         ("{'seed': {'values': [1, 2]}}", "--seeds"),
         (f"{{{RATE!r}: [0.1]}}", "must be a dict of one of values, uniform, log_uniform, int"),
         (f"{{{RATE!r}: {{'normal': (0, 1)}}}}", "must be a dict of one of"),
@@ -100,7 +101,7 @@ def test_settings_as_flags_mean_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
         "model.activation": "tanh",
         "model.dropout_rate": 0.1,
         "optimizer.step_epochs": (1.5, 3.0),
-        "optimizer.rate_multipliers": (("conv1/*", 3.0, 0.0),),
+        "optimizer.learning_rate_multipliers": (("conv1/*", 3.0, 0.0),),
     }
     monkeypatch.chdir(REPOSITORY)
     parsed = config_from_flags("x", ["--config=configs/alexnet.py:digits", *search_space.flags(settings)])

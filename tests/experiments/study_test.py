@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from alexnet_jax.config_keys import RENAMED
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments import study as study_lib
 from alexnet_jax.experiments.search_space import Range, Settings, grid
@@ -317,6 +318,24 @@ def test_a_study_begun_before_a_key_was_added_goes_on_with_its_default(tmp_path:
     with (
         pytest.raises(UserError, match=r"config\.optimizer\.ema_decay .*0\.0"),
         opened(tmp_path, **{"config.epochs": 2.0, "config.optimizer.ema_decay": 0.5}),
+    ):
+        pass
+
+
+def test_a_study_begun_before_a_key_was_renamed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = SweepPlan({"optimizer.kind": RATES["rate"]}, "grid", 3)
+    with opened(tmp_path, plan, **{"config.optimizer.pace": 2}) as study:
+        given_up = die(study, done_before=1)
+    names = {"optimizer.kind": "optimizer.sort", "optimizer.pace": "optimizer.speed"}
+    for old, new in names.items():
+        monkeypatch.setitem(RENAMED, old, new)
+    plan = SweepPlan({"optimizer.sort": RATES["rate"]}, "grid", 3)
+    with opened(tmp_path, plan, **{"config.optimizer.speed": 2}) as study:
+        assert values_done(study) == [{"optimizer.sort": given_up.values["optimizer.kind"]}, {"optimizer.sort": 0.3}]
+        assert sorted(one.settings["optimizer.sort"] for one in study.standings()) == [0.1, 0.2, 0.3]
+    with (
+        pytest.raises(UserError, match=r"another config\.optimizer\.speed .*2"),
+        opened(tmp_path, plan, **{"config.optimizer.speed": 3}),
     ):
         pass
 

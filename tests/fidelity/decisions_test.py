@@ -28,7 +28,7 @@ KEYS = [key for key, _ in config_lib.flatten(alexnet.get_config())]
 OTHER: dict[str, Any] = {
     "data.name": "mnist",
     "data.storage": "raw",
-    "data.residence": "host",
+    "data.cache": "host",
     "data.cropping": "resized",
     "data.color_noise_form": "paper",
     "data.pca_std": (1.0, 2.0, 3.0),
@@ -52,7 +52,7 @@ OTHER: dict[str, Any] = {
     "model.compute_dtype": "bfloat16",
     "optimizer.batch_scaling": "linear",
     "optimizer.weight_decay_overrides": (("conv*/kernel", 0.5),),
-    "optimizer.rate_multipliers": (("fc8/*", 3.0, 0.0),),
+    "optimizer.learning_rate_multipliers": (("fc8/*", 3.0, 0.0),),
     "optimizer.bias_schedule": "halfway",
     "optimizer.schedule": "linear",
     "optimizer.step_epochs": (3.0,),

@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -> Pat
     config = alexnet.get_config("digits,lenet")
     config.update({"max_steps": 45, "log_every_steps": 5})
     config.data.prepared_dir = prepared_dir
-    config.optimizer.min_divisions = 1
+    config.optimizer.min_drops = 1
     workdir = tmp_path_factory.mktemp("report") / "<run>"
     train_and_evaluate(config, workdir, ["main.py", "--config=configs/alexnet.py:digits,lenet"])
     return workdir

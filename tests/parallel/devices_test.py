@@ -96,8 +96,8 @@ def test_every_device_holds_the_whole_split_once(devices: int) -> None:
     assert {shard.device for shard in held.addressable_shards} == set(parallel.devices)
 
 
-@pytest.mark.parametrize("residence", ["host", "device"])
-def test_the_step_compiles_once_and_consumes_its_state(residence: str) -> None:
+@pytest.mark.parametrize("cache", ["host", "device"])
+def test_the_step_compiles_once_and_consumes_its_state(cache: str) -> None:
     config, model, optimizer, preprocessing = setup("lenet,smoke")
     parallel = data_parallel(2)
     traces = []
@@ -108,7 +108,7 @@ def test_the_step_compiles_once_and_consumes_its_state(residence: str) -> None:
         return step(state, batch)
 
     stream, resident = batches(3, config.data.image_size), None
-    if residence == "device":
+    if cache == "device":
         resident = {name: np.concatenate([batch[name] for batch in stream]) for name in ("image", "label")}
         stream = [{name: batch[name] for name in ("id", "epoch")} for batch in stream]
     compiled = parallel.compile_train_step(counted, resident)

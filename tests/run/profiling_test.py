@@ -70,7 +70,11 @@ def test_a_continued_run_may_be_traced(tmp_path: Path, make_config: MakeConfig) 
 
 
 def test_a_run_that_diverges_leaves_its_trace_and_no_recording(tmp_path: Path, make_config: MakeConfig) -> None:
-    changes = {"profile_steps": 9, "eval_every_epochs": 9.0, "optimizer.rate_multipliers": (("*/kernel", 1.5, 1e9),)}
+    changes = {
+        "profile_steps": 9,
+        "eval_every_epochs": 9.0,
+        "optimizer.learning_rate_multipliers": (("*/kernel", 1.5, 1e9),),
+    }
     with pytest.raises(TrainingDivergedError):
         train_and_evaluate(make_config(max_steps=9, **changes), tmp_path)
     assert events(tmp_path)["train_step"]
