@@ -18,7 +18,7 @@ os.environ["NPROC"] = "16"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiled programs are shared by the tests and the processes that they start.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
 
 import jax
 import pytest
@@ -49,6 +49,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if is_whole and not is_worker and config.option.numprocesses is None:
         config.option.numprocesses = len(os.sched_getaffinity(0))
         config.option.dist = "worksteal" if config.option.markexpr == "slow" else "loadfile"
+        config.option.loadscopereorder = False  # the files with few tests are not the quick ones
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
