@@ -56,7 +56,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 def pytest_deselected(items: list[pytest.Item]) -> None:
     """Counts the tests of the other ring."""
     config = items[0].config
-    config.stash[LEFT_OUT] = config.stash.get(LEFT_OUT, 0) + len(items)
+    of_other_ring = [item for item in items if is_slow(item) != (config.option.markexpr == "slow")]
+    config.stash[LEFT_OUT] = config.stash.get(LEFT_OUT, 0) + len(of_other_ring)
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a test belongs to the slow ring."""
+    return item.get_closest_marker("slow") is not None
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
