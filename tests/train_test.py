@@ -91,6 +91,7 @@ def test_compiled_programs_are_kept_and_a_damaged_one_does_no_harm(prepared_dir:
     assert records[0] == records[1]
 
 
+@pytest.mark.slow
 def test_a_run_continues_on_other_devices(tmp_path: Path, make_config: MakeConfig) -> None:
     def steps(workdir: Path, *runs: tuple[int, int, int]) -> list[float]:
         for devices, towers, max_steps in runs:

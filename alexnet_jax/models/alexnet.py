@@ -95,7 +95,8 @@ class AlexNet(nn.Module):
                         x = pool(x, layer.pool, self.pool_size, 2, self.pool_ceil)
                     case "bn":
                         over: Any = (axes.rows if divided.tower else axes.batch) or None
-                        x = nn.BatchNorm(not train, momentum=0.9, axis_name=over, dtype=self.dtype, name=name)(x)
+                        norm = nn.BatchNorm(not train, momentum=0.9, axis_name=over, dtype=jnp.float32, name=name)
+                        x = norm(x.astype(jnp.float32)).astype(self.dtype)
                     case "dropout":
                         keys = None if dropout_keys is None else _fold_in(dropout_keys, index)
                         x = dropout(x, keys, self.dropout_rate, self.dropout_convention, divided.tower)

@@ -98,7 +98,7 @@ def test_layers_are_measured_in_every_kind_of_network(preset: str) -> None:
 @pytest.mark.parametrize(
     ("name", "cause"),
     [
-        ("biases from -10 in hidden layers", "biases"),
+        pytest.param("biases from -10 in hidden layers", "biases", marks=pytest.mark.slow),
         ("labels shuffled", "labels"),
         ("learning rate 1e-7", "learning rate"),
     ],
@@ -125,7 +125,7 @@ def test_kernels_that_are_too_small_are_named(
     assert "gradient/kernel" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_healthy_run_is_left_alone(seed: int, prepared_dir: str) -> None:
     assert faults.run_healthy("synthetic,lenet", 100, seed, prepared_dir) is None
 

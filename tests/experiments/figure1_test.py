@@ -51,6 +51,7 @@ def test_a_run_ends_once_training_errors_are_rare_enough(
     assert len(more) == len(errors) + 1
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_ends_at_the_same_training_error(
     tmp_path: Path, make_config: Callable[..., ConfigDict]
 ) -> None:

@@ -33,6 +33,7 @@ def make_trial(make_config: MakeConfig, workdir: Path, **changes: object) -> Tri
     return Trial(config, workdir, ["main.py"])
 
 
+@pytest.mark.slow
 def test_each_equals_its_run_by_itself(tmp_path: Path, make_config: MakeConfig) -> None:
     trials = [make_trial(make_config, tmp_path / str(number), **settings) for number, settings in enumerate(SETTINGS)]
     outcomes = {outcome.trial.workdir: outcome for outcome in run_trials(trials)}

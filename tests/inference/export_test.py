@@ -23,6 +23,9 @@ from tests.conftest import REPOSITORY, full_disk
 from tests.helpers.pictures import noise, refused, save
 from tests.helpers.random_run import CLASSES, random_run
 
+QUICK = {"source", "lenet", "small_modern"}
+"""Networks that have all kinds of layers between them."""
+
 BLOCKS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "export.md").read_text(), re.DOTALL)
 PRESETS = (
     "source", "paper", "caffe", "owt", "bn", "small", "small_modern", "lenet", "cifar_18pct", "cifar_13pct"
@@ -49,7 +52,9 @@ def format_of(block: str) -> str:
     return re.findall(r'\("model(\.\S+)"\)\n', block)[0]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
+)
 def test_stablehlo_answers_as_the_network_does(
     preset: str, make_config: Callable[..., ConfigDict], tmp_path: Path
 ) -> None:

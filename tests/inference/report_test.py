@@ -105,6 +105,7 @@ def test_a_run_that_has_recorded_nothing(run_folder: Path) -> None:
     assert "no epoch has been evaluated yet" in text and text.count("Nothing is recorded yet.") == 2
 
 
+@pytest.mark.slow
 def test_a_run_whose_images_are_gone(make_config: Callable[..., ConfigDict], tmp_path: Path, prepared_dir: str) -> None:
     from tests.helpers.pictures import make_folder
 
@@ -120,6 +121,7 @@ def test_a_run_whose_images_are_gone(make_config: Callable[..., ConfigDict], tmp
     assert again.count("<img") == len(FIGURES)
 
 
+@pytest.mark.slow
 def test_a_run_made_before_a_key_was_added_is_shown_with_its_default(run_folder: Path) -> None:
     path = run_folder / "config.json"
     config = json.loads(path.read_text())

@@ -34,7 +34,9 @@ def test_the_scheme_of_2012_on_two_devices(devices: int, towers: int, source_alo
     ("choices", "steps", "devices"),
     [
         pytest.param("paper,smoke", 20, 1, marks=pytest.mark.slow),  # a normalisation window that crosses the towers
-        ("owt,smoke", 20, 1),  # fully connected layers alone divided, images put together for them
+        pytest.param(
+            "owt,smoke", 20, 1, marks=pytest.mark.slow
+        ),  # fully connected layers alone divided, images put together for them
         # Batch normalisation of such a layer. The rounding of its averages, 5e-5 between one device and two in either
         # way, grows tenfold a step.
         ("bn,smoke", 2, 2),
