@@ -12,9 +12,8 @@ from alexnet_jax.models.summary import LayerSummary
 from alexnet_jax.parallel import hosts
 from alexnet_jax.system import console
 
-
 _DUE = re.compile(r"division (\d+) of at least (\d+) in (.+) epochs is due")
-"""The reason of a learning-rate drop that no validation error led to, as metrics.jsonl has it since the first version."""
+"""The reason in metrics.jsonl of a learning-rate drop that came by the plan, not by a validation error."""
 
 SLOW_INPUT = 0.1
 """Fraction of the time spent waiting for images from which on it is shown."""
@@ -68,9 +67,7 @@ def show_layers(layers: Sequence[LayerSummary]) -> None:
     console.show_table(header, rows, totals, right=header[1:])
 
 
-def show_epoch(
-    record: Mapping[str, Any], optimizer: ConfigDict, images_per_second: float, input_share: float
-) -> None:
+def show_epoch(record: Mapping[str, Any], optimizer: ConfigDict, images_per_second: float, input_share: float) -> None:
     """Prints the line of an epoch, at most 80 columns wide.
 
     Args:

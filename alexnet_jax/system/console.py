@@ -1,4 +1,4 @@
-"""What is printed for people: lines, tables, progress. On a terminal progress is a bar, elsewhere a line now and then."""
+"""What is printed for people: text, tables, and progress, as a bar on a terminal and as lines elsewhere."""
 
 import contextlib
 import itertools

@@ -9,7 +9,6 @@ from typing import Any
 
 from alexnet_jax.system import console
 
-
 STOPPING = "stopping after this step, then saving ... (again: at once, without saving)"
 
 
