@@ -256,8 +256,7 @@ class Run:
         }
         self.writer.write("epoch", self.position, record)
         self.writer.write_timing(self.position, {"evaluate_seconds": time.monotonic() - began})
-        optimizer, input_share = self.config.optimizer, self.measured["input_share"]
-        display.show_epoch(record, optimizer, self.images_per_second, input_share)
+        display.show_epoch(record, self.config.optimizer, self.images_per_second, self.measured["input_share"])
         if progress.best_top1_error is None or validation["top1_error"] < progress.best_top1_error:
             progress.best_top1_error, progress.best_examples_seen = validation["top1_error"], self.position
         progress.totals, progress.ids_sha256, progress.evaluated_at = {}, "", self.position

@@ -39,9 +39,7 @@ def main(argv: list[str]) -> None:
     """Trains the runs that are missing, then prints the table."""
     program = arguments.program("ablate")
     parser = arguments.config_parser(program, __doc__, f"[{arguments.CONFIG}] [--table=TABLE] [OPTION ...]")
-    parser.add_argument(
-        "--table", choices=TABLES, default="paper", help="decides the rows, and the default of --config"
-    )
+    parser.add_argument("--table", choices=TABLES, default="paper", help="decides the rows and the default of --config")
     parser.add_argument("--rows", nargs="+", help="names of rows beside the first of the table; by default all")
     parser.add_argument("--workdir", type=Path, help="folder of the runs; by default runs/ablate-TABLE")
     parser.add_argument("--output", type=Path, help="JSON file of the results; by default results/ablations_TABLE.json")

@@ -14,9 +14,8 @@ RUN = "the folder of a run, or a .safetensors file that export made of it"
 CONFIG = "--config=FILE.py:CHOICES"
 """How a usage line shows that a config must be given."""
 
-KEYS_OF_CONFIG = (
-    "configuration, such as configs/alexnet.py:digits; --config.KEY=VALUE gives a key of it another value, and --help "
-    "beside a --config lists the keys"
+CONFIG_HELP = (
+    "such as configs/alexnet.py:digits; --config.KEY=VALUE changes a key of it, and --help then lists them all"
 )
 
 
@@ -26,20 +25,22 @@ def program(command: str) -> str:
 
 
 def run_parser(
-    command: str, description: str | None, run: str = RUN, views: bool = False, data: bool = False
+    command: str, doc: str | None, run: str = RUN, checkpoint: bool = True, views: bool = False, data: bool = False
 ) -> argparse.ArgumentParser:
-    """A parser for the commands on a trained run, with the arguments RUN and --checkpoint.
+    """A parser for the commands on a run, with the argument RUN.
 
     Args:
       command: its name.
-      description: the docstring of its module.
+      doc: the docstring of its module, which becomes the description.
       run: what RUN may be.
+      checkpoint: whether there is --checkpoint.
       views: whether there is --views.
       data: whether there are --data-dir and --prepared-dir.
     """
-    parser = argparse.ArgumentParser(prog=program(command), description=_purpose(description))
+    parser = argparse.ArgumentParser(prog=program(command), description=_purpose(doc))
     parser.add_argument("run", type=Path, help=run)
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a number of examples seen")
+    if checkpoint:
+        parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or its examples seen")
     if views:
         from alexnet_jax.augment import VIEWS  # here: it imports JAX, which takes seconds
 
@@ -50,20 +51,17 @@ def run_parser(
     return parser
 
 
-def config_parser(program: str, description: str | None, *usage: str) -> argparse.ArgumentParser:
+def config_parser(program: str, doc: str | None, *usage: str) -> argparse.ArgumentParser:
     """A parser for the commands that take a config, with the argument --config; see `parse`.
 
     Args:
       program: the words that start the command.
-      description: the docstring of its module.
+      doc: the docstring of its module, which becomes the description.
       usage: the words of its usage line, between `program` and the keys of the config.
     """
-    parser = argparse.ArgumentParser(
-        usage=" ".join([program, *usage, "[--config.KEY=VALUE ...]"]),
-        description=_purpose(description),
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE.py:CHOICES", help=KEYS_OF_CONFIG)
+    line = " ".join([program, *usage, "[--config.KEY=VALUE ...]"])
+    parser = argparse.ArgumentParser(program, line, _purpose(doc), allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE.py:CHOICES", help=CONFIG_HELP)
     return parser
 
 
@@ -80,12 +78,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     return options, words if options.config is None else [f"--config={options.config}", *words]
 
 
-def parse_config(command: str, description: str | None, argv: Sequence[str]) -> ConfigDict:
+def parse_config(command: str, doc: str | None, argv: Sequence[str]) -> ConfigDict:
     """The config of a command that takes nothing but a config, checked."""
-    _, words = parse(config_parser(program(command), description, CONFIG), argv)
+    _, words = parse(config_parser(program(command), doc, CONFIG), argv)
     return config_from_flags(command, words)
 
 
-def _purpose(docstring: str | None) -> str:
-    """A module's docstring without the command line that it begins with."""
-    return (docstring or "").partition("`: ")[2]
+def _purpose(doc: str | None) -> str:
+    """The docstring of a command's module without the command line that it begins with."""
+    return (doc or "").partition("`: ")[2]

@@ -35,9 +35,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, help=".safetensors or .npz file to write the weights of a run to")
     parser.add_argument("--checkpoint", default="latest", help="of the run: latest (default), best, or examples seen")
     parser.add_argument("--workdir", type=Path, help="folder of the run to make of the weights; needs --config")
-    parser.add_argument(
-        "--class-names", type=Path, help="text file, the name of a class a line; by default 0, 1, 2 and so on"
-    )
+    parser.add_argument("--class-names", type=Path, help="text file, a class name a line; by default 0, 1, 2 and so on")
     options, words = arguments.parse(parser, argv)
     if (options.output is None) == (options.workdir is None):
         raise UserError("give --workdir=DIR to make a run of weights, or --output=FILE to write the weights of a run")

@@ -1,4 +1,4 @@
-"""`python -m alexnet_jax explain --config=...`: where paper, source, Caffe and a run differ, and at what cost in error."""
+"""`python -m alexnet_jax explain --config=...`: where paper, source, Caffe and a run differ, and the cost in error."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ CLASSES = 1000
 
 
 def main(argv: list[str]) -> None:
-    """Prints the decisions that differ, then those that are the same everywhere, then the keys that change no result."""
+    """Prints the decisions that differ, then those that are the same everywhere, and the keys that change no result."""
     config = parse_config("explain", __doc__, argv)
     check_names(config)
     comparisons = explain(config, get_model(config.model, config.model.num_classes or CLASSES))

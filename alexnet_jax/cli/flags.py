@@ -51,7 +51,7 @@ def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parses absl flags with a --config; returns the other words. A mistake ends the program with one line and code 2."""
+    """Parses absl flags with a --config; returns the other words. A mistake ends the program: one line, exit code 2."""
     argv = find_configs(argv)
     given = [value for _, _, value in _values_of_config(argv)]
     try:

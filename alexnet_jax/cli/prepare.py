@@ -1,4 +1,4 @@
-"""`python -m alexnet_jax prepare --config=FILE:CHOICES`: makes images ready to be read fast, reports what is in them."""
+"""`python -m alexnet_jax prepare --config=FILE:CHOICES`: prepares images to be read fast, reports what is in them."""
 
 from alexnet_jax.cli.arguments import parse_config
 from alexnet_jax.experiment import open_dataset

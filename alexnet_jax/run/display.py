@@ -33,6 +33,7 @@ def show_header(experiment: Experiment, run: str, command: str, learning_rate: s
     parameters, macs = (sum(getattr(row, field) for row in layers) for field in ("parameters", "macs"))
     devices, processes = experiment.devices.devices, hosts.count()
     place = {"disk": str(dataset.directory), "host": "memory", "device": "the device's memory"}[experiment.source.cache]
+    counted = " (evaluations without improvement)" if config.optimizer.schedule == "plateau" else ""
     facts = {
         "run": run,
         "command": command,
@@ -43,17 +44,12 @@ def show_header(experiment: Experiment, run: str, command: str, learning_rate: s
         f"{processes} process{'es' if processes > 1 else ''}; batch {config.batch_size}",
         "learning rate": learning_rate,
         "length": f"{plan.epochs:g} epochs, {plan.total_steps:,} steps",
+        "each epoch": f"training loss, top-1/top-5 error of validation, learning rate{counted}",
     }
     console.show_facts(facts)
     show_layers(layers)
-    has_top5, is_plateau = dataset.num_classes > 5, config.optimizer.schedule == "plateau"
-    if not has_top5:
+    if dataset.num_classes <= 5:
         console.show("With 5 or fewer classes every top-5 prediction is right: top-5 error is left out.")
-    errors = "top-1/top-5 error" if has_top5 else "top-1 error"
-    console.show(f"epoch: training loss, {errors} on the validation split, learning rate (lr)")
-    if is_plateau:
-        patience = config.optimizer.patience
-        console.show(f"(n/{patience}): n evaluations without improvement; {patience} lower the learning rate")
 
 
 def show_layers(layers: Sequence[LayerSummary]) -> None:
