@@ -14,9 +14,7 @@ RUN = "the folder of a run, or a .safetensors file that export made of it"
 CONFIG = "--config=FILE.py:CHOICES"
 """How a usage line shows that a config must be given."""
 
-CONFIG_HELP = (
-    "such as configs/alexnet.py:digits; --config.KEY=VALUE changes a key of it, and --help then lists them all"
-)
+CONFIG_HELP = "such as configs/alexnet.py:digits; --config.KEY=VALUE changes a key, and --help then lists all keys"
 
 
 def program(command: str) -> str:

@@ -28,9 +28,7 @@ SMALL = 1_000_000
 def add_flags(parser: argparse.ArgumentParser, seeds: tuple[int, ...]) -> None:
     """Adds the options that all commands of many runs have."""
     parser.add_argument("--seeds", type=flags_lib.seeds, default=seeds, help="seeds of the runs of each setting: 0,1,2")
-    parser.add_argument(
-        "--processes", type=int, help="that share the runs; by default one a core if networks are small"
-    )
+    parser.add_argument("--processes", type=int, help="sharing the runs; by default one a core for small networks")
     parser.add_argument("--train-only", action="store_true", help="print and write no results: another process does")
 
 
