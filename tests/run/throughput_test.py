@@ -1,6 +1,7 @@
 """Images/s: of the last seconds of training, whatever comes between."""
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 
@@ -74,11 +75,14 @@ def test_the_speed_is_that_of_the_last_seconds(throughput: Throughput, clock: Cl
     assert len(throughput._done) < 30  # what is older is forgotten
 
 
-def test_the_fraction_of_waiting(throughput: Throughput, clock: Clock) -> None:
-    def slow() -> itertools.count[int]:
-        return itertools.count()
+def test_the_fraction_of_the_time_spent_waiting(throughput: Throughput, clock: Clock) -> None:
+    def batches() -> Iterator[int]:
+        while True:
+            clock.now += 1.0
+            yield BATCH
 
-    batches = throughput.timed(slow())
     throughput.restart()
-    next(batches)
-    assert throughput.measured()["input_share"] == 0
+    for images in itertools.islice(throughput.timed(batches()), 5):
+        throughput.add(images, ())
+        clock.now += 3.0
+    assert throughput.measured()["input_share"] == pytest.approx(0.25)
