@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         "speed": f"{images_per_second:,.1f} images/s",
         "arithmetic": f"{flops / 1e9:,.3g} GFLOP an image, {images_per_second * flops / 1e9:,.1f} GFLOP/s",
         "matrix products": f"{matmul_rate / 1e9:,.1f} GFLOP/s in {config.model.compute_dtype}, large ones alone",
-        "fraction of these": f"{peak_share:.0%}{tiles}",
+        "fraction of it": f"{peak_share:.0%}{tiles}",
         "memory traffic": f"{memory_rate / 1e9:,.1f} GB/s; "
         f"the optimizer takes at least {optimizer_share:.0%} of a step",
         "peak memory": f"{(of_device or of_process) / 1e9:.2f} GB of {'a device' if of_device else 'the process'}",
