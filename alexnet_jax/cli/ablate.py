@@ -159,4 +159,4 @@ def _show(table: str, rows: Sequence[Ablation], results: Results, baseline: Sequ
     seeds = ", ".join(str(trial.config.seed) for trial in baseline)
     console.show(f"Ours: test top-1 error on {_data(baseline)}; {network}; seeds {seeds}, mean ± standard deviation.")
     if table == "paper":
-        console.show("The paper's and its source's: ImageNet, 90 epochs, top-1 / top-5; + is worse than with the idea.")
+        console.show("Paper and source: ImageNet, 90 epochs, top-1 / top-5; + means worse than with the idea.")
