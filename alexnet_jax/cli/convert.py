@@ -1,4 +1,4 @@
-"""`python -m alexnet_jax convert`: makes a run of weights of torchvision or Caffe, or such weights of a run."""
+"""`python -m alexnet_jax convert`: converts weights of torchvision or Caffe to a run, or a run to such weights."""
 
 import argparse
 from pathlib import Path

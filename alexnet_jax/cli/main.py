@@ -21,7 +21,7 @@ COMMANDS = {
     "evaluate": "the error of a run on one of its splits, image by image",
     "predict": "the likeliest classes of your images",
     "report": "one page on a run: curves, kernels, predictions, mistakes, neighbours, timing, config",
-    "convert": "makes a run of weights of torchvision or Caffe, and such weights of a run",
+    "convert": "converts weights of torchvision or Caffe to a run, or a run to such weights",
     "export": "a trained network as one file for other programs, checked against the network",
 }
 
