@@ -34,6 +34,7 @@ def test_nothing_regularises(network: str) -> None:
     assert (config.data.cropping, config.optimizer.schedule) == ("centre", "constant")
 
 
+@pytest.mark.slow
 def test_a_run_ends_once_training_errors_are_rare_enough(
     tmp_path: Path, make_config: Callable[..., ConfigDict]
 ) -> None:

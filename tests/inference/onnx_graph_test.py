@@ -22,8 +22,9 @@ from tests.helpers.random_run import CLASSES, random_run
 SAME = ("run170", "caffenet", "modern", "single_tower", "cifar_80sec", "cifar_19pct")
 """Presets of which another has all layers and all conventions."""
 
-NETWORKS: list[tuple[str, dict[str, Any]]] = [
-    *((preset, {}) for preset in PRESETS if preset not in SAME),
+NETWORKS: list[Any] = [
+    ("source", {}),
+    *(pytest.param(preset, {}, marks=pytest.mark.slow) for preset in PRESETS if preset not in (*SAME, "source")),
     *(("lenet", {"model.activation": name}) for name in (*ACTIVATIONS, "prelu")),
     *(("lenet", {"test_views": 2, "data.mean_form": form}) for form in ("channel", "image_centre", "image_crop")),
     ("small", {"test_views": 10, "data.mean_form": "image_crop"}),

@@ -82,6 +82,7 @@ def test_the_figures_alone(finished: Path, tmp_path: Path, capsys: pytest.Captur
     assert len(capsys.readouterr().out.splitlines()) == len(FIGURES)
 
 
+@pytest.mark.slow
 def test_a_run_without_its_end(run_folder: Path) -> None:
     metrics = run_folder / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)

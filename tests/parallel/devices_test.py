@@ -59,7 +59,11 @@ def losses(devices: int, choices: str, rate: float, steps: int) -> list[float]:
 # Batch normalisation over 16 noise images is chaotic: at a rate of 0.01 any rounding grows tenfold a step.
 @pytest.mark.parametrize(
     ("choices", "rate"),
-    [("source,smoke", 0.01), ("lenet,smoke", 0.01), pytest.param("bn,smoke", 1e-6, marks=pytest.mark.slow)],
+    [
+        ("source,smoke", 0.01),
+        pytest.param("lenet,smoke", 0.01, marks=pytest.mark.slow),
+        pytest.param("bn,smoke", 1e-6, marks=pytest.mark.slow),
+    ],
 )
 def test_losses_over_20_steps(choices: str, rate: float) -> None:
     one, two = losses(1, choices, rate, 20), losses(2, choices, rate, 20)

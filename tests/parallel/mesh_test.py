@@ -23,7 +23,7 @@ def source_alone() -> dict[str, np.ndarray]:
     return outcome(data_parallel(1), "source,smoke", 20)
 
 
-@pytest.mark.parametrize(("devices", "towers"), [(2, 1), (2, 2)])
+@pytest.mark.parametrize(("devices", "towers"), [pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)])
 def test_the_scheme_of_2012_on_two_devices(devices: int, towers: int, source_alone: dict[str, np.ndarray]) -> None:
     mesh = mesh_parallel(devices, towers, thin("source,smoke")[1])
     errors = largest_errors(source_alone, outcome(mesh, "source,smoke", 20))
@@ -39,7 +39,7 @@ def test_the_scheme_of_2012_on_two_devices(devices: int, towers: int, source_alo
         ),  # fully connected layers alone divided, images put together for them
         # Batch normalisation of such a layer. The rounding of its averages, 5e-5 between one device and two in either
         # way, grows tenfold a step.
-        ("bn,smoke", 2, 2),
+        pytest.param("bn,smoke", 2, 2, marks=pytest.mark.slow),
     ],
 )
 def test_other_networks_on_two_devices(choices: str, steps: int, devices: int) -> None:
