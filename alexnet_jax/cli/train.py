@@ -1,4 +1,4 @@
-"""`alexnet train --config=FILE:CHOICES`: trains a network, as `python main.py --config=FILE:CHOICES` does."""
+"""`alexnet train --config=FILE:CHOICES`: trains a network, or continues a run; main.py does the same."""
 
 import functools
 import re

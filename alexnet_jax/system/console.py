@@ -153,7 +153,7 @@ def step_progress(total_steps: int, step: int) -> contextlib.AbstractContextMana
 def work_progress(what: str, total: int, finished: int = 0, is_counted: bool = False) -> Iterator[ProgressBar]:
     """Shows progress and the time left while the context lasts: as a bar, or as lines where there is no terminal."""
     count = MofNCompleteColumn() if is_counted else TaskProgressColumn()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(None), count, _Rest())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(None), count, _Rest(Column(no_wrap=True)))
     is_off = _console.quiet or not draws_bars()
     with Progress(*columns, console=_console, transient=True, disable=is_off) as progress:
         yield ProgressBar(progress, progress.add_task(what, total=total, completed=finished, rest=""), is_counted)

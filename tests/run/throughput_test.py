@@ -40,7 +40,7 @@ def train(throughput: Throughput, clock: Clock, steps: int, seconds: float = STE
 
 
 def test_the_seconds_of_the_compilation_are_told_and_not_counted(
-    throughput: Throughput, clock: Clock, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str], throughput: Throughput, clock: Clock
 ) -> None:
     assert capsys.readouterr().out == "compiled the training step in 17.0 s\n"
     assert throughput.recent() == 0

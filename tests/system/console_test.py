@@ -5,11 +5,11 @@ import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from alexnet_jax.system import console
 from tests.conftest import REPOSITORY
@@ -155,7 +155,11 @@ def test_a_terminal_gets_a_bar_that_fits(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_seconds_are_counted_until_there_is_a_speed() -> None:
-    task: Any = SimpleNamespace(fields={"rest": ""}, elapsed=17.3)
+    clock = Clock()
+    progress = Progress(get_time=clock.monotonic)
+    progress.add_task("compiling", rest="")
+    clock.now = 17.3
+    (task,) = progress.tasks
     assert str(console._Rest().render(task)) == "17 s"
     task.fields["rest"] = "506 images/s"
     assert str(console._Rest().render(task)) == "506 images/s"
