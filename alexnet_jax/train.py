@@ -91,7 +91,7 @@ class Run:
         self.progress = Progress()
         self.learning_rates = experiment.make_learning_rates()
         self.throughput = Throughput()
-        self.measured = self.throughput.measured()
+        self.measured, self.images_per_second = self.throughput.measured(), 0.0
         self.rates = self.learning_rates.at(0.0)
         self.rates_of_state: Any = None
         self.agreed_to_stop = False
@@ -192,8 +192,8 @@ class Run:
         if step % self.config.log_every_steps == 0:
             learning_rate = self.learning_rates.of_kernels(self.plan.epoch(position - self.plan.batch_size))
             self.writer.write("step", position, {"loss": loss, "learning_rate": learning_rate})
-        images_per_second = self.throughput.measured()["images_per_second"]
-        self.bar.update(step, f"epoch {self._epoch(position)}  loss {loss:.3f}", images_per_second)
+        self.images_per_second = self.throughput.recent()
+        self.bar.update(step, f"epoch {self._epoch(position)}  loss {loss:.3f}", self.images_per_second)
 
     def _pause(self) -> None:
         """Catches up with the devices and does what is due: stop, evaluate and save, or just save."""
@@ -228,7 +228,7 @@ class Run:
         old, self.rates = self.rates.kernels, self.learning_rates.at(self.plan.epoch(self.position))
         if self.rates.drop:
             new = self.rates.kernels
-            console.show(f"  learning rate {old:.3g} -> {new:.3g}: {self.rates.drop}", style="bold")
+            display.show_drop(old, new, self.rates.drop)
             values = {"learning_rate_before": old, "learning_rate": new, "reason": self.rates.drop}
             self.writer.write("division", self.position, values)
         if self.rates.by_parameter != self.rates_of_state:
@@ -256,7 +256,7 @@ class Run:
         }
         self.writer.write("epoch", self.position, record)
         self.writer.write_timing(self.position, {"evaluate_seconds": time.monotonic() - began})
-        display.show_epoch(record, self.config.optimizer.patience, self.measured)
+        display.show_epoch(record, self.config.optimizer, self.images_per_second, self.measured["input_share"])
         if progress.best_top1_error is None or validation["top1_error"] < progress.best_top1_error:
             progress.best_top1_error, progress.best_examples_seen = validation["top1_error"], self.position
         progress.totals, progress.ids_sha256, progress.evaluated_at = {}, "", self.position
@@ -280,6 +280,7 @@ class Run:
         params = averaged_params(self.state.opt_state, self.state.params)
         for totals_so_far in evaluate(params, self.state.batch_stats, split):
             self.watchdog.progress(f"the evaluation at epoch {self._epoch(self.position)}")
+            self.bar.describe(f"evaluating {split}")
             if hosts.any_of_them(self.stop.received is not None):
                 self._save_and_exit()
             totals = totals_so_far

@@ -36,7 +36,7 @@ def test_a_run_leaves_its_record_and_is_evaluated_from_its_folder(
     config = make_config(max_steps=0, epochs=3.0)
     result = train_and_evaluate(config, tmp_path, command=["main.py", "--config=c.py"])
     shown = capsys.readouterr().out
-    for part in ("fc5", "MACs an image", "epoch   3.00", "test error: top-1", "python main.py --config=c.py"):
+    for part in ("fc5", "MACs an image", "epoch  3.00", "test error: top-1", "python main.py --config=c.py"):
         assert part in shown
 
     metrics = read_metrics(tmp_path)

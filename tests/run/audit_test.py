@@ -103,7 +103,7 @@ def test_a_planted_fault_is_found(
         run(tmp_path, make_config, epochs=3.0)
     with pytest.raises(AuditFailedError, match=r"2 of 3 .* 104 to 208"):
         program.main([str(tmp_path)])
-    assert capsys.readouterr().out.count("NOT those that stand there") == 2  # all after it are shifted
+    assert capsys.readouterr().out.count("MISMATCH with the expected order") == 2  # all after it are shifted
 
 
 def test_a_resume_from_the_wrong_place_is_found(tmp_path: Path, make_config: MakeConfig) -> None:
