@@ -20,7 +20,7 @@ COMMANDS = {
     "audit": "proof that a run used every image once an epoch",
     "evaluate": "the error of a run on one of its splits, image by image",
     "predict": "what a network takes your images for",
-    "report": "one page on a run: curves, kernels, answers, mistakes, neighbours, timing, config",
+    "report": "one page on a run: curves, kernels, predictions, mistakes, neighbours, timing, config",
     "convert": "weights of torchvision or Caffe become a run, and a run such weights",
     "export": "a trained network as one file for other programs, checked against the network",
 }

@@ -17,7 +17,7 @@ from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.system import console
 
 Answer = dict[str, Any]
-"""file, and guesses: class, label and probability of each, the likeliest first."""
+"""file, and predictions: class, label and probability of each, the most probable first."""
 
 
 def main(argv: list[str]) -> None:
@@ -26,8 +26,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("images", nargs="+", help="image files, folders of them, or - for one from standard input")
     parser.add_argument("--top", type=int, default=5, help="classes that are named, 5 by default")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="an object a line: file, guesses")
-    form.add_argument("--csv", action="store_true", help="a row a guess: file, rank, class, label, probability")
+    form.add_argument("--json", action="store_true", help="one object a line: file, predictions")
+    form.add_argument("--csv", action="store_true", help="one row a prediction: file, rank, class, label, probability")
     options = parser.parse_args(argv)
     if options.top < 1:
         raise UserError(f"--top={options.top}: at least 1")
@@ -62,25 +62,25 @@ def _answers(
     """A batch at a time; names those that cannot be read on standard error and adds them to `unreadable`."""
     most = run.config.eval_batch_size
     for first in range(0, len(files), most):
-        squares: list[np.ndarray] = []
+        images: list[np.ndarray] = []
         readable: list[str] = []
         for file in files[first : first + most]:
             try:
-                squares.append(run.square(sys.stdin.buffer.read() if file == "-" else file))
+                images.append(run.resize(sys.stdin.buffer.read() if file == "-" else file))
                 readable.append(file)
             except UserError as error:
                 print(f"skipped: {error}", file=sys.stderr)
                 unreadable.append(file)
-        if squares:
-            probabilities = run.predict(np.stack(squares), views)
+        if images:
+            probabilities = run.predict(np.stack(images), views)
             if not np.isfinite(probabilities).all():
                 raise UserError(f"{run.path}: the network answers NaN; its weights are no good")
             for file, of_image in zip(readable, probabilities, strict=True):
-                yield {"file": file, "guesses": guesses(run, of_image, top)}
+                yield {"file": file, "predictions": top_predictions(run, of_image, top)}
 
 
-def guesses(run: TrainedRun, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
-    """The likeliest classes of an image, of equal ones the lower first."""
+def top_predictions(run: TrainedRun, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
+    """The `top` most probable classes of one image; of equally probable ones the lower label comes first."""
     order = np.argsort(-probabilities, kind="stable")[:top].tolist()
     return [{"class": run.outputs[k], "label": k, "probability": float(probabilities[k])} for k in order]
 
@@ -88,10 +88,10 @@ def guesses(run: TrainedRun, probabilities: np.ndarray, top: int) -> list[dict[s
 def _show_tables(answers: Iterator[Answer]) -> None:
     for answer in answers:
         console.show(answer["file"], style="bold")
-        width = max(len(guess["class"]) for guess in answer["guesses"])
-        for guess in answer["guesses"]:
-            bar = "█" * round(30 * guess["probability"])
-            console.show(f"  {guess['class']:<{width}}  {guess['probability']:>6.1%}  {bar}".rstrip())
+        width = max(len(prediction["class"]) for prediction in answer["predictions"])
+        for prediction in answer["predictions"]:
+            bar = "█" * round(30 * prediction["probability"])
+            console.show(f"  {prediction['class']:<{width}}  {prediction['probability']:>6.1%}  {bar}".rstrip())
 
 
 def _show_json(answers: Iterator[Answer]) -> None:
@@ -103,5 +103,6 @@ def _show_csv(answers: Iterator[Answer]) -> None:
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["file", "rank", "class", "label", "probability"])
     for answer in answers:
-        for rank, guess in enumerate(answer["guesses"], start=1):
-            table.writerow([answer["file"], rank, guess["class"], guess["label"], f"{guess['probability']:.6g}"])
+        for rank, prediction in enumerate(answer["predictions"], start=1):
+            row = [prediction["class"], prediction["label"], f"{prediction['probability']:.6g}"]
+            table.writerow([answer["file"], rank, *row])
