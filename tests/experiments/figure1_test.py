@@ -70,17 +70,17 @@ def test_a_run_that_was_interrupted_ends_at_the_same_training_error(
 
 
 def test_the_best_rate_has_the_lowest_loss_and_one_that_diverged_is_never_best() -> None:
-    assert figure1.best_rate({0.1: math.inf, 0.01: 1.5, 0.001: 1.2}, "relu") == 0.001
+    assert figure1.best_learning_rate({0.1: math.inf, 0.01: 1.5, 0.001: 1.2}, "relu") == 0.001
     with pytest.raises(UserError, match="relu"):
-        figure1.best_rate({0.1: math.inf}, "relu")
+        figure1.best_learning_rate({0.1: math.inf}, "relu")
 
 
 def test_the_ratio_to_the_last_error_of_tanh_by_hand() -> None:
     relu = [0.6, 0.4, 0.3]
-    assert figure1.ratio_at_the_last(relu, [0.8] * 6 + [0.5]) == pytest.approx(7 / 1.5)
-    assert figure1.ratio_at_the_last(relu, [0.8, 0.3]) == pytest.approx(2 / 3)
-    assert figure1.ratio_at_the_last(relu, [0.8, 0.7, 0.6]) == 3
-    assert figure1.ratio_at_the_last(relu, [0.2]) is None
+    assert figure1.ratio_at_last_error(relu, [0.8] * 6 + [0.5]) == pytest.approx(7 / 1.5)
+    assert figure1.ratio_at_last_error(relu, [0.8, 0.3]) == pytest.approx(2 / 3)
+    assert figure1.ratio_at_last_error(relu, [0.8, 0.7, 0.6]) == 3
+    assert figure1.ratio_at_last_error(relu, [0.2]) is None
 
 
 def test_epochs_to_the_bound() -> None:

@@ -55,5 +55,5 @@ def test_rates_of_the_devices(dtype: object, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(step_timing, "MATRIX_SIDE_ON_CPU", 64)
     monkeypatch.setattr(step_timing, "VECTOR_LENGTH", 1024)
     devices = data_parallel(2)
-    assert step_timing.matmul_rate(devices, dtype) > 0
-    assert step_timing.memory_rate(devices) > 0
+    assert step_timing.matmul_flops(devices, dtype) > 0
+    assert step_timing.memory_bandwidth(devices) > 0

@@ -32,8 +32,8 @@ def finish(setting: Setting, error: float = 0.5) -> None:
     setting.add(error, error + 0.1)
 
 
-def failed(failure: str, is_its_fault: bool) -> Outcome:
-    return Outcome(Trial(ConfigDict(), Path("run"), []), [], None, failure, is_its_fault)
+def failed(failure: str, cannot_train: bool) -> Outcome:
+    return Outcome(Trial(ConfigDict(), Path("run"), []), [], None, failure, cannot_train)
 
 
 def die(study: Study, done_before: int = 0) -> Setting:
@@ -135,7 +135,7 @@ def test_failures_are_recorded_and_come_last(tmp_path: Path) -> None:
         if setting.folder > 1:
             return finish(setting, 0.9)
         setting.report(1, 0.01)
-        return failed("the loss is nan", is_its_fault=setting.folder == 0)
+        return failed("the loss is nan", cannot_train=setting.folder == 0)
 
     with opened(tmp_path, SweepPlan(RANGES, "random", 3)) as study:
         study.optimize(train)
@@ -158,7 +158,7 @@ def test_what_is_worse_than_the_median_is_pruned(tmp_path: Path) -> None:
             setting.report(1, error)
         except TrialStoppedError as stopped:
             assert setting.folder == 5
-            return failed(str(stopped), is_its_fault=False)
+            return failed(str(stopped), cannot_train=False)
         return finish(setting, error)
 
     with opened(tmp_path, dataclasses.replace(GRID, pruner="median")) as study:
