@@ -51,7 +51,7 @@ class Diagnosis:
 
     def table(self) -> str:
         """The layer statistics as a table of text, one row per layer."""
-        header = ("layer", "kernel std", "kernel/He std", "bias", "output std", "dead", "gradient/kernel", "change/kernel")
+        header = ("layer", "kernel std", "kernel/He", "bias", "output std", "dead", "gradient/kernel", "change/kernel")
         rows: list[tuple[str, ...]] = [header]
         for layer in self.layers:
             scales = (f"{number:.2g}" for number in (layer.kernel_std, layer.he_ratio, layer.bias, layer.output_std))
@@ -157,8 +157,8 @@ def _dead_units(measured: Measurements) -> Iterator[Finding]:
     if first.dead >= DEAD:
         yield Finding(
             "biases" if first.bias < -first.product_rms else "dead units",
-            f"{first.dead:.0%} of the units of {first.name} are dead from the start (0 for all images); its biases start "
-            f"at {first.bias:.2g}, the products of inputs and kernel are about {first.product_rms:.2g}",
+            f"{first.dead:.0%} of the units of {first.name} are dead from the start (0 for all images); its biases "
+            f"start at {first.bias:.2g}, the products of inputs and kernel are about {first.product_rms:.2g}",
             "a preset whose biases do not start below 0 (config.model.preset=caffe or bn), or leaky_relu as "
             "config.model.activation",
         )
@@ -205,8 +205,9 @@ def _weaker_signs(measured: Measurements) -> Iterator[Finding]:
     if probe is not None and probe.p_value >= 1e-3:
         yield Finding(
             "labels",
-            f"they seem unrelated to the images: a linear classifier of thumbnails is right for {probe.accuracy:.1%} of "
-            f"{probe.images} new images, {probe.chance:.1%} is chance level (p={probe.p_value:.2g})",
+            f"they seem unrelated to the images: a linear classifier of thumbnails is right "
+            f"for {probe.accuracy:.1%} of {probe.images} new images, chance level is {probe.chance:.1%} "
+            f"(p={probe.p_value:.2g})",
             "to compare some training images with their labels: were they shuffled separately?",
         )
     if losses.highest >= 3 * max(losses.chance, losses.first) or measured.furthest >= 30:

@@ -39,7 +39,7 @@ class StartWatch:
         self._recent: deque[float] = deque(maxlen=self._window)
 
     def is_stuck(self, step: int, loss: float) -> bool:
-        """Adds the loss of a step; returns whether the run is stuck: `after` steps have passed and it has not started."""
+        """Adds the loss of a step; returns whether the run is stuck: not started after `after` steps."""
         if self.started_at is not None:
             return False
         self.first = loss if math.isnan(self.first) else self.first

@@ -165,13 +165,13 @@ def test_each_reference_is_its_own_preset(preset: str, unlike: set[str]) -> None
         (
             "caffe",
             {"batch_size": 512, "optimizer.batch_scaling": "linear"},
-            "first rate",
+            "initial learning rate",
             "0.04 (linear: 0.01 for 128)",
         ),
         ("owt", {}, "dropout", "0.5 after conv5, fc6; outputs scaled in training"),
         ("owt", {}, "windows", "11 x 11 every 4, 5 x 5, 3 x 3, 3 x 3, 3 x 3 (padding 2, 2, 1, 1, 1)"),
         ("run170", {}, "schedule", "down to 1 / 250 in 4 equal steps"),
-        ("run170", {}, "rate of biases", "2 times that of kernels, divided by 10 at half-time"),
+        ("run170", {}, "learning rate of biases", "2 times that of kernels, divided by 10 halfway"),
         ("modern", {}, "targets", "labels smoothed by 0.1, images mixed by Beta(0.2)"),
     ],
 )
@@ -219,7 +219,7 @@ paper_note = "roughly"
 
 def test_an_entry_is_read() -> None:
     (decision,) = read_decisions(ENTRY)
-    assert decision.text("paper") == "90 epochs (roughly)" and decision.text("caffe") == "not told"
+    assert decision.text("paper") == "90 epochs (roughly)" and decision.text("caffe") == "not stated"
     assert decision.cost == "not measured"
 
 

@@ -112,7 +112,7 @@ def test_lost_process_ends_the_others(tmp_path: Path, prepared_dir: str) -> None
     try:
         killed = start_endless(tmp_path / "2", prepared_dir)
         killed[1].kill()
-        assert_ended_in_words(killed, "another process of this run has ended, see its own message (Gloo ")
+        assert_ended_in_words(killed, "another process of this run has ended; see its message (Gloo ")
         hanging[0].wait(2 * seconds)
     finally:
         hanging[1].kill()
@@ -131,7 +131,7 @@ def test_other_settings_are_refused(tmp_path: Path, prepared_dir: str) -> None:
     results = finish(start(2, tmp_path / "run", prepared_dir, own={1: ["--config.seed=1"]}))
     for number, (status, _, errors) in enumerate(results):
         assert status == 2, results
-        expected = "process 1 has other settings than process 0; give all the same"
+        expected = "process 1 has other settings than process 0; give all processes the same"
         assert errors == f"error: process {number}: {expected}\n"
     assert not (tmp_path / "run").exists()
 
@@ -145,7 +145,7 @@ def test_error_of_one_ends_all(tmp_path: Path, prepared_dir: str) -> None:
     assert results[1][2].startswith(f"error: process 1: {file}") and results[1][2].count("\n") == 1
     for number in (0, 2):
         assert results[number][2] == (
-            f"error: process {number}: another process of this run could not go on; its own message says why\n"
+            f"error: process {number}: another process of this run has failed; see its message\n"
         )
 
 
@@ -155,8 +155,8 @@ def test_nobody_to_join_is_one_line(tmp_path: Path, prepared_dir: str) -> None:
     with socket.create_server(("", 0)) as server:
         used = server.getsockname()[1]
         cases = {
-            "not all processes have met there within 3 s": joining(1, 2, free_port()),
-            "process 0 cannot listen at this port (Address already in use); try another": joining(0, 2, used),
+            "not all processes have joined within 3 s": joining(1, 2, free_port()),
+            "process 0 cannot listen on this port (Address already in use); try another": joining(0, 2, used),
             "Outside a cluster that JAX knows, give": ["--config.parallel.coordinator=auto"],
         }
         processes = [start(1, tmp_path, prepared_dir, timeout, *flags)[0] for flags in cases.values()]
@@ -187,7 +187,7 @@ def test_one_process_asks_nobody() -> None:
     tree = {"kernel": object()}
     assert hosts.from_main(lambda: (tree, "data")) == (tree, "data")
     assert hosts.on_main(lambda: tree) is tree
-    assert hosts.any_of_them(True) and not hosts.any_of_them(False)
+    assert hosts.any_process(True) and not hosts.any_process(False)
     with pytest.raises(UserError, match="bad"), hosts.together():
         raise UserError("bad")
 
