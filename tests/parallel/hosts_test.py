@@ -157,7 +157,7 @@ def test_nobody_to_join_is_one_line(tmp_path: Path, prepared_dir: str) -> None:
         cases = {
             "not all processes have joined within 3 s": joining(1, 2, free_port()),
             "process 0 cannot listen on this port (Address already in use); try another": joining(0, 2, used),
-            "Outside a cluster that JAX knows, give": ["--config.parallel.coordinator=auto"],
+            "Outside a cluster that JAX detects, give": ["--config.parallel.coordinator=auto"],
         }
         processes = [start(1, tmp_path, prepared_dir, timeout, *flags)[0] for flags in cases.values()]
         results = finish(processes)
