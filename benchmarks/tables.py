@@ -53,7 +53,7 @@ def _ablations(results: dict[str, Any]) -> Iterator[str]:
 
 
 def _figure1(results: dict[str, Any]) -> Iterator[str]:
-    yield "| network | activation | best rate | epochs to 25 % error | tanh : ReLU | to tanh's last error |"
+    yield "| network | activation | best learning rate | epochs to 25 % error | tanh : ReLU | to tanh's last error |"
     yield "|---|---|--:|--:|--:|--:|"
     for network, of_network in results.items():
         ratios = of_network["ratios_at_the_last_error_of_tanh"]

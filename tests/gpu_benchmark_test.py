@@ -1,4 +1,4 @@
-"""The GPU's benchmark runs to its end on a CPU; what it would measure on a GPU no test knows."""
+"""The GPU benchmark completes on a CPU; its measurements on a GPU are not tested."""
 
 import os
 import subprocess

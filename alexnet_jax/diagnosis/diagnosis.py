@@ -221,9 +221,9 @@ def _weaker_signs(measured: Measurements) -> Iterator[Finding]:
 
 
 def _learning_rate_too_high(measured: Measurements, evidence: str) -> Finding:
-    rate = measured.learning_rate
-    remedy = f"config.optimizer.learning_rate={rate / 10:.2g}"
-    return Finding("learning rate", f"too high at {rate:.2g}: {evidence}", remedy)
+    learning_rate = measured.learning_rate
+    remedy = f"config.optimizer.learning_rate={learning_rate / 10:.2g}"
+    return Finding("learning rate", f"too high at {learning_rate:.2g}: {evidence}", remedy)
 
 
 def _initialisation(measured: Measurements, evidence: str = "") -> Finding:
@@ -239,6 +239,6 @@ def _initialisation(measured: Measurements, evidence: str = "") -> Finding:
 
 def _nothing_found(measured: Measurements) -> Finding:
     evidence = "inputs, labels, kernels, biases, units and gradients look normal"
-    rates = " or ".join(f"{factor * measured.learning_rate:.2g}" for factor in (0.1, 10))
+    values = " or ".join(f"{factor * measured.learning_rate:.2g}" for factor in (0.1, 10))
     others = "another config.seed, or config.model.preset=bn"
-    return Finding("unknown", evidence, f"config.optimizer.learning_rate={rates}, {others}")
+    return Finding("unknown", evidence, f"config.optimizer.learning_rate={values}, {others}")

@@ -56,15 +56,15 @@ class Race:
 
 def best_learning_rate(losses: Mapping[float, float], who: str) -> float:
     """The learning rate with the lowest loss. Raises UserError, naming `who`, if all losses are infinite."""
-    best = min(losses, key=lambda rate: losses[rate])
+    best = min(losses, key=lambda learning_rate: losses[learning_rate])
     if math.isinf(losses[best]):
         raise UserError(f"{who} diverged at every learning rate of --rates; give smaller ones")
     return best
 
 
-def is_at_the_edge(losses: Mapping[float, float], rate: float) -> bool:
+def is_at_the_edge(losses: Mapping[float, float], learning_rate: float) -> bool:
     """Whether the learning rate is the smallest or largest of those tried, so that one beyond it may be better."""
-    return len(losses) > 1 and rate in (min(losses), max(losses))
+    return len(losses) > 1 and learning_rate in (min(losses), max(losses))
 
 
 def epochs_to(errors: Sequence[float], bound: float) -> int | None:

@@ -78,8 +78,8 @@ def export_run(run: TrainedRun, kind: Format, path: Path) -> float:
                 difference = _largest_difference(_in_float32(run), kind.load(unchecked))
             if not difference <= kind.limit:  # NaN too
                 raise ExportFailedError(
-                    f"{path} is not written: its probabilities differ from the network's by up to {difference:.1e}, "
-                    f"more than the allowed {kind.limit:.0e}"
+                    f"{path} is not written: it would differ from the network by {difference:.1e} in a probability, "
+                    f"more than {kind.limit:.0e}"
                 )
             unchecked.replace(path)
     return difference

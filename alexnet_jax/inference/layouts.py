@@ -130,7 +130,7 @@ def _names(layout: str, model: AlexNet) -> Iterator[tuple[str, str]]:
 
 
 def _check(layout: str, model: AlexNet) -> None:
-    """Raises UserError for operations of the network that the layout has no place for."""
+    """Raises UserError for operations of the network that the layout cannot express."""
     check_choice("--layout", layout, LAYOUTS)
     kinds, then = {layer.kind for layer in model.layers}, {name for layer in model.layers for name in layer.then}
     operations = {

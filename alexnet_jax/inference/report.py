@@ -152,11 +152,12 @@ def _training(records: Records) -> Iterator[Part]:
         return
     size, drops = records["start"][0]["train_examples"], records["division"]
     losses = [(record["examples_seen"] / size, record["loss"]) for record in records["step"]]
-    rates = [(record["examples_seen"] / size, record["learning_rate"]) for record in drops]
-    data = records["epoch"], losses, rates, records["test"][-1] if records["test"] else {}
-    text = "Errors and losses after each epoch. Dashed lines mark learning-rate drops, labelled with the new rate."
+    learning_rates = [(record["examples_seen"] / size, record["learning_rate"]) for record in drops]
+    data = records["epoch"], losses, learning_rates, records["test"][-1] if records["test"] else {}
+    text = "Errors and losses after each epoch. Dashed lines mark learning-rate drops, labelled with the new value."
     yield Figure("curves", text, report_figures.curves, data)
-    rows = [[f"{epoch:.2f}", f"{rate:.3g}", drop["reason"]] for (epoch, rate), drop in zip(rates, drops, strict=True)]
+    pairs = zip(learning_rates, drops, strict=True)
+    rows = [[f"{epoch:.2f}", f"{learning_rate:.3g}", drop["reason"]] for (epoch, learning_rate), drop in pairs]
     if rows:
         yield report_page.table(["epoch", "learning rate", "reason"], rows, numbers=(0, 1))
 

@@ -48,7 +48,7 @@ def curves(
     figure: Any,
     epochs: Sequence[Mapping[str, Any]],
     losses: Sequence[tuple[float, float]],
-    rates: Sequence[tuple[float, float]],
+    learning_rates: Sequence[tuple[float, float]],
     test_errors: Mapping[str, Any],
 ) -> None:
     """Draws errors and losses against epochs, with a vertical line at each learning-rate drop.
@@ -57,7 +57,7 @@ def curves(
       figure: the figure to draw on.
       epochs: the records of kind "epoch" in metrics.jsonl.
       losses: (epoch, loss) of single training steps.
-      rates: (epoch, new learning rate) of each drop.
+      learning_rates: (epoch, new learning rate) of each drop.
       test_errors: top1_error and top5_error of the final test, in [0, 1]; empty without one.
     """
     figure.set_size_inches(8, 6)
@@ -81,10 +81,11 @@ def curves(
         if value is not None and positions:
             label = f"test {name[:3]}-{name[3]}"
             errors.plot(positions[-1], 100 * value, marker, color=WRONG, markersize=9, label=label)
-    for epoch, rate in rates:
+    for epoch, learning_rate in learning_rates:
         for panel in (errors, loss):
             panel.axvline(epoch, color=MARK, linewidth=0.9, linestyle="--")
-        errors.annotate(f"{rate:.2g}", (epoch, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
+        text, above = f"{learning_rate:.2g}", (epoch, 1.01)
+        errors.annotate(text, above, xycoords=("data", "axes fraction"), ha="center", fontsize=8)
     errors.set(ylabel="error, %", ylim=(0, None))
     loss.set(ylabel="loss, nats", xlabel="epochs", ylim=(0, None))
     for panel in (errors, loss):

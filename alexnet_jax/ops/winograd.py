@@ -68,12 +68,12 @@ def _unit_conv(x: NHWC, kernel: Kernel, padding: Padding, groups: int) -> NHWC:
     """A convolution of stride 1 by Winograd's algorithm."""
     size = kernel.shape[0]
     extents = (x.shape[1] + sum(padding[0]) - size + 1, x.shape[2] + sum(padding[1]) - size + 1)
-    to_outputs, of_kernel, of_pixels = winograd(OUTPUTS, size)
-    kernels = _on_both_sides(of_kernel, _split_groups(kernel, groups))
+    output_matrix, kernel_matrix, pixel_matrix = winograd(OUTPUTS, size)
+    kernels = _on_both_sides(kernel_matrix, _split_groups(kernel, groups))
 
     def conv_chunk(chunk: NHWC) -> NHWC:
-        products = _transform_tiles(chunk, of_pixels, padding, groups, extents) @ kernels
-        planes = _on_both_sides(to_outputs, products)
+        products = _transform_tiles(chunk, pixel_matrix, padding, groups, extents) @ kernels
+        planes = _on_both_sides(output_matrix, products)
         return _assemble(planes, extents).astype(x.dtype)
 
     return map_chunks(conv_chunk, _image_bytes(kernel, groups, extents), x)
@@ -101,18 +101,18 @@ _unit_conv.defvjp(_unit_conv_forward, _unit_conv_backward)
 
 def _kernel_gradient(x: NHWC, dy: NHWC, kernel: Kernel, padding: Padding, groups: int) -> Kernel:
     """The kernel's gradient: transposed tiles of x times tiles of dy, summed over chunks of the batch."""
-    to_outputs, of_kernel, of_pixels = winograd(OUTPUTS, kernel.shape[0])
+    output_matrix, kernel_matrix, pixel_matrix = winograd(OUTPUTS, kernel.shape[0])
     extents = dy.shape[1:3]
 
     def add(total: Array, chunk: tuple[NHWC, ...]) -> tuple[Array, None]:
-        tiles = _transform_tiles(chunk[0], of_pixels, padding, groups, extents)
-        d_tiles = _transform_tiles(chunk[1], _transposed(to_outputs), NO_PADDING, groups, extents)
+        tiles = _transform_tiles(chunk[0], pixel_matrix, padding, groups, extents)
+        d_tiles = _transform_tiles(chunk[1], _transposed(output_matrix), NO_PADDING, groups, extents)
         return total + jnp.swapaxes(tiles, -1, -2) @ d_tiles, None
 
-    size, channels, features = len(of_pixels), kernel.shape[2], kernel.shape[3]
+    size, channels, features = len(pixel_matrix), kernel.shape[2], kernel.shape[3]
     zero = jnp.zeros((size, size, groups, channels, features // groups), _sum_type(x))
     total, _ = lax.scan(add, zero, chunks(_image_bytes(kernel, groups, extents), x, dy))
-    gradient = _on_both_sides(_transposed(of_kernel), total)
+    gradient = _on_both_sides(_transposed(kernel_matrix), total)
     return gradient.transpose(1, 0, 3, 2, 4).reshape(kernel.shape).astype(kernel.dtype)
 
 
@@ -132,12 +132,12 @@ def winograd(outputs: int, taps: int) -> tuple[Matrix, Matrix, Matrix]:
     """
     at = POINTS[: outputs + taps - 2]
     others = [[q for q in at if q != p] for p in at]
-    to_outputs = [(*(p**power for p in at), float(power == outputs - 1)) for power in range(outputs)]
+    output_matrix = [(*(p**power for p in at), float(power == outputs - 1)) for power in range(outputs)]
     scales = [math.prod(p - q for q in rest) for p, rest in zip(at, others, strict=True)]
-    of_kernel = [tuple(p**power / scale for power in range(taps)) for p, scale in zip(at, scales, strict=True)]
-    of_kernel.append(tuple(float(power == taps - 1) for power in range(taps)))
-    of_pixels = [(*polyfromroots(rest).tolist(), 0.0) for rest in others] + [tuple(polyfromroots(at).tolist())]
-    return tuple(to_outputs), tuple(of_kernel), tuple(of_pixels)
+    kernel_matrix = [tuple(p**power / scale for power in range(taps)) for p, scale in zip(at, scales, strict=True)]
+    kernel_matrix.append(tuple(float(power == taps - 1) for power in range(taps)))
+    pixel_matrix = [(*polyfromroots(rest).tolist(), 0.0) for rest in others] + [tuple(polyfromroots(at).tolist())]
+    return tuple(output_matrix), tuple(kernel_matrix), tuple(pixel_matrix)
 
 
 def _materialized(*static_argnames: str) -> Callable[[Any], Any]:

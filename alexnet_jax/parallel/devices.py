@@ -278,8 +278,8 @@ def _choose(num_devices: int) -> list[jax.Device]:
     local = jax.local_devices()
     if num_devices > len(local):
         raise UserError(f"config.parallel.num_devices={num_devices}, but this machine has {len(local)}: {local}")
-    of_processes = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
-    return [device for devices in of_processes for device in devices[: num_devices or len(local)]]
+    by_process = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
+    return [device for devices in by_process for device in devices[: num_devices or len(local)]]
 
 
 def _put(array: Any, sharding: NamedSharding) -> jax.Array:

@@ -1,4 +1,4 @@
-"""When a run counts as started, and what a stuck one is said to suffer from."""
+"""When a run counts as started, and the diagnosis of a stuck one."""
 
 import dataclasses
 import math

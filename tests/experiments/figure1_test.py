@@ -1,4 +1,4 @@
-"""Figure 1: rates, races, the picture."""
+"""Figure 1: learning rates, epochs to the bound, the plot."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The work of a training step, counted by hand, and rates measured in small."""
+"""FLOPs of a training step against counts by hand, and the timings at a small size."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,7 @@ OTHERS = (
     + 4096 * 4096
     + 4096 * 1000
 )
-"""Multiply-accumulates of Caffe's layers: outputs times what one of them sees."""
+"""Multiply-accumulates of Caffe's layers: outputs times inputs of each."""
 
 
 def test_the_work_of_caffe() -> None:

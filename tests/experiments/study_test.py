@@ -1,4 +1,4 @@
-"""What many workers know of one sweep."""
+"""The study that several workers of a sweep share."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ def failed(failure: str, cannot_train: bool) -> Outcome:
 
 
 def die(study: Study, done_before: int = 0) -> Setting:
-    """The worker of a study finishes some settings and is then killed; returns the one that it was doing."""
+    """A worker finishes some settings and is then killed; returns the setting that it was trying."""
     begun = []
 
     def train(setting: Setting) -> None:
@@ -52,7 +52,7 @@ def die(study: Study, done_before: int = 0) -> Setting:
 
 
 def values_done(study: Study) -> list[Settings]:
-    """Does all settings that are left; their values, in order."""
+    """Tries all settings that are left, and returns their values in order."""
     values = []
 
     def train(setting: Setting) -> None:
@@ -261,7 +261,7 @@ def test_a_setting_is_locked_until_its_result_is_known(tmp_path: Path, monkeypat
     with opened(tmp_path, plan) as study, opened(tmp_path, plan) as other:
 
         def after_trial(*_: object) -> None:
-            """What Optuna calls once it has the result, before it says so to others."""
+            """Called by Optuna once it has the result, before other workers can see it."""
             assert not other._is_any_left() and other.standings()[0].state == "running"
             seen.append(True)
 

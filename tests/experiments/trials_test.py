@@ -1,4 +1,4 @@
-"""Runs of many configs, against runs by themselves."""
+"""Runs of several configs, compared with the same runs done separately."""
 
 import json
 import os

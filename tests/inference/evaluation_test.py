@@ -1,4 +1,4 @@
-"""A run's errors, image by image: what is written adds up to what is printed."""
+"""Evaluation of a run: the tables of predictions add up to the printed errors."""
 
 import csv
 import dataclasses
@@ -61,7 +61,7 @@ def test_rows_add_up_to_what_is_printed_and_recorded(
 
 
 def test_the_predictions_of_many_devices_stay_in_order(make_config: MakeConfig, tmp_path: Path) -> None:
-    """Two devices, a batch that does not divide the split: each row is still its image's own."""
+    """With two devices and a batch size that does not divide the split, each row still belongs to its image."""
     train_and_evaluate(make_config("digits,lenet,smoke"), tmp_path)
     run = load_run(tmp_path)
     assert len(jax.devices()) == 2

@@ -1,4 +1,4 @@
-"""What a trained network says of images, from its folder or file alone."""
+"""Predictions of a trained network that is loaded from its run folder or file."""
 
 import dataclasses
 import io
@@ -75,8 +75,8 @@ def test_predict_is_what_training_evaluates(run: TrainedRun) -> None:
 
     dataset = open_run_dataset(run)
     evaluation = evaluate(run, dataset, "test")
-    squares = read_images(dataset.splits["test"], np.arange(40))
-    probabilities = run.predict(squares)
+    images = read_images(dataset.splits["test"], np.arange(40))
+    probabilities = run.predict(images)
     np.testing.assert_array_equal(np.argsort(-probabilities, axis=1, kind="stable")[:, :5], evaluation.predicted[:40])
     np.testing.assert_allclose(
         np.take_along_axis(probabilities, evaluation.predicted[:40], axis=1), evaluation.probabilities[:40], rtol=1e-5

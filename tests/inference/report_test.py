@@ -1,4 +1,4 @@
-"""The page on a run, whatever became of it."""
+"""The HTML report on a run, finished or not."""
 
 import html
 import json
@@ -159,9 +159,9 @@ def test_neighbours_of_training_images_are_themselves(finished: Path) -> None:
 
 def test_activation_statistics_are_those_of_the_features(finished: Path) -> None:
     run = load_run(finished)
-    squares = read_images(open_run_dataset(run).splits["test"], np.arange(40))
-    for row in activation_statistics(run, squares):
-        features = run.features(squares, row.name)
+    images = read_images(open_run_dataset(run).splits["test"], np.arange(40))
+    for row in activation_statistics(run, images):
+        features = run.features(images, row.name)
         assert row.shape == features.shape[1:]
         assert row.mean == pytest.approx(features.mean(), rel=1e-4, abs=1e-5)
         assert row.std == pytest.approx(features.std(), rel=1e-4)

@@ -1,4 +1,4 @@
-"""The switches of the network, and its types."""
+"""The options of the network, and its types."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -58,7 +58,7 @@ def test_prelu_has_one_slope_a_layer_that_learns() -> None:
 
 @pytest.fixture
 def mixed_types() -> Iterator[None]:
-    """Arrays of two types meet in Flax's BatchNorm."""
+    """Flax's BatchNorm mixes arrays of two types."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 

@@ -1,4 +1,4 @@
-"""Processes that train together, on one machine: the run of one process, and an end in words whatever happens."""
+"""Several processes on one machine: the same run as one process, and every failure ends with a one-line message."""
 
 import signal
 import socket
@@ -21,14 +21,14 @@ STEPS = 17  # of two epochs of 101 images in batches of 12
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -> list[dict[str, Any]]:
-    """The record of the run of one process."""
+    """The records of a run of one process."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     train(1, workdir, prepared_dir)
     return read_metrics(workdir)
 
 
 def train(count: int, workdir: Path, prepared_dir: str, *changes: str, **settings: Any) -> str:
-    """Runs so many processes to their end and returns what they say, which process 0 alone does."""
+    """Runs some processes to their end and returns the output, which only process 0 prints."""
     results = finish(start(count, workdir, prepared_dir, *changes, **settings))
     assert [status for status, *_ in results] == [0] * count, results
     assert all(is_silent(out) and not errors for _, out, errors in results[1:]), results
@@ -40,7 +40,7 @@ def train(count: int, workdir: Path, prepared_dir: str, *changes: str, **setting
 
 
 def assert_same(record: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
-    """Losses may differ as sums of another order do; images, counts and rates may not."""
+    """Losses may differ by the order of summation; images, counts and learning rates may not."""
     assert len(record) == len(other)
     for entry, expected in zip(record, other, strict=True):
         losses = {key: pytest.approx(value, rel=1e-5) for key, value in expected.items() if key.endswith("loss")}
@@ -76,12 +76,12 @@ def test_continued_by_other_numbers_of_processes(
 
 
 def is_in_both(entry: dict[str, Any]) -> bool:
-    """Whether it is in the records of runs that stop on the way and of those that do not."""
+    """Whether a record occurs both in runs that are stopped on the way and in those that are not."""
     return entry["kind"] in ("step", "division") or (entry["kind"], entry["examples_seen"]) == ("test", STEPS * 12)
 
 
 def start_endless(run: Path, prepared_dir: str, *changes: str) -> list[subprocess.Popen[str]]:
-    """Two processes in the midst of training."""
+    """Two processes that are training."""
     processes = start(2, run, prepared_dir, "--config.epochs=100000.0", *changes)
     deadline, record = time.monotonic() + 60, run / "metrics.jsonl"
     while not (record.exists() and '"kind": "epoch"' in record.read_text()):
@@ -120,7 +120,7 @@ def test_lost_process_ends_the_others(tmp_path: Path, prepared_dir: str) -> None
 
 
 def assert_ended_in_words(processes: list[subprocess.Popen[str]], text: str) -> None:
-    """Whether process 0 ended by itself, in one line that begins with the text."""
+    """Asserts that process 0 ended by itself, with one line that starts with the text."""
     status, _, errors = finish(processes, 30)[0]
     assert status == 1 and errors.count("\n") == 1
     assert errors.startswith(f"error: process 0: {text}")
