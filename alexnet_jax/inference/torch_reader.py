@@ -128,30 +128,30 @@ def _read_archive(archive: zipfile.ZipFile, file_bytes: int) -> dict[str, np.nda
             raise _NoStateDictError(f"{name} is missing, or of another length than its tensors say")
         return archive.read(name)
 
-    root = _follow(io.BytesIO(archive.read(roots[0] + "data.pkl")))
+    root = _interpret(io.BytesIO(archive.read(roots[0] + "data.pkl")))
     return _arrays(root, load, file_bytes)
 
 
 def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
     """Reads the old format: pickles of magic number, protocol, machine, tensors and storage keys; then the storages."""
     file = io.BytesIO(content)
-    if not content.startswith(b"\x80") or _follow(file) != _LEGACY_MAGIC or _follow(file) != 1001:
+    if not content.startswith(b"\x80") or _interpret(file) != _LEGACY_MAGIC or _interpret(file) != 1001:
         raise _NoStateDictError("it is not a file of torch.save")
-    machine = _follow(file)
+    machine = _interpret(file)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise _NoStateDictError("its numbers are big-endian")
     storages: dict[str, _Storage] = {}
-    root, keys = _follow(file, storages), _follow(file)
-    if not isinstance(keys, list) or sorted(_of(str, key) for key in keys) != sorted(storages):
+    root, keys = _interpret(file, storages), _interpret(file)
+    if not isinstance(keys, list) or sorted(_expect(str, key) for key in keys) != sorted(storages):
         raise _NoStateDictError("its list of storages does not fit its tensors")
-    places: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     for key in keys:
         length = int.from_bytes(file.read(8), "little")
-        places[key] = file.tell()
+        offsets[key] = file.tell()
         if length != storages[key].length or file.tell() + storages[key].bytes > len(content):
             raise _NoStateDictError(f"storage {key} is cut short or of another length than its tensors say")
         file.seek(storages[key].bytes, io.SEEK_CUR)
-    return _arrays(root, lambda storage: content[places[storage.key] :][: storage.bytes], len(content))
+    return _arrays(root, lambda storage: content[offsets[storage.key] :][: storage.bytes], len(content))
 
 
 def _arrays(root: Any, load: Callable[[_Storage], bytes], file_bytes: int) -> dict[str, np.ndarray]:
@@ -175,7 +175,7 @@ def _arrays(root: Any, load: Callable[[_Storage], bytes], file_bytes: int) -> di
     return {name: tensor.array(load(tensor.storage)) for name, tensor in tensors.items()}
 
 
-def _follow(file: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
+def _interpret(file: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
     """Interprets one pickle and returns the object it builds; adds the storages that it mentions to `storages`."""
     try:
         machine = _Machine({} if storages is None else storages)
@@ -226,7 +226,7 @@ class _Machine:
                 stack.append(tuple(self._pop(int(name[-1]))))
             case "APPEND" | "APPENDS":
                 items = self._pop(None if name == "APPENDS" else 1)
-                _of(list, stack[-1]).extend(items)
+                _expect(list, stack[-1]).extend(items)
             case "SETITEM" | "SETITEMS":
                 items = self._pop(None if name == "SETITEMS" else 2)
                 _set_items(stack[-1], zip(items[::2], items[1::2], strict=True))
@@ -241,15 +241,15 @@ class _Machine:
             case "INST":  # calls a class
                 raise _refusal(f"an instance of {_global(argument.replace(' ', '.')).name}")
             case "STACK_GLOBAL":
-                stack.append(_global(".".join(_of(str, part) for part in self._pop(2))))
+                stack.append(_global(".".join(_expect(str, part) for part in self._pop(2))))
             case "BINPERSID":
-                stack.append(self._storage(*_of(tuple, stack.pop())))
+                stack.append(self._storage(*_expect(tuple, stack.pop())))
             case "REDUCE":
                 function, arguments = self._pop(2)
-                stack.append(_call(_of(_Global, function).name, _of(tuple, arguments)))
+                stack.append(_call(_expect(_Global, function).name, _expect(tuple, arguments)))
             case "BUILD":  # sets the attribute _metadata of the dictionary, which is ignored
-                _of(dict, self._pop(1)[0])
-                _of(dict, stack[-1])
+                _expect(dict, self._pop(1)[0])
+                _expect(dict, stack[-1])
             case _:
                 raise _refusal(f"the instruction {name}")
 
@@ -264,9 +264,9 @@ class _Machine:
 
     def _storage(self, what: str, kind: _Global, key: Any, _location: str, length: int, view: None = None) -> _Storage:
         """The storage that a persistent id describes. Raises ValueError for any other id."""
-        if what != "storage" or _of(_Global, kind).name not in _DTYPES or view is not None:
+        if what != "storage" or _expect(_Global, kind).name not in _DTYPES or view is not None:
             raise ValueError
-        storage = _Storage(kind.name, _of(str, key), _natural(length))
+        storage = _Storage(kind.name, _expect(str, key), _natural(length))
         if self.storages.setdefault(storage.key, storage) != storage:
             raise ValueError
         return storage
@@ -288,16 +288,16 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
     if name == _DICT:
         items: dict[Any, Any] = {}
         for pairs in arguments:  # none, or one list of pairs
-            _set_items(items, _of(list, pairs))
+            _set_items(items, _expect(list, pairs))
         return items
     if name == _PARAMETER:
-        return _of(_Tensor, arguments[0])
+        return _expect(_Tensor, arguments[0])
     if name not in (_TENSOR, _TENSOR_V1):
         raise _NoStateDictError(f"it calls {name}, which is not a function")
     storage, offset, shape, strides = arguments[:4]
-    shape, strides = (tuple(map(_natural, _of(tuple, sizes))) for sizes in (shape, strides))
+    shape, strides = (tuple(map(_natural, _expect(tuple, sizes))) for sizes in (shape, strides))
     last = _natural(offset) + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if math.prod(shape) and last >= _of(_Storage, storage).length:
+    if math.prod(shape) and last >= _expect(_Storage, storage).length:
         raise _NoStateDictError(f"a tensor of shape {shape} reaches outside its storage of {storage.length} elements")
     return _Tensor(storage, offset, shape, strides)
 
@@ -306,10 +306,10 @@ def _set_items(target: Any, pairs: Any) -> None:
     for key, value in pairs:
         if not isinstance(key, str | int):
             raise _NoStateDictError(f"a {type(key).__name__} is the key of a dict")
-        _of(dict, target)[key] = value
+        _expect(dict, target)[key] = value
 
 
-def _of(kind: type, value: Any) -> Any:
+def _expect(kind: type, value: Any) -> Any:
     """Returns the value unchanged. Raises _NoStateDictError if it is not an instance of `kind`."""
     if not isinstance(value, kind):
         raise _NoStateDictError(f"it is damaged: a {kind.__name__} was expected, not a {type(value).__name__}")

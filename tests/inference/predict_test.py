@@ -268,9 +268,9 @@ def test_each_file_has_its_answer_and_hidden_ones_are_none(
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
-        ({"class_names": tuple("abc")}, r"its arrays are not those of its network: params/fc5/bias is \(10,\), not"),
+        ({"class_names": tuple("abc")}, r"its arrays do not match its network: params/fc5/bias is \(10,\), not"),
         ({"params": {"conv1": {"kernel": np.zeros(3, np.float32)}}}, "params/conv2/kernel is missing"),
-        ({"config": ConfigDict({"seed": 1})}, "its arrays are not those of its network"),
+        ({"config": ConfigDict({"seed": 1})}, "its arrays do not match its network"),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused(

@@ -131,7 +131,7 @@ def attacks(target: Path) -> dict[str, tuple[bytes, str]]:
         "with-escapes": (name_of("os\x1b[2J", "system"), r"os\x1b[2J.system"),
         "extension": (b"\x82\x01", "EXT1"),
         "persistent-name": (b"Pos.system\n", "PERSID"),
-        "calls-a-storage": (name_of("torch", "FloatStorage") + make + b"\x85R", "no function"),
+        "calls-a-storage": (name_of("torch", "FloatStorage") + make + b"\x85R", "not a function"),
         "builds-a-tensor": (tensor() + b"}b", "a dict was expected"),
     }
 
