@@ -23,7 +23,7 @@ from alexnet_jax.experiment import Evaluate, Experiment, open_experiment
 from alexnet_jax.inference.loaded_run import start_from
 from alexnet_jax.optimizer import averaged_params
 from alexnet_jax.parallel import hosts
-from alexnet_jax.parallel.memory import exhaustion_in_a_line
+from alexnet_jax.parallel.memory import out_of_memory_as_user_error
 from alexnet_jax.run import audit, display, run_folder
 from alexnet_jax.run.metrics_log import MetricWriter
 from alexnet_jax.run.profiling import StepTrace
@@ -59,7 +59,7 @@ def train_and_evaluate(
       KeyboardInterrupt: SIGINT, or SIGTERM while images are being prepared (Terminated).
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
-    with hosts.session(config.parallel), exhaustion_in_a_line():
+    with hosts.session(config.parallel), out_of_memory_as_user_error():
         experiment = open_experiment(config, dataset)
         with StopSignals() as stop:
             return Run(experiment, Path(workdir), command, stop, on_epoch).execute()
@@ -281,7 +281,7 @@ class Run:
         for totals_so_far in evaluate(params, self.state.batch_stats, split):
             self.watchdog.progress(f"the evaluation at epoch {self._epoch(self.position)}")
             self.bar.describe(f"evaluating {split}")
-            if hosts.any_of_them(self.stop.received is not None):
+            if hosts.any_process(self.stop.received is not None):
                 self._save_and_exit()
             totals = totals_so_far
         return totals

@@ -1,4 +1,4 @@
-"""Runs that are killed from outside, at random instants, end as one that is not; and one that does not is told."""
+"""Runs killed at random moments end like an undisturbed one, and the benchmark reports a run that does not."""
 
 import shutil
 import signal
@@ -27,7 +27,7 @@ def test_killed_runs_equal_the_undisturbed_one(tmp_path: Path, monkeypatch: pyte
 
 
 def assert_differences_are_told(finished: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Fuzzes with copies of a finished run in place of processes; those of the trials are changed."""
+    """Fuzzes with copies of a finished run instead of processes; the trials' copies are changed."""
 
     def finish(run: Run) -> int:
         shutil.copytree(finished, run.workdir)
@@ -54,7 +54,7 @@ def assert_differences_are_told(finished: Path, folder: Path, patch: pytest.Monk
 
 
 def change_velocity(checkpoints: Path) -> None:
-    """Adds the least possible to one number of the last checkpoint."""
+    """Changes one number of the last checkpoint by the smallest possible amount."""
     name = checkpoint_names(checkpoints)[-1]
     restored = restore(checkpoints, name)
     leaf = jax.tree.leaves(restored.tree["velocity"])[0]

@@ -27,12 +27,12 @@ def main(argv: list[str]) -> None:
     seconds = training.run(max(MIN_STEPS, round(SECONDS / expected)))
     of_device, of_process = devices.peak_memory_bytes, machine.peak_memory_bytes()  # before the next lines need some
     flops = step_timing.training_flops(experiment.layers)
-    matmul_rate = step_timing.matmul_rate(devices, jnp.dtype(config.model.compute_dtype))
-    memory_rate = step_timing.memory_rate(devices)
+    matmul_flops = step_timing.matmul_flops(devices, jnp.dtype(config.model.compute_dtype))
+    memory_bandwidth = step_timing.memory_bandwidth(devices)
     lower, median, upper = (float(value) for value in np.percentile(seconds, (25, 50, 75)))
     images_per_second = experiment.plan.batch_size / median
-    peak_share = images_per_second * flops / matmul_rate
-    optimizer_share = step_timing.optimizer_bytes(experiment.layers) / memory_rate / median
+    peak_share = images_per_second * flops / matmul_flops
+    optimizer_share = step_timing.optimizer_bytes(experiment.layers) / memory_bandwidth / median
     days = console.duration(config.epochs * IMAGENET_IMAGES / images_per_second)
     tiles = "; may exceed 100%: tiles on the CPU save products" if devices.on_cpu else ""
     facts = {
@@ -42,9 +42,9 @@ def main(argv: list[str]) -> None:
         f"of {len(seconds):,} steps",
         "speed": f"{images_per_second:,.1f} images/s",
         "arithmetic": f"{flops / 1e9:,.3g} GFLOP an image, {images_per_second * flops / 1e9:,.1f} GFLOP/s",
-        "matrix products": f"{matmul_rate / 1e9:,.1f} GFLOP/s in {config.model.compute_dtype}, large ones alone",
+        "matrix products": f"{matmul_flops / 1e9:,.1f} GFLOP/s in {config.model.compute_dtype}, large ones alone",
         "fraction of it": f"{peak_share:.0%}{tiles}",
-        "memory traffic": f"{memory_rate / 1e9:,.1f} GB/s; "
+        "memory traffic": f"{memory_bandwidth / 1e9:,.1f} GB/s; "
         f"the optimizer takes at least {optimizer_share:.0%} of a step",
         "peak memory": f"{(of_device or of_process) / 1e9:.2f} GB of {'a device' if of_device else 'the process'}",
         "ImageNet": f"{days} for {config.epochs:g} epochs of {IMAGENET_IMAGES:,} images",

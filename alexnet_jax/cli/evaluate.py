@@ -42,8 +42,8 @@ def _show(evaluation: Evaluation) -> None:
 
 def write_tables(evaluation: Evaluation, folder: Path) -> None:
     """Writes predictions-SPLIT.csv, a row an image, and classes-SPLIT.csv, a row a class; prints where they lie."""
-    ranks = range(1, evaluation.guesses.shape[1] + 1)
-    columns = [f"{name}{rank}" for rank in ranks for name in ("guess", "class", "probability")]
+    ranks = range(1, evaluation.predicted.shape[1] + 1)
+    columns = [f"{name}{rank}" for rank in ranks for name in ("prediction", "class", "probability")]
     predictions, classes = (folder / f"{name}-{evaluation.split}.csv" for name in ("predictions", "classes"))
     write_csv(predictions, [["id", "file", "label", "class", *columns], *_prediction_rows(evaluation)])
     write_csv(classes, [["class", "images", "wrong_top1", "wrong_top5"], *evaluation.by_class()])
@@ -54,6 +54,6 @@ def _prediction_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
     run = evaluation.run
     for number, (file, label) in enumerate(zip(evaluation.files, evaluation.labels.tolist(), strict=True)):
         row = [number, file, label, run.name_of(label)]
-        for guess, probability in evaluation.predictions(number):
-            row += [guess, run.name_of(guess), f"{probability:.6g}"]
+        for predicted, probability in evaluation.predictions(number):
+            row += [predicted, run.name_of(predicted), f"{probability:.6g}"]
         yield row

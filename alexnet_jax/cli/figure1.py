@@ -76,7 +76,7 @@ class Runs:
     def race(self, losses: Mapping[Contender, Mapping[float, float]]) -> dict[Contender, Race]:
         """Trains each contender with each seed at the learning rate that had the lowest loss."""
         seeds = self._options.seeds
-        rates = {contender: figure1.best_rate(of_rates, " ".join(contender)) for contender, of_rates in losses.items()}
+        rates = {who: figure1.best_learning_rate(by_rate, " ".join(who)) for who, by_rate in losses.items()}
         slow_first = reversed(rates.items())  # tanh first: where the longest runs come last, cores are idle
         trials = {
             (contender, seed): self._trial(contender, rate, f"seed-{seed}", {"seed": seed})
@@ -109,7 +109,7 @@ class Runs:
 
 def _final_loss(outcome: Outcome) -> float:
     """The training loss at the end of a run, infinite if it diverged. Raises UserError if the run could not be done."""
-    if outcome.is_its_fault:
+    if outcome.cannot_train:
         return math.inf
     if outcome.test is None:
         raise UserError(str(outcome.failure))
@@ -136,7 +136,7 @@ def _show(
     for network, config in runs.configs.items():
         relu, tanh = (races[network, activation] for activation in ACTIVATIONS)
         sense, factor = figure1.ratio(relu, tanh)
-        ratios = map(figure1.ratio_at_the_last, relu.errors, tanh.errors)
+        ratios = map(figure1.ratio_at_last_error, relu.errors, tanh.errors)
         at_the_last = [times for times in ratios if times is not None]
         last = f"{Spread.of(at_the_last).text('.1f')} times" if at_the_last else ""
         rows.append([network, "relu", f"{relu.rate:g}", relu.text(), "", ""])

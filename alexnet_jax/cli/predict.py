@@ -17,7 +17,7 @@ from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.system import console
 
 Answer = dict[str, Any]
-"""The predictions for an image: "file", and "guesses", a list of class, label and probability, the likeliest first."""
+"""The predictions for an image: "file", and "predictions": class, label and probability, the most probable first."""
 
 
 def main(argv: list[str]) -> None:
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("images", nargs="+", help="image files, folders of them, or - for one from standard input")
     parser.add_argument("--top", type=int, default=5, help="classes to name, 5 by default")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="prints an object a line: file, guesses (the predictions)")
+    form.add_argument("--json", action="store_true", help="prints one object a line: file, predictions")
     form.add_argument("--csv", action="store_true", help="prints a row a class: file, rank, class, label, probability")
     options = parser.parse_args(argv)
     if options.top < 1:
@@ -62,25 +62,25 @@ def _answers(
     """Predicts a batch at a time. Reports files that cannot be read on stderr and adds them to `unreadable`."""
     most = run.config.eval_batch_size
     for first in range(0, len(files), most):
-        squares: list[np.ndarray] = []
+        images: list[np.ndarray] = []
         readable: list[str] = []
         for file in files[first : first + most]:
             try:
-                squares.append(run.square(sys.stdin.buffer.read() if file == "-" else file))
+                images.append(run.resize(sys.stdin.buffer.read() if file == "-" else file))
                 readable.append(file)
             except UserError as error:
                 print("skipped:", console.printable(str(error)), file=sys.stderr)
                 unreadable.append(file)
-        if squares:
-            probabilities = run.predict(np.stack(squares), views)
+        if images:
+            probabilities = run.predict(np.stack(images), views)
             if not np.isfinite(probabilities).all():
                 raise UserError(f"{run.path}: the network predicts NaN; its weights are unusable")
             for file, of_image in zip(readable, probabilities, strict=True):
-                yield {"file": file, "guesses": guesses(run, of_image, top)}
+                yield {"file": file, "predictions": top_predictions(run, of_image, top)}
 
 
-def guesses(run: TrainedRun, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
-    """The `top` likeliest classes of an image, of equal ones the lower first; `probabilities` are [classes]."""
+def top_predictions(run: TrainedRun, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
+    """The `top` most probable classes of one image; of equally probable ones the lower label comes first."""
     order = np.argsort(-probabilities, kind="stable")[:top].tolist()
     return [{"class": run.outputs[k], "label": k, "probability": float(probabilities[k])} for k in order]
 
@@ -88,10 +88,11 @@ def guesses(run: TrainedRun, probabilities: np.ndarray, top: int) -> list[dict[s
 def _show_tables(answers: Iterator[Answer]) -> None:
     for answer in answers:
         console.show(console.printable(answer["file"]), style="bold")
-        names = [console.printable(guess["class"]) for guess in answer["guesses"]]
-        for name, guess in zip(names, answer["guesses"], strict=True):
-            bar = "█" * round(30 * guess["probability"])
-            console.show(f"  {name:<{max(map(len, names))}}  {guess['probability']:>6.1%}  {bar}".rstrip())
+        predictions = answer["predictions"]
+        names = [console.printable(prediction["class"]) for prediction in predictions]
+        for name, prediction in zip(names, predictions, strict=True):
+            bar = "█" * round(30 * prediction["probability"])
+            console.show(f"  {name:<{max(map(len, names))}}  {prediction['probability']:>6.1%}  {bar}".rstrip())
 
 
 def _show_json(answers: Iterator[Answer]) -> None:
@@ -103,5 +104,6 @@ def _show_csv(answers: Iterator[Answer]) -> None:
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["file", "rank", "class", "label", "probability"])
     for answer in answers:
-        for rank, guess in enumerate(answer["guesses"], start=1):
-            table.writerow([answer["file"], rank, guess["class"], guess["label"], f"{guess['probability']:.6g}"])
+        for rank, prediction in enumerate(answer["predictions"], start=1):
+            row = [prediction["class"], prediction["label"], f"{prediction['probability']:.6g}"]
+            table.writerow([answer["file"], rank, *row])

@@ -1,4 +1,4 @@
-"""The tables of ablations: their rows, and a table made of a few images."""
+"""Ablation tables: their rows, and a table measured on a few images."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

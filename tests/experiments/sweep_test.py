@@ -1,4 +1,4 @@
-"""Sweeps, whole: in this process, and in several of which two are killed."""
+"""Whole sweeps: in this process, and in several processes of which two are killed."""
 
 import csv
 import dataclasses
@@ -129,7 +129,7 @@ def test_mistakes_are_told(
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """The URL of a database, and how its server is stopped."""
+    """The URL of a database, and a function that stops its server."""
 
     url: str
     stop: Callable[[], object]
@@ -137,7 +137,7 @@ class Server:
 
 @pytest.fixture
 def postgres() -> Iterator[Server]:
-    """A real server that is started for the test."""
+    """A database server that is started for the test."""
     found = [shutil.which("initdb"), *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
     initdb = next(filter(None, found), None)
     if initdb is None:

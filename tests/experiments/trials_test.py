@@ -1,4 +1,4 @@
-"""Runs of many configs, against runs by themselves."""
+"""Runs of several configs, compared with the same runs done separately."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_a_finished_trial_is_not_repeated_and_a_changed_one_fails_alone(
     again, refused, done = run_trials([first, changed, other])
     assert again.test is not None and done.test is not None and again.test["loss"] == done.test["loss"]
     assert refused.test is None and "config.optimizer.momentum: 0.9 -> 0.1" in str(refused.failure)
-    assert not refused.is_its_fault
+    assert not refused.cannot_train
     assert (tmp_path / "run" / "timing.jsonl").read_bytes() == before
 
 
@@ -85,7 +85,7 @@ def test_a_trial_that_diverges_is_to_blame_and_the_others_go_on(tmp_path: Path, 
     ]
     outcomes = {outcome.trial.workdir.name: outcome for outcome in run_trials(trials)}
     assert outcomes["good"].test is not None
-    assert outcomes["bad"].is_its_fault and "training loss is" in str(outcomes["bad"].failure)
+    assert outcomes["bad"].cannot_train and "training loss is" in str(outcomes["bad"].failure)
 
 
 def test_a_trial_can_be_stopped_and_goes_on_later(tmp_path: Path, make_config: MakeConfig) -> None:
@@ -98,7 +98,7 @@ def test_a_trial_can_be_stopped_and_goes_on_later(tmp_path: Path, make_config: M
         raise TrialStoppedError("enough")
 
     (stopped,) = run_trials([trial], on_epoch=stop)
-    assert stopped.failure == "enough" and len(stopped.epochs) == 1 and not stopped.is_its_fault
+    assert stopped.failure == "enough" and len(stopped.epochs) == 1 and not stopped.cannot_train
     (done,) = run_trials([trial], on_epoch=lambda _, record: heard.append(record["epoch"]))
     assert done.test is not None and len(done.epochs) == 2
     assert heard == [record["epoch"] for record in done.epochs]

@@ -1,4 +1,4 @@
-"""`python -m alexnet_jax convert`: from other programs' weights to a run, and back."""
+"""`python -m alexnet_jax convert`: weights of other programs to a run, and back."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""The switches of the network, and its types."""
+"""The options of the network, and its types."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Convolution by tiles against XLA's in float64."""
+"""Winograd's convolution against XLA's in float64."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cpu_kernels
 
 
 def convolutions() -> list[Any]:
-    """Each kind of convolution that a preset has: kernel, stride, padding, overhang allowed, groups."""
+    """Each kind of convolution in the presets: kernel, stride, padding, whether windows may overhang, groups."""
     kinds: dict[tuple, str] = {}
     for preset, fields in PRESETS.items():
         for number, layer in enumerate(fields["layers"], start=1):

@@ -1,4 +1,4 @@
-"""Networks divided over devices, as in 2012 and in 2014: the same training, and what the devices tell each other."""
+"""Tensor parallelism as in 2012 and in 2014: the same training, and the expected collectives."""
 
 import json
 import os
@@ -59,13 +59,13 @@ def test_four_and_eight_devices() -> None:
 
 
 def program(devices: Devices, choices: str) -> jax.stages.Compiled:
-    """The compiled training step of a thin network."""
+    """The compiled training step of a narrow network."""
     step, state = start(devices, choices)
     return step.compile(state, devices.shard(batches(1, thin(choices)[0].data.image_size)[0]))
 
 
 def sizes(choices: str) -> dict[str, int]:
-    """Activations of an image after each layer that the network has, all towers together."""
+    """Activations of an image after each layer of the network, all towers together."""
     config, model, _, _ = thin(choices)
     return {row.name: int(np.prod(row.shape)) for row in summarize(model, config.data.crop)}
 
@@ -149,7 +149,7 @@ def test_networks_that_do_not_divide() -> None:
 
 @pytest.mark.slow
 def test_the_table_of_meshes() -> None:
-    """Cells are numbers, and nothing is received on one device."""
+    """Cells are numbers, and a single device receives nothing."""
     alone, shared = (describe("synthetic,lenet,smoke", 1, towers).split(" | ") for towers in (1, 2))
     assert alone[0] == "0.0" and float(shared[0]) > 0
     assert float(shared[1].replace(",", "")) < float(alone[1].replace(",", ""))
