@@ -1,11 +1,11 @@
-"""AlexNet in JAX and Flax, as it was published in 2012 and as its source really ran it.
+"""AlexNet in JAX and Flax, as published in 2012 and as its authors' code really trained it.
 
     from alexnet_jax import load_run
 
     run = load_run("runs/alexnet")
     run.predict(["photo.jpg"])
 
-What is imported here is loaded at its first use, so that a part of the package can be had without the whole.
+Names are imported at their first use, so that importing one module of the package does not load all of it.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""`python -m alexnet_jax COMMAND`, the same as `alexnet COMMAND` where the package is installed."""
+"""Runs `python -m alexnet_jax COMMAND`, the same as `alexnet COMMAND` of the installed package."""
 
 from alexnet_jax.cli.main import run
 

@@ -1,4 +1,4 @@
-"""From stored bytes to what the network sees, inside the compiled step: one key an example, nothing else random."""
+"""Augmentation and normalisation inside the compiled step; all randomness comes from one key for each example."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,27 +17,28 @@ Centred = Float[Array, "batch size size 3"]
 Crops = Float[Array, "batch crop crop 3"]
 
 VIEWS = (1, 2, 10)
-"""Views in testing: the centre; with its mirror image; with the four corners and theirs (paper section 4.1)."""
+"""Numbers of views that a prediction may average: 1, the central crop; 2, also its mirror image; 10, the central and
+the four corner crops with their mirror images (paper section 4.1)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How images are cropped, coloured and normalised. Pixels and their statistics are grey levels of 0 to 255.
+    """How images are cropped, augmented and normalised. Pixels and their statistics are grey levels from 0 to 255.
 
     Attributes:
-      crop: side of the window that the network sees.
-      cropping: "random", every window equally likely (paper section 4.1; CHM convdata_jpeg.py), "resized", a random
-        part of random shape scaled to the window (the modern recipe), or "centre", the window of testing.
-      mirror: reflect half of the training images.
-      mean: what is subtracted: of R, G and B, [3], or the mean image, [size, size, 3].
-      mean_form: "channel"; "image_centre", the central window of the mean image from every window, wherever it lies and
-        mirrored or not (CHM convdata_jpeg.py, data_mean_crop); "image_crop", the mean image at the window's own place
-        (Caffe src/caffe/data_transformer.cpp).
-      std: R, G and B are divided by it.
-      color_noise: standard deviation of the factors on the principal components; 0 for none.
+      crop: side of the network's input, in pixels.
+      cropping: how training images are cropped: "random", every crop equally likely (paper section 4.1; CHM
+        convdata_jpeg.py); "resized", a random box scaled to crop x crop (the modern recipe); or "centre".
+      mirror: whether to mirror half of the training images.
+      mean: what is subtracted: means of R, G and B, [3], or the mean image, [size, size, 3].
+      mean_form: "channel", the means of R, G and B; "image_centre", the central crop of the mean image from every crop,
+        wherever it lies and mirrored or not (CHM convdata_jpeg.py, data_mean_crop); "image_crop", the mean image at the
+        crop's own place (Caffe src/caffe/data_transformer.cpp).
+      std: divisors of R, G and B.
+      color_noise: standard deviation of the noise's factors on the principal components; 0 for no noise.
       color_noise_form: "source" or "paper"; see `add_color_noise`.
-      color_noise_until_epoch: the noise ends with this epoch; 0 for never.
-      mixup: parameter of the Beta distribution that images are mixed by; 0 for not at all. See `mix_pairs`.
+      color_noise_until_epoch: the epoch at which the noise ends; 0 for never.
+      mixup: parameter alpha of the Beta distribution of mixup weights; 0 for no mixup. See `mix_pairs`.
       pca_std, pca_vectors: standard deviations along the principal components of R, G and B over the training set, and
         the components as columns.
     """
@@ -59,15 +60,15 @@ class Preprocessing:
         for key in ("cropping", "color_noise_form", "mean_form"):
             check_value(f"data.{key}", getattr(self, key))
         if self.mean_form == "image_crop" and self.cropping == "resized":
-            raise UserError("config.data.mean_form='image_crop' needs whole pixels: config.data.cropping='random'")
+            raise UserError("config.data.mean_form='image_crop' needs config.data.cropping='random' or 'centre'")
 
     @property
     def measured(self) -> dict[str, np.ndarray]:
-        """What may come from the training images; a checkpoint holds it."""
+        """The arrays that may be measured on the training images, by name; a checkpoint holds them."""
         return {"mean": self.mean, "pca_std": self.pca_std, "pca_vectors": self.pca_vectors}
 
     def centre(self, image: Any) -> Any:
-        """The central window, [..., crop, crop, 3]."""
+        """The central crop of images [..., size, size, 3], [..., crop, crop, 3]."""
         border = (image.shape[-2] - self.crop) // 2
         return image[..., border : border + self.crop, border : border + self.crop, :]
 
@@ -75,7 +76,14 @@ class Preprocessing:
 def training_images(
     preprocessing: Preprocessing, images: Pixels, keys: Key[Array, " batch"], epoch: Int[Array, " batch"]
 ) -> Crops:
-    """One random view of each image; `epoch` is that of each example, counted from 0."""
+    """Augments and normalises images for training.
+
+    Args:
+      preprocessing: see Preprocessing.
+      images: resized images, uint8.
+      keys: one random key for each image.
+      epoch: the epoch of each image, from 0.
+    """
     p = preprocessing
     crop_keys, mirror_keys, color_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
     if p.mean_form == "image_crop":
@@ -96,36 +104,36 @@ def training_images(
 
 
 def mixup_weights(keys: Key[Array, " batch"], alpha: float) -> Float[Array, " batch"]:
-    """The mixup weight of each example's own image and label: the larger of l and 1 - l, l from Beta(alpha, alpha)."""
+    """Draws the mixup weight of each example's own image and label: max(l, 1 - l) with l from Beta(alpha, alpha)."""
     drawn = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
     return jnp.maximum(drawn, 1 - drawn)
 
 
 def mix_pairs(images: Crops, weights: Float[Array, " batch"]) -> Crops:
-    """weight * image + (1 - weight) * its partner's image (mixup, Zhang et al. 2018)."""
+    """Mixes each image with its partner: weight * image + (1 - weight) * partner (mixup, Zhang et al. 2018)."""
     weights = weights[:, None, None, None]
     return weights * images + (1 - weights) * partners(images)
 
 
 def partners(values: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
-    """Those of each example's partner: the 1st and the 2nd of a batch are a pair, the 3rd and the 4th, and so on.
+    """The values of each example's mixup partner: examples 1 and 2 of a batch are partners, 3 and 4, and so on.
 
-    The order of examples is random, and so however many devices there are, the pairs are the same.
+    Since the order of examples is random, so are the pairs; and they do not depend on the number of devices.
 
-    Raises UserError for an odd number: one would be alone.
+    Raises UserError for an odd number of examples.
     """
     if len(values) % 2:
         raise UserError(
-            f"config.data.mixup wants pairs, but a device has {len(values)} images at once: give another batch_size"
+            f"config.data.mixup needs an even number of images on each device, not {len(values)}: change batch_size"
         )
     pairs = values.reshape(-1, 2, *values.shape[1:])
     return pairs[:, ::-1].reshape(values.shape)
 
 
 def testing_images(preprocessing: Preprocessing, images: Pixels, views: int) -> Float[Array, "views batch crop crop 3"]:
-    """The views of each image that a prediction is averaged over. Raises UserError for a number not in `VIEWS`."""
+    """The normalised views of each image that a prediction averages. Raises UserError for a number not in `VIEWS`."""
     if views not in VIEWS:
-        raise UserError(f"views={views}: a prediction is averaged over {', '.join(map(str, VIEWS))} views")
+        raise UserError(f"views={views}: the number of views must be one of {', '.join(map(str, VIEWS))}")
     p = preprocessing
     if p.mean_form == "image_crop":
         images = images.astype(jnp.float32) - p.mean[None]
@@ -139,14 +147,14 @@ def testing_images(preprocessing: Preprocessing, images: Pixels, views: int) -> 
 
 
 def _subtract_mean(p: Preprocessing, crops: Crops) -> Crops:
-    """What is left to subtract once an image is cropped."""
+    """Subtracts the mean from crops; "image_crop" has subtracted it before cropping."""
     if p.mean_form == "image_crop":
         return crops
     return crops - (_channels(p.mean) if p.mean_form == "channel" else p.centre(p.mean)[None])
 
 
 def random_crops(images: Pixels | Centred, keys: Key[Array, " batch"], crop: int) -> Crops:
-    """A crop x crop window of each image, at any offset from 0 to size - crop with the same probability."""
+    """A crop x crop window of each image, at a row and a column drawn uniformly from 0 to size - crop."""
 
     def one(image: Array, key: Array) -> Array:
         row, column = jax.random.randint(key, (2,), 0, image.shape[0] - crop + 1)
@@ -158,8 +166,8 @@ def random_crops(images: Pixels | Centred, keys: Key[Array, " batch"], crop: int
 def resized_crops(images: Pixels, keys: Key[Array, " batch"], crop: int) -> Crops:
     """A random box of each image, scaled to crop x crop with an antialiased triangle filter.
 
-    The box has 8 to 100 % of the area and a ratio of width to height of 3/4 to 4/3, uniform in its logarithm. As in
-    torchvision's RandomResizedCrop the first of ten draws that fits is taken, and the whole image if none does.
+    The box has 8 to 100 % of the image's area and an aspect ratio from 3/4 to 4/3, uniform in its logarithm. As in
+    torchvision's RandomResizedCrop the first of ten draws that fits is taken, or the whole image if none does.
     """
     size = images.shape[1]
 
@@ -175,7 +183,7 @@ def resized_crops(images: Pixels, keys: Key[Array, " batch"], crop: int) -> Crop
 
 
 def random_box(key: Key[Array, ""], size: int) -> tuple[Array, Array, Array, Array]:
-    """First row and column, height and width of a box in a size x size image, in whole pixels; see `resized_crops`."""
+    """Draws a box in a size x size image: row, column, height and width, in whole pixels; see `resized_crops`."""
     area_key, ratio_key, row_key, column_key = jax.random.split(key, 4)
     area = jax.random.uniform(area_key, (10,), minval=0.08, maxval=1.0) * size**2
     ratio = jnp.exp(jax.random.uniform(ratio_key, (10,), minval=jnp.log(3 / 4), maxval=jnp.log(4 / 3)))
@@ -198,17 +206,24 @@ def add_color_noise(
     pca_std: np.ndarray,
     pca_vectors: np.ndarray,
 ) -> Crops:
-    """Shifts all pixels of an image by one random colour along the principal components of the training set's colours.
+    """Adds one random colour to all pixels of an image, along the principal components of the training set's colours.
 
-    "source" (CHM convdata_jpeg.py:57): factors of standard deviation `strength` on the *standard deviations* along the
-    components; then the image, its mean already subtracted, is divided by 1 + strength. "paper" (section 4.1): factors
-    on the *eigenvalues* of the covariance, which are squares, so their weight depends on the scale of the pixels; here
-    that of 0 to 1 which the customary eigenvalues 0.2175, 0.0188 and 0.0045 belong to.
+    The colour is sum_i a_i w_i p_i, with a_i drawn from N(0, strength^2), p_i the i-th component, and w_i by `form`:
+    "source" (CHM convdata_jpeg.py:57): the *standard deviation* along p_i; the image, its mean already subtracted, is
+    then divided by 1 + strength. "paper" (section 4.1): the *eigenvalue* of the covariance, the square of that
+    deviation, for pixels from 0 to 1, as the customary eigenvalues 0.2175, 0.0188 and 0.0045 are; then scaled to 255.
+
+    Args:
+      images: crops with their mean subtracted, in grey levels.
+      keys: one random key for each image.
+      strength: standard deviation of the factors of each image; 0 for no noise.
+      form: "source" or "paper".
+      pca_std, pca_vectors: see Preprocessing.
     """
     std, vectors = jnp.asarray(pca_std, jnp.float32), jnp.asarray(pca_vectors, jnp.float32)
     factors = strength[:, None] * jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
     weights = std if form == "source" else std**2 / 255
-    # Not by a matrix product, whose rounding depends on the number of images that a device has.
+    # No matrix product, because its rounding depends on the number of images on a device.
     first, second, third = jnp.split(factors * weights[None], 3, axis=1)
     colors = first * vectors[None, :, 0] + second * vectors[None, :, 1] + third * vectors[None, :, 2]
     shifted = images + colors[:, None, None, :]

@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: written while training goes on, the latest few and the best, verified by a digest."""
+"""Checkpoints with Orbax: saved in the background, verified by a digest; the newest few and the best are kept."""
 
 import dataclasses
 import functools
@@ -25,18 +25,18 @@ from alexnet_jax.system.files import most_unpacked
 
 _ITEM = "run"
 _STAGING = "tmp"
-"""The folder that a checkpoint is written in; it gets its own name when it is whole."""
+"""The folder in which a checkpoint is written; it is moved out once it is complete."""
 
 _ONE_SAVE = threading.Lock()
-"""Orbax numbers saves by a variable of the process (0.12.8): of two at once, one may wait for the other's signals."""
+"""Held while Orbax saves: it numbers saves by a global variable (0.12.8), so two at once may wait for each other."""
 
-MAX_BLOCKED_SHARE = 0.1
-"""Of the time that training may lose to saves that can be left out."""
+MAX_BLOCKED_FRACTION = 0.1
+"""The fraction of training time that saves which can be skipped may block."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint holds: nested dicts of NumPy arrays, and the plain data that was saved beside them."""
+    """The content of a checkpoint: nested dicts of NumPy arrays, and JSON data saved with them."""
 
     examples_seen: int
     tree: Any
@@ -46,12 +46,18 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one run, each a folder named by the number of examples seen.
 
-    What is saved is copied first, so training may go on (and donate its buffers) while a thread writes the copy. One is
-    written at a time; no other is touched before it is whole.
+    A save first copies the arrays, so that training can continue (and donate its buffers) while a thread writes the
+    copy. One checkpoint is written at a time, and no older one is removed before it is complete.
     """
 
     def __init__(self, directory: Path, keep: int, on_failure: str = "stop"):
-        """With `on_failure` "continue" only the last save must succeed; the failure of another is a warning."""
+        """Opens or makes the folder and removes unfinished saves.
+
+        Args:
+          directory: folder of the checkpoints.
+          keep: number of newest checkpoints that are kept.
+          on_failure: "stop", a failed save raises UserError; "continue", it is a warning unless it is the last.
+        """
         self.directory = directory.absolute()
         self._keep, self._on_failure = keep, on_failure
         self._thread = ThreadPoolExecutor(1, "checkpoints")
@@ -59,7 +65,7 @@ class Checkpoints:
         self._busy_until = 0.0
         self._copy: Any = None
         self.directory.mkdir(parents=True, exist_ok=True)
-        for path in [*self.directory.glob(f"*{_STAGING}*"), *self.directory.glob("*.new")]:  # of a run that was killed
+        for path in [*self.directory.glob(f"*{_STAGING}*"), *self.directory.glob("*.new")]:  # left by a killed run
             shutil.rmtree(path)
 
     def __enter__(self) -> "Checkpoints":
@@ -73,43 +79,43 @@ class Checkpoints:
         except UserError as failure:
             if error is None:
                 raise
-            console.warn(str(failure))  # beside the error that ended the run
+            console.warn(str(failure))  # in addition to the error that ended the run
         finally:
             self._thread.shutdown()
 
     def is_busy(self) -> bool:
-        """True while a save now would have to wait, or would cost training more than MAX_BLOCKED_SHARE of its time."""
+        """Whether a save now would have to wait, or block training for more than MAX_BLOCKED_FRACTION of its time."""
         return (self._pending is not None and not self._pending.done()) or time.monotonic() < self._busy_until
 
     def save(self, examples_seen: int, tree: Any, metadata: dict[str, Any], best: int | None) -> None:
-        """Starts saving a tree of arrays and JSON data; waits for the save before it.
+        """Starts saving a tree of arrays and JSON data, once the previous save has ended.
 
         Args:
           examples_seen: the checkpoint's name; one of the same name is replaced.
           tree: nested dicts of arrays on the host or on devices.
-          metadata: plain data that JSON can hold.
-          best: the checkpoint to keep whatever its age.
+          metadata: JSON data.
+          best: examples seen at the best checkpoint, which is kept whatever its age.
 
         Raises:
-          UserError: the save before it failed, and that is to stop the run.
+          UserError: the previous save failed, and `on_failure` is "stop".
         """
         began = time.monotonic()
         self._settle(self._on_failure)
         self._pending = self._thread.submit(self._write, examples_seen, self._copied(tree), metadata, best)
         now = time.monotonic()
-        self._busy_until = now + (now - began) * (1 / MAX_BLOCKED_SHARE - 1)
+        self._busy_until = now + (now - began) * (1 / MAX_BLOCKED_FRACTION - 1)
 
     def check(self) -> None:
-        """Says what went wrong with a save that has ended, by a warning or a UserError. Does not wait."""
+        """Reports a save that has failed, by a warning or a UserError. Does not wait."""
         if self._pending is not None and self._pending.done():
             self._settle(self._on_failure)
 
     def wait(self) -> None:
-        """Blocks until everything is on disk. Raises UserError if that failed."""
+        """Waits until the last save is on disk. Raises UserError if it failed."""
         self._settle("stop")
 
     def set_aside_after(self, examples_seen: int) -> None:
-        """Moves newer checkpoints, which are damaged or abandoned, to `damaged/` beside the folder."""
+        """Moves checkpoints later than this, damaged or abandoned ones, to `damaged/` next to the folder."""
         for name in checkpoint_names(self.directory):
             if name > examples_seen:
                 target = self.directory.parent / "damaged" / str(name)
@@ -118,7 +124,7 @@ class Checkpoints:
                 (self.directory / str(name)).rename(target)
 
     def _copied(self, tree: Any) -> Any:
-        """A copy of arrays on the host, in the memory of the one before: new memory takes up to ten times as long."""
+        """Copies the arrays to the host, into the memory of the previous copy: new memory is up to ten times slower."""
         arrays = jax.tree.map(np.asarray, tree)
         if _layout(arrays) != _layout(self._copy):
             self._copy = jax.tree.map(np.empty_like, arrays)
@@ -126,7 +132,7 @@ class Checkpoints:
         return self._copy
 
     def _settle(self, on_failure: str) -> None:
-        """Waits for the save that is under way and says what went wrong."""
+        """Waits for the save in progress and reports its failure, by a warning or a UserError."""
         pending, self._pending = self._pending, None
         try:
             if pending is not None:
@@ -137,13 +143,13 @@ class Checkpoints:
             console.warn(f"{error}. Training goes on and the next save is tried")
 
     def _write(self, examples_seen: int, tree: Any, metadata: dict[str, Any], best: int | None) -> None:
-        """Writes a checkpoint whole, then removes those that are no longer to be kept. Raises UserError."""
+        """Writes a checkpoint and publishes it, then removes old ones. Raises UserError if that fails."""
         staging = self.directory / _STAGING
         staged = staging / str(examples_seen)
         try:
-            shutil.rmtree(staging, ignore_errors=True)  # writers of a failed save may have come too late
+            shutil.rmtree(staging, ignore_errors=True)  # late writers of a failed save may have left files
             staging.mkdir(parents=True)
-            # As JSON gives it back.
+            # The digest is of the data as JSON returns them.
             described = json.loads(json.dumps({**metadata, "best": self._best_on_disk(examples_seen, best)}))
             with _ONE_SAVE, _orbax() as orbax:
                 orbax.save(
@@ -154,49 +160,50 @@ class Checkpoints:
             _read_metadata(staged)
             self._publish(staged)
             self._remove_old(described["best"])
-        except Exception as error:  # Orbax passes on whatever its writers raised.
+        except Exception as error:  # Orbax raises whatever its writers raise
             names = checkpoint_names(self.directory)
             good = f"The last good checkpoint is {self.directory / str(names[-1])}" if names else "There is no other"
             raise UserError(
                 f"saving {self.directory / str(examples_seen)} failed ({_reason(error)}); is the disk full? {good}"
             ) from error
         finally:
-            shutil.rmtree(staging, ignore_errors=True)  # what is left of a failed save fills the disk
+            shutil.rmtree(staging, ignore_errors=True)  # the rest of a failed save would fill the disk
 
     def _best_on_disk(self, examples_seen: int, best: int | None) -> int | None:
-        """The best checkpoint, or the best before it if its own save failed."""
+        """The best checkpoint; if its save failed, the best one of those on disk, as they record it."""
         names = checkpoint_names(self.directory)
         if best is None or best in (examples_seen, *names):
             return best
         return _read_metadata(self.directory / str(names[-1])).get("best") if names else None
 
     def _publish(self, staged: Path) -> None:
-        """Gives a whole checkpoint its name."""
+        """Moves a complete checkpoint to its final name."""
         target = self.directory / staged.name
-        if target.exists():  # a kill between these leaves one of them, whole: see restore_latest
+        if target.exists():  # a kill between the moves leaves a whole one: see restore_latest
             staged = staged.rename(target.with_suffix(".new"))
             target.rename(self.directory / _STAGING / "replaced")
         staged.rename(target)
 
     def _remove_old(self, best: int | None) -> None:
+        """Removes all but the newest checkpoints and the best one."""
         for name in checkpoint_names(self.directory)[: -self._keep]:
             if name != best:
-                # By another name first: a kill must not leave half of it under its own.
+                # Moved away first, so that a kill leaves no incomplete checkpoint under its name.
                 half = (self.directory / str(name)).rename(self.directory / _STAGING / "removed")
                 shutil.rmtree(half)
 
 
 def checkpoint_names(directory: Path) -> list[int]:
-    """The checkpoints in a folder, as examples seen, oldest first."""
+    """The numbers of examples seen at the checkpoints in a folder, in ascending order."""
     return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
 
 
 def restore_latest(directory: Path) -> tuple[Restored | None, list[str]]:
-    """The newest readable checkpoint, None if there are none yet; and a warning for each damaged one that it skipped.
+    """Returns the newest readable checkpoint, or None if there is none, and a warning for each newer, damaged one.
 
-    Raises UserError if there are checkpoints but none can be read.
+    Raises UserError if there are checkpoints but all are damaged.
     """
-    for path in directory.glob("*.new"):  # whole; the one that it was to replace is gone
+    for path in directory.glob("*.new"):  # complete; the one that it replaces may be gone
         if not path.with_suffix("").exists():
             path.rename(path.with_suffix(""))
     warnings: list[str] = []
@@ -206,12 +213,12 @@ def restore_latest(directory: Path) -> tuple[Restored | None, list[str]]:
         except UserError as error:
             warnings.append(str(error))
     if warnings:
-        raise UserError(f"{'; '.join(warnings)}. No other is left: begin anew with another --workdir")
+        raise UserError(f"{'; '.join(warnings)}. No checkpoint is readable: start again in another --workdir")
     return None, []
 
 
 def restore(directory: Path, examples_seen: int) -> Restored:
-    """The named checkpoint. Raises UserError if it cannot be read or its content is not what was saved."""
+    """Reads one checkpoint. Raises UserError if it cannot be read or does not match its digest."""
     path = directory.absolute() / str(examples_seen)
     try:
         with _orbax() as orbax:
@@ -221,13 +228,13 @@ def restore(directory: Path, examples_seen: int) -> Restored:
             tree = orbax.restore(path, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeRestore()}))[_ITEM]
         if digest(tree, metadata) != metadata["digest"]:
             raise ValueError("its content does not match its digest")
-    except Exception as error:  # Orbax raises anything from KeyError to its own errors on damaged files.
+    except Exception as error:  # on damaged files Orbax raises KeyError, its own errors and more
         raise UserError(f"checkpoint {path} is damaged: {_reason(error)}") from error
     return Restored(examples_seen, tree, metadata)
 
 
 def _check_size(path: Path, shapes: Any) -> None:
-    """Raises ValueError if arrays of these shapes would take far more memory than their files, not compressed."""
+    """Raises ValueError if arrays of these shapes would need far more memory than their uncompressed files."""
     needed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in jax.tree.leaves(shapes))
     present = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     if needed > most_unpacked(present):
@@ -235,10 +242,10 @@ def _check_size(path: Path, shapes: Any) -> None:
 
 
 def _orbax() -> ocp.Checkpointer:
-    """Orbax for this process alone: in a distributed run it would wait for the others. Process 0 alone writes arrays.
+    """An Orbax checkpointer for this process alone; by default it would wait for the other processes of a run.
 
-    The newer interface (orbax.checkpoint.v1) waits for the others in any case (0.12.8). Arrays are not compressed,
-    which would take most of the time and save a twelfth of the space.
+    The newer interface (orbax.checkpoint.v1) always waits for them (0.12.8). Arrays are not compressed: that would take
+    most of the time and save a twelfth of the space.
     """
     _silence_late_writers()
     process = jax.process_index()
@@ -253,13 +260,13 @@ def _orbax() -> ocp.Checkpointer:
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    """The plain data saved beside a checkpoint. Raises ValueError or an error of Orbax if they are damaged."""
+    """The JSON data saved with a checkpoint. Raises ValueError or an error of Orbax if they are damaged."""
     with _orbax() as orbax:
         return _described(orbax.metadata(path))
 
 
 def _described(found: Any) -> dict[str, Any]:
-    """The plain data among what Orbax knows of a checkpoint. Raises ValueError if they are not ours."""
+    """Our JSON data in the metadata that Orbax found. Raises ValueError if there are none."""
     metadata = found.custom_metadata
     if not isinstance(metadata, dict) or "digest" not in metadata:
         raise ValueError("its metadata are missing")
@@ -267,14 +274,14 @@ def _described(found: Any) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in a line; TensorStore says it after a list of paths."""
+    """The message of an error, in one line; TensorStore puts it after a list of paths."""
     line = (str(error.__cause__ or error) or repr(error)).splitlines()[0]
     return line if len(line) <= 200 else line.rpartition('": ')[2][-200:]
 
 
 @functools.cache
 def _silence_late_writers() -> None:
-    """Keeps TensorStore from printing a traceback for each array it is still busy with when Orbax has given up."""
+    """Silences the tracebacks of arrays that TensorStore is still writing when a save has failed."""
     show = sys.unraisablehook
 
     def show_others(unraisable: Any) -> None:
@@ -285,12 +292,12 @@ def _silence_late_writers() -> None:
 
 
 def _layout(tree: Any) -> Any:
-    """Names, types and shapes of arrays."""
+    """The names, types and shapes of a tree of arrays, for comparison."""
     return jax.tree.map(lambda array: (array.dtype, array.shape), tree)
 
 
 def digest(tree: Any, metadata: Mapping[str, Any]) -> str:
-    """SHA-256 over every array with its name, type and shape, and over the data beside them but the digest itself."""
+    """SHA-256 of all arrays with their names, types and shapes, and of the metadata without its "digest"."""
     whole = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)

@@ -1,4 +1,4 @@
-"""What can be done with a config's keys: defaults, checks, and what makes two configs different experiments."""
+"""Configs: defaults, checks of values, and the keys that make two configs different experiments."""
 
 import difflib
 import functools
@@ -13,22 +13,23 @@ from alexnet_jax.config_keys import KEYS, Key
 from alexnet_jax.errors import UserError
 
 NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "text", tuple: "a tuple"}
-ALSO = {float: (int,), tuple: (list,)}  # what JSON and the command line make of them
+ALSO = {float: (int,), tuple: (list,)}  # types that JSON and the command line give instead
 
 
 def default_config() -> ConfigDict:
-    """Every key with its default."""
+    """A config with every key at its default."""
     return ConfigDict(
         _nest({name: key.default if key.kind is None else placeholder(key.kind) for name, key in KEYS.items()})
     )
 
 
 def complete(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain config of a run, with the default of each key that there was not when it was made."""
+    """A stored config as a plain dict, with defaults for the keys that did not exist when it was stored."""
     return _nest({name: key.default for name, key in KEYS.items()} | dict(flatten(stored)))
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
     nested: dict[str, Any] = {}
     for name, value in values.items():
         *sections, last = name.split(".")
@@ -46,7 +47,7 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterato
 
 
 def nearest(key: str, keys: list[str]) -> str | None:
-    """The key that was probably meant: the same name in another section, its initials (lr), or a similar spelling."""
+    """The key probably meant: one of that name in another section, of those initials (lr) or of similar spelling."""
     name = key.rsplit(".", 1)[-1]
     names = {known.rsplit(".", 1)[-1]: known for known in keys}
     initials = {"".join(word[0] for word in known.split("_")): known for known in names if "_" in known}
@@ -69,46 +70,46 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a plain config that make it the experiment it is, beside its length."""
+    """The keys of a plain config that define the experiment, apart from its length."""
     return _plain_without(config, lambda entry: entry.resume != "fixed")
 
 
 def length(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a plain config that decide how long a run is, and so what comes of it."""
+    """The keys of a plain config that decide the length of a run."""
     return _plain_without(config, lambda entry: entry.resume != "length")
 
 
 def free(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a plain config that change no result, only how it is computed."""
+    """The keys of a plain config that change no result."""
     return _plain_without(config, lambda entry: entry.resume != "free")
 
 
 def shared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a plain config that many processes of one run must have in common."""
+    """The keys of a plain config that must be equal in all processes of a run."""
     return _plain_without(config, lambda entry: not entry.is_shared)
 
 
 def _plain_without(config: Mapping[str, Any], leaves_out: Callable[[Key], bool]) -> dict[str, Any]:
-    """The values as JSON gives them back; a key that the table does not know counts as fixed and shared."""
+    """The flat config without some keys, values as JSON returns them; an unknown key counts as fixed and shared."""
     unknown = Key("fixed", None, "")
     return {name: _plain(value) for name, value in flatten(config) if not leaves_out(KEYS.get(name, unknown))}
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON gives it back: tuples become lists."""
+    """A value as JSON returns it: tuples become lists."""
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raises UserError if a value of a plain config cannot work. A key that is missing has its default."""
+    """Raises UserError if a value of a plain config is not valid; missing keys have their defaults."""
     values = dict(flatten(complete(config)))
     for name in KEYS:
         check_value(name, values[name])
     if values["data.validation_fraction"] + values["data.test_fraction"] >= 1:
-        raise UserError("config.data.validation_fraction and config.data.test_fraction leave nothing to train on")
+        raise UserError("config.data.validation_fraction and config.data.test_fraction must add up to less than 1")
     if values["optimizer.warmup_epochs"] >= values["epochs"]:
         raise UserError(
-            f"config.optimizer.warmup_epochs={values['optimizer.warmup_epochs']} takes the whole run of "
+            f"config.optimizer.warmup_epochs={values['optimizer.warmup_epochs']} must be less than "
             f"config.epochs={values['epochs']}"
         )
     if values["parallel.towers"] > 1 and values["parallel.mode"] != "mesh":
@@ -120,7 +121,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def check_value(name: str, value: Any) -> None:
-    """Raises UserError if the value has not the type of the key "section.key" or breaks one of its rules."""
+    """Raises UserError if a value has the wrong type for the key "section.key" or breaks one of its rules."""
     key = KEYS[name]
     if value is None and key.kind is not None:
         return
@@ -135,6 +136,7 @@ def check_value(name: str, value: Any) -> None:
 
 
 def _holds(rule: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a value passes a test; one of a type that the test cannot handle does not."""
     try:
         return rule(value)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Every key of a config: default, unit, meaning, what its value must be, and whether it may change when a run goes on.
+"""Every key of a config: its default, meaning, unit and valid values, and whether a resumed run may change it.
 
 `configs/alexnet.py` starts from these defaults; `config.check` refuses a value that breaks its rules.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
-    """What a value must be: a test of it, the words that follow "config.KEY=VALUE" where it fails, and the choices."""
+    """A condition on a value: its test, the words after "config.KEY=VALUE" in the error, and choices for the docs."""
 
     holds: Callable[[Any], bool]
     text: str
@@ -24,12 +24,12 @@ class Key:
     """A key of the config.
 
     Attributes:
-      resume: whether a run may go on with another value: "fixed" (no: it would be another experiment), "length" (yes,
-        and the run gets shorter or longer by it) or "free" (yes: it changes no result).
-      default: its value if nothing else is said; None where the preset or the data decide.
-      comment: what it means, with its unit and its choices.
-      rules: what its value must be.
-      kind: the type of its value where the default is None.
+      resume: whether a resumed run may have another value: "fixed" (no: it would be another experiment), "length" (yes:
+        it makes the run shorter or longer) or "free" (yes: it changes no result).
+      default: value if none is given; None where the preset or the data decide.
+      comment: meaning, with unit and choices.
+      rules: conditions on the value.
+      kind: type of the value where the default is None.
       is_shared: whether all processes of a run must have the same value.
     """
 
@@ -52,28 +52,28 @@ free = functools.partial(_key, "free")
 
 
 def one_of(*choices: str) -> Rule:
-    """One of some values, each given as "value" or as "value (what it means)"."""
+    """The value must be one of these, each written "value" or "value (its meaning)"."""
     values = [choice.split(" ")[0] for choice in choices]
     return Rule(lambda value: str(value) in values, f"is unknown; there are: {', '.join(values)}", choices)
 
 
 def at_least(bound: int) -> Rule:
-    """A number that is not below the bound."""
+    """The number must not be below the bound."""
     return Rule(lambda value: value >= bound, f"must be at least {bound}")
 
 
 def more_than(bound: int) -> Rule:
-    """A number above the bound."""
+    """The number must be above the bound."""
     return Rule(lambda value: value > bound, f"must be more than {bound}")
 
 
 def up_to(last: int) -> Rule:
-    """A number from 1 to the last."""
+    """The number must be from 1 to `last`."""
     return Rule(lambda value: 1 <= value <= last, f"must be from 1 to {last}")
 
 
 def is_row(value: Any, *kinds: type) -> bool:
-    """Whether a value is a sequence of the given kinds, numbers finite; an int will do for a float."""
+    """Whether a value is a sequence of items of these types, numbers finite; an int passes for a float."""
     if not isinstance(value, list | tuple) or len(value) != len(kinds):
         return False
     return all(
@@ -83,12 +83,12 @@ def is_row(value: Any, *kinds: type) -> bool:
 
 
 def row_of(kind: type, text: str) -> Rule:
-    """A sequence, of any length, of one kind."""
+    """The value must be a sequence, of any length, of items of one type."""
     return Rule(lambda value: is_row(value, *[kind] * len(value)), text)
 
 
 def rows_of(*kinds: type, text: str) -> Rule:
-    """Rows of the given kinds whose last number is not negative."""
+    """The value must be a sequence of rows of these types, no last number negative."""
     return Rule(lambda value: all(is_row(row, *kinds) and row[-1] >= 0 for row in value), text)
 
 
@@ -108,16 +108,16 @@ FACTORS = rows_of(str, float, float, text="must be ((pattern, from epoch, factor
 KEYS: dict[str, Key] = {
     "seed": fixed(0, "root of all randomness: initialisation, order, crops, dropout", NOT_NEGATIVE, SEED),
     "init_from": fixed("", 'trained run or weight file whose parameters this one starts from; "": drawn by the seed'),
-    "batch_size": length(128, "images a step, over all devices", at_least(1)),
+    "batch_size": length(128, "images per step, over all devices", at_least(1)),
     "epochs": length(90.0, "passes over the training split", POSITIVE),
     "max_steps": length(0, "ends the run after so many steps; 0: only `epochs` counts", NOT_NEGATIVE),
     "stop_at_train_error": length(0.0, "ends the run at this training error of an epoch; 0: never", BELOW_1),
     "eval_every_epochs": fixed(1.0, "epochs between evaluations on the validation split", POSITIVE),
-    "eval_batch_size": free(128, "images a step of evaluation; changes no result", at_least(1)),
-    "label_smoothing": fixed(0.0, "fraction of a training label that all classes divide evenly", BELOW_1),
+    "eval_batch_size": free(128, "images per evaluation step; changes no result", at_least(1)),
+    "label_smoothing": fixed(0.0, "fraction of a training label spread evenly over all classes", BELOW_1),
     "test_views": fixed(1, "views a test prediction averages", one_of("1 (centre)", "2 (and mirror)", "10 (paper)")),
     "log_every_steps": free(50, "steps between loss lines in metrics.jsonl", at_least(1)),
-    "stuck_after_steps": free(5000, "ends a run that still guesses after so many steps; 0: never", NOT_NEGATIVE),
+    "stuck_after_steps": free(5000, "ends a run still at chance level after so many steps; 0: never", NOT_NEGATIVE),
     "compilation_cache_dir": free("data/compiled", 'folder of compiled programs; "": none', is_shared=False),
     "profile_steps": free(0, "steps to trace after the first three, into profile/ of the run; 0: none", NOT_NEGATIVE),
     # The images.
@@ -125,36 +125,34 @@ KEYS: dict[str, Key] = {
     "data.dir": free("", "folder of photographs, or of ImageNet's tar files", is_shared=False),
     "data.prepared_dir": free("data", "folder of prepared data sets", is_shared=False),
     "data.storage": fixed("auto", "prepared images", one_of("auto (raw up to 4 GB)", "jpeg", "raw (pixels)")),
-    "data.jpeg_quality": fixed(90, "of prepared images, 1 to 100; the 2014 source took 95", up_to(100)),
-    "data.validation_fraction": fixed(0.1, "of train, held out where a data set has no validation split", FRACTION),
-    "data.test_fraction": fixed(0.1, "the same of a folder that has neither val/ nor test/", BELOW_1),
-    "data.max_quarantined": free(0.01, "fraction of unreadable images at which preparing stops", BELOW_1),
+    "data.jpeg_quality": fixed(90, "of prepared images, 1 to 100; the 2014 source used 95", up_to(100)),
+    "data.validation_fraction": fixed(0.1, "of training images, held out if there is no validation split", FRACTION),
+    "data.test_fraction": fixed(0.1, "the same as test split, for a folder with neither val/ nor test/", BELOW_1),
+    "data.max_quarantined": free(0.01, "fraction of unreadable images above which preparing stops", BELOW_1),
     "data.max_megapixels": fixed(100.0, "an image of more pixels counts as unreadable", POSITIVE),
     "data.residence": free("auto", "where training images are cached", one_of("auto", "device", "host", "disk")),
     "data.synthetic_examples": fixed(1024, "training images of the synthetic data set", at_least(1)),
-    "data.image_size": fixed(256, "pixels; shorter side to this, then central square (paper section 2)", up_to(4096)),
-    "data.crop": fixed(227, "pixels; side of the window that the network sees", at_least(1)),
+    "data.image_size": fixed(256, "side of the resized images, in pixels (paper section 2)", up_to(4096)),
+    "data.crop": fixed(227, "side of the network's input, in pixels", at_least(1)),
     # Their augmentation.
     "data.cropping": fixed(
-        "random",
-        "part of an image to train on",
-        one_of("random (paper)", "resized (a random part of random shape, scaled)", "centre"),
+        "random", "of training images", one_of("random (paper)", "resized (random box, scaled)", "centre")
     ),
-    "data.mirror": fixed(True, "reflect half of the training images"),
+    "data.mirror": fixed(True, "mirror half of the training images"),
     "data.mixup": fixed(0.0, "parameter of the Beta distribution of mixup weights; 0: none", NOT_NEGATIVE),
     "data.color_noise": fixed(0.0, "standard deviation of the colour noise's factors; 0: none", NOT_NEGATIVE),
     "data.color_noise_form": fixed(
         "source", "what its factors scale", one_of("source (standard deviations, then /1.1)", "paper (eigenvalues)")
     ),
-    "data.color_noise_until_epoch": fixed(0.0, "epoch that ends the noise; 0: none does", NOT_NEGATIVE),
-    "data.pca_std": fixed(None, "grey levels along the colours' components; None: as measured", LENGTHS, kind=tuple),
-    "data.pca_vectors": fixed(None, "components as columns, rows R, G, B; None: as measured", MATRIX, kind=tuple),
+    "data.color_noise_until_epoch": fixed(0.0, "epoch at which the colour noise ends; 0: never", NOT_NEGATIVE),
+    "data.pca_std": fixed(None, "std along the colours' components, grey levels; None: measured", LENGTHS, kind=tuple),
+    "data.pca_vectors": fixed(None, "components as columns, rows R, G, B; None: measured", MATRIX, kind=tuple),
     "data.mean_form": fixed(
         "channel", "mean to subtract", one_of("channel", "image_centre (source)", "image_crop (Caffe)")
     ),
     "data.mean": fixed(None, "of channel: grey levels R, G, B; None: the training images'", TRIPLE, kind=tuple),
-    "data.std": fixed((1.0, 1.0, 1.0), "grey levels R, G, B to divide by; the source: 1", SCALES),
-    "data.num_threads": free(0, "reading threads; 0: one a core", NOT_NEGATIVE, is_shared=False),
+    "data.std": fixed((1.0, 1.0, 1.0), "divisors of R, G, B, in grey levels; the source: 1", SCALES),
+    "data.num_threads": free(0, "threads that read images; 0: one per core", NOT_NEGATIVE, is_shared=False),
     # The network.
     "model.preset": fixed("source", "which AlexNet; the keys below replace parts of it, None: as the preset says"),
     "model.activation": fixed(
@@ -171,69 +169,67 @@ KEYS: dict[str, Key] = {
     "model.dropout_convention": fixed(
         None, "when outputs are scaled", one_of("2012 (test: x0.5)", "inverted (train: x2)"), kind=str
     ),
-    "model.towers": fixed(None, "parts of the network that meet in few layers", one_of("1", "2"), kind=int),
-    "model.cross_tower": fixed(True, "False: conv3 too sees its own tower alone; the towers first meet in fc6"),
+    "model.towers": fixed(None, "columns of the network that meet in few layers", one_of("1", "2"), kind=int),
+    "model.cross_tower": fixed(True, "whether conv3 sees both towers; False: they first meet in fc6"),
     "model.without_layers": fixed(
         (), "layers to leave out; their pooling stays", row_of(str, "must be names of layers: ('conv3',)")
     ),
     "model.hidden_width": fixed(None, "units in each hidden fully connected layer", at_least(1), kind=int),
     "model.num_classes": fixed(None, "units of the last layer; None: the data's classes", at_least(1), kind=int),
-    "model.compute_dtype": fixed("float32", "of activations and products alone", one_of("float32", "bfloat16")),
+    "model.compute_dtype": fixed("float32", "of activations and products", one_of("float32", "bfloat16")),
     # Learning.
     "optimizer.learning_rate": fixed(0.01, "of kernels, at the start", POSITIVE),
     "optimizer.batch_scaling": fixed(
-        "none", "of the learning rate, with batch_size / base_batch_size", one_of("none", "linear", "sqrt")
+        "none", "of the learning rate by batch_size / base_batch_size", one_of("none", "linear", "sqrt")
     ),
-    "optimizer.base_batch_size": fixed(128, "images a step that `learning_rate` is meant for", at_least(1)),
+    "optimizer.base_batch_size": fixed(128, "images per step that `learning_rate` is meant for", at_least(1)),
     "optimizer.momentum": fixed(0.9, "fraction of the velocity that a step keeps", BELOW_1),
     "optimizer.weight_decay": fixed(0.0005, "of kernels, inside the gradient (L2)", NOT_NEGATIVE),
     "optimizer.weight_decay_overrides": fixed((), "((pattern, decay), ...) over names like conv1/kernel", DECAYS),
-    "optimizer.decay_biases": fixed(False, "decay the other parameters as well"),
-    "optimizer.bias_rate_multiplier": fixed(2.0, "biases learn so many times as fast as kernels", POSITIVE),
+    "optimizer.decay_biases": fixed(False, "apply weight_decay to the other parameters too"),
+    "optimizer.bias_rate_multiplier": fixed(2.0, "learning rate of biases over that of kernels", POSITIVE),
     "optimizer.bias_schedule": fixed(
         "same", "of biases", one_of("same (as kernels)", "constant (first learning rate)", "halfway (/10 at half-time)")
     ),
-    "optimizer.rate_multipliers": fixed((), "((pattern, from epoch, factor), ...); 0 freezes", FACTORS),
+    "optimizer.rate_multipliers": fixed((), "((pattern, from epoch, factor), ...); factor 0 freezes", FACTORS),
     "optimizer.schedule": fixed(
         "plateau",
         "learning rate over time",
-        one_of("plateau", "constant", "step", "dexp", "cosine (to 0 at the end)", "linear (so too)"),
+        one_of("plateau", "constant", "step", "dexp", "cosine (to 0 at the end)", "linear (to 0)"),
     ),
-    "optimizer.factor": fixed(0.1, "of plateau and step: the learning rate is multiplied by this", FRACTION),
-    "optimizer.patience": fixed(5, "of plateau: evaluations without improvement before a drop", at_least(1)),
-    "optimizer.threshold": fixed(0.001, "of plateau: relative improvement that counts", BELOW_1),
-    "optimizer.cooldown": fixed(0, "of plateau: evaluations after a drop that do not count", NOT_NEGATIVE),
-    "optimizer.minimum_rate": fixed(1e-5, "of plateau: never lower", NOT_NEGATIVE),
-    "optimizer.min_divisions": fixed(3, "of plateau: at least so many drops, spread over the run", NOT_NEGATIVE),
+    "optimizer.factor": fixed(0.1, "for plateau and step: each drop multiplies the learning rate by this", FRACTION),
+    "optimizer.patience": fixed(5, "for plateau: evaluations without improvement before a drop", at_least(1)),
+    "optimizer.threshold": fixed(0.001, "for plateau: relative improvement that counts", BELOW_1),
+    "optimizer.cooldown": fixed(0, "for plateau: evaluations after a drop that do not count", NOT_NEGATIVE),
+    "optimizer.minimum_rate": fixed(1e-5, "for plateau: lowest learning rate", NOT_NEGATIVE),
+    "optimizer.min_divisions": fixed(3, "for plateau: minimum number of drops in a run", NOT_NEGATIVE),
     "optimizer.step_epochs": fixed(
-        (30.0, 60.0, 80.0), "of step: epochs of the drops", row_of(float, "must be numbers of epochs")
+        (30.0, 60.0, 80.0), "for step: epochs of the drops", row_of(float, "must be numbers of epochs")
     ),
-    "optimizer.dexp_target": fixed(250.0, "of dexp: the learning rate ends divided by this", more_than(1)),
-    "optimizer.dexp_steps": fixed(4, "of dexp: number of equal parts with a learning rate of their own", at_least(2)),
-    "optimizer.warmup_epochs": fixed(0.0, "in which every learning rate grows from 0; 0: none", NOT_NEGATIVE),
-    "optimizer.ema_decay": fixed(0.0, "of the moving average of parameters that tests use; 0: none", BELOW_1),
+    "optimizer.dexp_target": fixed(250.0, "for dexp: first learning rate over the last", more_than(1)),
+    "optimizer.dexp_steps": fixed(4, "for dexp: equal intervals of the run, each with one learning rate", at_least(2)),
+    "optimizer.warmup_epochs": fixed(0.0, "warm-up, in which every learning rate grows from 0; 0: none", NOT_NEGATIVE),
+    "optimizer.ema_decay": fixed(0.0, "of the moving average of parameters to evaluate with; 0: none", BELOW_1),
     # Devices and hosts.
-    "parallel.mode": free("pmap", "what devices share", one_of("pmap (the images)", "mesh (images and networks)")),
-    "parallel.num_devices": free(0, "devices to use, of each process; 0: all", NOT_NEGATIVE),
+    "parallel.mode": free("pmap", "parallelism", one_of("pmap (data parallel)", "mesh (data and tensor parallel)")),
+    "parallel.num_devices": free(0, "devices to use in each process; 0: all", NOT_NEGATIVE),
     "parallel.micro_batches": free(
-        1, "equal parts of a batch that a device computes in turn: less memory", at_least(1)
+        1, "micro-batches that a device computes in turn in each step, to save memory", at_least(1)
     ),
-    "parallel.towers": free(1, "of mesh: devices that hold one network, with 1/n of the features each", at_least(1)),
-    "parallel.deterministic": free(
-        False, "on GPUs too the same bits each time, at a cost; a CPU always gives the same"
-    ),
-    "parallel.coordinator": free("", 'HOST:PORT of process 0; auto: as the cluster says; "": one process', ADDRESS),
-    "parallel.num_processes": free(None, "of all hosts; None: as the cluster says", at_least(1), kind=int),
+    "parallel.towers": free(1, "for mesh: tensor parallel devices, with 1/n of the features each", at_least(1)),
+    "parallel.deterministic": free(False, "bitwise reproducible on GPUs too, but slower; a CPU always is"),
+    "parallel.coordinator": free("", 'HOST:PORT of process 0; auto: from the cluster; "": one process', ADDRESS),
+    "parallel.num_processes": free(None, "on all hosts together; None: from the cluster", at_least(1), kind=int),
     "parallel.process_id": free(
-        None, "this process's number, from 0; None: as the cluster says", NOT_NEGATIVE, kind=int, is_shared=False
+        None, "number of this process, from 0; None: from the cluster", NOT_NEGATIVE, kind=int, is_shared=False
     ),
-    "parallel.timeout_seconds": free(600, "without progress, after which a waiting process gives up", at_least(1)),
+    "parallel.timeout_seconds": free(600, "without progress after which a waiting process gives up", at_least(1)),
     # Checkpoints.
-    "checkpoint.keep": free(2, "latest checkpoints kept beside the best one", at_least(1)),
+    "checkpoint.keep": free(2, "newest checkpoints kept in addition to the best one", at_least(1)),
     "checkpoint.every_steps": free(
-        0, "steps between further checkpoints, left out where training would wait; 0: none", NOT_NEGATIVE
+        0, "steps between further checkpoints, skipped where training would wait; 0: none", NOT_NEGATIVE
     ),
     "checkpoint.on_failure": free(
-        "stop", "if one cannot be written; the last must succeed", one_of("stop", "continue")
+        "stop", "after a failed save; the last save must succeed", one_of("stop", "continue")
     ),
 }

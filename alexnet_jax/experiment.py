@@ -1,4 +1,4 @@
-"""From a config to what it describes: data, network, optimizer, devices and compiled steps. Assembled here alone."""
+"""Builds what a config describes: data set, network, optimizer, devices and compiled steps. No other module does."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from alexnet_jax import metrics
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.data.dataset import Dataset, get_dataset
 from alexnet_jax.data.loader import TrainSource, eval_batches, make_train_source
-from alexnet_jax.data.preparation import Storing
+from alexnet_jax.data.preparation import StorageOptions
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet, get_model
@@ -31,23 +31,25 @@ from alexnet_jax.system.signals import raise_on_sigterm
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
 
 Evaluate = Callable[[Any, Any, str], Iterator[dict[str, Any]]]
+"""(params, batch_stats, split) -> the metric totals after each batch; the last are those of the whole split."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a config describes. It holds no state: a run keeps that.
+    """The parts of a run that a config describes. They do not change while it trains; the state is the run's.
 
     Attributes:
       config: see configs/alexnet.py.
       dataset: images with labels.
-      model, layers: the network and the table of its layers.
-      devices: where it is trained.
-      preprocessing: from stored images to the network's input.
-      plan: the length of a run and its pauses.
-      source: of training batches.
+      model, layers: the network, and the shapes and costs of its layers.
+      devices: the devices that train it.
+      preprocessing: turns stored images into the network's input.
+      plan: length of the run, and its evaluations and checkpoints.
+      source: yields training batches.
       optimizer: the update rule.
-      train_step: (state, batch) -> (new state, metric sums), on all devices.
-      evaluate, test: the sums of a split; they differ in the views that a prediction is averaged over.
+      train_step: (state, batch) -> (new state, metric sums), compiled for all devices.
+      evaluate, test: metric totals of a split; `test` averages predictions over `config.test_views` views, `evaluate`
+        takes the central one.
     """
 
     config: ConfigDict
@@ -65,7 +67,7 @@ class Experiment:
 
     @classmethod
     def create(cls, config: ConfigDict, dataset: Dataset) -> "Experiment":
-        """Raises UserError for what does not suit the data or the devices."""
+        """Builds all parts. Raises UserError if the config does not suit the data or the devices."""
         model = get_model(config.model, dataset.num_classes)
         devices = make_devices(config.parallel, model)
         preprocessing = make_preprocessing(config.data, dataset.statistics)
@@ -92,27 +94,32 @@ class Experiment:
         )
 
     def init_state(self, variables: dict[str, Any] | None = None) -> TrainState:
-        """The state before the first step, on the devices; its parameters are drawn by the seed if none are given."""
+        """The state before the first step, on the devices, with these variables or with ones drawn from the seed."""
         if variables is None:
             variables = init_variables(self.model, self.config.data.crop, self.config.seed)
         return self.devices.place(create_train_state(variables, self.optimizer, self.config.seed))
 
     def make_learning_rates(self) -> LearningRates:
-        """What decides the learning rates of a run, before its first epoch."""
+        """The learning-rate rules of the run, as they stand before its first epoch."""
         shapes, _ = trace_shapes(self.model, self.config.data.crop)
         return make_learning_rates(self.config, shapes["params"])
 
     def with_learning_rates(self, state: TrainState, learning_rates: Any) -> TrainState:
-        """The state with the learning rate of each array, {layer: {parameter: float}}, for the next step."""
+        """The state with these learning rates, {layer: {parameter: float}}, for the next step."""
         scalars = jax.tree.map(np.float32, learning_rates)
         return dataclasses.replace(state, learning_rates=self.devices.place(scalars))
 
 
 def open_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
-    """What `config` describes, its data prepared. Raises UserError for what is wrong with it, before that if possible.
+    """Checks `config`, prepares its data set and builds the experiment.
 
-    In each process of many; all but the first are silent from here on. `dataset` is that of `config.data`, if it is
-    open already.
+    Each process of a run calls it; from here on only process 0 prints.
+
+    Args:
+      config: see configs/alexnet.py.
+      dataset: the data set of `config.data`, if it is already open.
+
+    Raises UserError for a mistake in the config; where possible, before the images are prepared.
     """
     config_lib.check(config.to_dict())
     if not hosts.is_main():
@@ -127,7 +134,7 @@ def open_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Exper
 
 
 def check_names(config: ConfigDict) -> None:
-    """Raises UserError for a name that does not exist in a checked config, without looking at the data."""
+    """Raises UserError if a checked config names a layer, parameter or schedule that does not exist; opens no data."""
     shapes, _ = trace_shapes(get_model(config.model, num_classes=1), config.data.crop)
     make_optimizer(config.optimizer, shapes["params"])
     make_learning_rates(config, shapes["params"])
@@ -135,23 +142,23 @@ def check_names(config: ConfigDict) -> None:
 
 
 def make_learning_rates(config: ConfigDict, params: Any) -> LearningRates:
-    """What decides the learning rates of a run with these parameters, or shapes of parameters."""
+    """The learning-rate rules of `config` for a tree of parameters or of their shapes."""
     return LearningRates(config.optimizer, config.batch_size, config.epochs, params)
 
 
-def make_storing(data: ConfigDict) -> Storing:
-    """How `config.data` wants images stored."""
-    return Storing(**{field.name: getattr(data, field.name) for field in dataclasses.fields(Storing)})
+def make_storage_options(data: ConfigDict) -> StorageOptions:
+    """The part of `config.data` that decides how images are prepared and stored."""
+    return StorageOptions(**{field.name: getattr(data, field.name) for field in dataclasses.fields(StorageOptions)})
 
 
 def open_dataset(data: ConfigDict) -> Dataset:
-    """The data set of `config.data`, prepared first if need be; SIGTERM then raises Terminated."""
+    """Opens the data set of `config.data`, preparing it if necessary; meanwhile SIGTERM raises Terminated."""
     with raise_on_sigterm():
-        return get_dataset(data.name, data.dir, data.prepared_dir, data.synthetic_examples, make_storing(data))
+        return get_dataset(data.name, data.dir, data.prepared_dir, data.synthetic_examples, make_storage_options(data))
 
 
 def make_preprocessing(data: ConfigDict, statistics: Statistics) -> Preprocessing:
-    """What `config.data` says of it, completed by what was measured on the training images."""
+    """The preprocessing of `config.data`; statistics that it leaves out are those of the training images."""
     if data.mean_form != "channel" and data.mean is not None:
         raise UserError(
             f"config.data.mean is one number a channel; config.data.mean_form={data.mean_form!r} takes none"
@@ -177,7 +184,7 @@ def make_evaluate(
     devices: Devices,
     views: int = 1,
 ) -> Evaluate:
-    """Returns (params, batch_stats, split) -> the totals after each batch; the last are those of the whole split."""
+    """Returns an evaluation that averages each prediction over `views` views of the image; see `Evaluate`."""
     batch_size = devices.round_up(config.eval_batch_size)
     step = devices.compile_eval_step(make_eval_step(model, preprocessing, views, devices.axes))
 

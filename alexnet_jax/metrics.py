@@ -1,4 +1,4 @@
-"""Loss and error as masked sums: they add up over batches and devices alike, however the data are cut."""
+"""Loss and errors as masked sums, which add up over batches and devices however the data are divided."""
 
 import math
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 def classification_sums(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Bool[Array, " batch"]
 ) -> dict[str, Array]:
-    """Sums over the examples that the mask keeps.
+    """Sums of loss and correct predictions over the examples whose mask is true.
 
-    An example is right at top k if fewer than k classes beat its label. Of equal logits the lower class wins, as in
-    `lax.top_k`; an example with a NaN is wrong.
+    A prediction is top-k correct if fewer than k classes rank above the label. Of equal logits the lower class ranks
+    first, as in `lax.top_k`; an example with a NaN is never correct.
 
     Returns:
       loss_sum (float32, nats), top1_correct, top5_correct and count (int32).
@@ -42,25 +42,25 @@ def mixed_cross_entropy(
     mixup_weights: Float[Array, " batch"],
     smoothing: float,
 ) -> Float[Array, " batch"]:
-    """Cross-entropy, in nats, with mixed and smoothed labels.
+    """Cross-entropy of each example, in nats, with mixed and smoothed labels.
 
-    With smoothing s (Szegedy et al. 2016) the target is (1 - s) (w label + (1 - w) partner) + s / classes, w being the
-    mixup weight.
+    The target is (1 - s) (w label + (1 - w) partner) + s / classes, with one-hot labels, mixup weight w (Zhang et al.
+    2018) and smoothing s (Szegedy et al. 2016).
     """
     classes = logits.shape[1]
     weights = jnp.stack([mixup_weights, 1 - mixup_weights], axis=1)[:, :, None]
-    of_labels = jax.nn.one_hot(jnp.stack([labels, partner_labels], axis=1), classes)
-    targets = (1 - smoothing) * jnp.sum(weights * of_labels, axis=1) + smoothing / classes
+    one_hot = jax.nn.one_hot(jnp.stack([labels, partner_labels], axis=1), classes)
+    targets = (1 - smoothing) * jnp.sum(weights * one_hot, axis=1) + smoothing / classes
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=1)
 
 
 def add(totals: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds one batch's sums to Python totals, in double precision."""
+    """Adds the sums of one batch to totals kept as Python numbers, that is, in double precision."""
     return {name: totals.get(name, 0) + value.item() for name, value in sums.items()}
 
 
 def summarize(totals: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
-    """Mean loss and errors in [0, 1]. With 5 or fewer classes top-5 says nothing and is None."""
+    """Mean loss in nats and errors in [0, 1]; with 5 or fewer classes the top-5 error means nothing and is None."""
     count = totals["count"]
     return {
         "loss": totals["loss_sum"] / count,
@@ -71,8 +71,8 @@ def summarize(totals: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
 
 
 def confidence_interval(wrong: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % confidence interval of an error, in [0, 1] (1927)."""
+    """Wilson's 95 % confidence interval of an error of wrong / count, in [0, 1] (Wilson 1927)."""
     z, error = 1.959964, wrong / count
     centre, half = error + z**2 / (2 * count), z * math.sqrt(error * (1 - error) / count + z**2 / (4 * count**2))
     low, high = ((centre + side * half) / (1 + z**2 / count) for side in (-1, 1))
-    return max(min(low, error), 0.0), min(max(high, error), 1.0)  # rounding may put an end beyond the error itself
+    return max(min(low, error), 0.0), min(max(high, error), 1.0)  # rounding may exclude the error itself

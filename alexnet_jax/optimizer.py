@@ -1,12 +1,12 @@
-"""The paper's stochastic gradient descent.
+"""Stochastic gradient descent with momentum as in the paper.
 
-The rule of paper section 5 and of the 2012 source (CHM src/weights.cu, `Weights::update`):
+The update of paper section 5 and of the 2012 source (CHM src/weights.cu, `Weights::update`):
 
     v <- momentum v - weight_decay learning_rate w - learning_rate gradient
     w <- w + v
 
-The learning rate sits inside the velocity, so after a drop the old velocity still has the old learning rate.
-`optax.sgd` keeps the learning rate outside and differs from the first step after a drop on.
+The learning rate is part of the velocity v, so after a learning-rate drop v still contains the old learning rate.
+`optax.sgd` multiplies v by the learning rate instead, and differs from this rule from the first step after a drop.
 """
 
 import fnmatch
@@ -25,16 +25,18 @@ Params = Any
 
 
 def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransformationExtraArgs:
-    """The paper's rule; `update` takes `learning_rates=`, a tree like `params` with one scalar an array.
+    """The paper's update rule; `update` takes `learning_rates=`, a tree like `params` with one scalar for each array.
 
-    Kernels decay by `config.weight_decay` and other parameters by nothing unless `config.decay_biases` (CHM
-    src/layer.cu:565: biases have no decay); `config.weight_decay_overrides` names exceptions as (pattern, decay).
-    The state's trace is the paper's velocity v; with `config.ema_decay` the state holds an average of the parameters
-    too, see `averaged_params`.
+    Weight decay is `config.weight_decay` for kernels and 0 for other parameters (CHM src/layer.cu:565), unless
+    `config.decay_biases`; `config.weight_decay_overrides` lists exceptions as (pattern, decay). The state's trace is
+    the velocity v; with `config.ema_decay` the state also holds a moving average of the parameters, see
+    `averaged_params`.
 
     Args:
       config: `config.optimizer`.
-      params: the parameters or their shapes: only the names are used.
+      params: the parameters or their shapes; only the names are used.
+
+    Raises UserError for a pattern that matches no parameter.
     """
     overrides = config.weight_decay_overrides
     for pattern, _ in overrides:
@@ -56,7 +58,7 @@ def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransfor
 
 
 def _add_decayed_weights(decays: Params) -> optax.GradientTransformation:
-    """Adds to each array's update its weights times its own decay."""
+    """Adds decay * weights to the update of each array, each with its own decay."""
 
     def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
         return jax.tree.map(lambda u, w, decay: u + decay * w, updates, params, decays), state
@@ -65,7 +67,7 @@ def _add_decayed_weights(decays: Params) -> optax.GradientTransformation:
 
 
 def _scale_by_learning_rates() -> optax.GradientTransformationExtraArgs:
-    """Multiplies each array's update by minus its own learning rate."""
+    """Multiplies the update of each array by minus its own learning rate."""
 
     def update(updates: Params, state: Any, params: Params = None, *, learning_rates: Params) -> tuple[Params, Any]:
         return jax.tree.map(lambda u, learning_rate: -learning_rate * u, updates, learning_rates), state
@@ -74,7 +76,7 @@ def _scale_by_learning_rates() -> optax.GradientTransformationExtraArgs:
 
 
 def _hold_frozen() -> optax.GradientTransformationExtraArgs:
-    """A learning rate of 0 freezes an array at once: the source then skips the update (CHM src/weights.cu)."""
+    """Freezes an array whose learning rate is 0, in spite of its velocity, as the source does (CHM src/weights.cu)."""
 
     def update(updates: Params, state: Any, params: Params = None, *, learning_rates: Params) -> tuple[Params, Any]:
         return jax.tree.map(
@@ -85,7 +87,7 @@ def _hold_frozen() -> optax.GradientTransformationExtraArgs:
 
 
 class AverageState(NamedTuple):
-    """The exponential moving average of the parameters after each step, and the number of steps in it."""
+    """The exponential moving average of the parameters, and the number of steps that it averages."""
 
     average: Params
     averaged_steps: Any
@@ -94,8 +96,8 @@ class AverageState(NamedTuple):
 def _average_params(decay: float) -> optax.GradientTransformation:
     """Keeps average <- d average + (1 - d) params, d = min(decay, (1 + t) / (10 + t)) after t steps.
 
-    So the first parameters are soon forgotten, as in TensorFlow's ExponentialMovingAverage with `num_updates`. It
-    stands last in a chain, since it takes the updates for those that the parameters get.
+    So the initial parameters are soon forgotten, as in TensorFlow's ExponentialMovingAverage with `num_updates`. It
+    must be last in a chain, since it takes its input for the final update of the parameters.
     """
 
     def init(params: Params) -> AverageState:
@@ -112,30 +114,30 @@ def _average_params(decay: float) -> optax.GradientTransformation:
 
 
 def averaged_params(opt_state: optax.OptState, params: Params) -> Params:
-    """The parameters to test with: the average in the optimizer's state, or, where there is none, `params`."""
+    """The parameters to evaluate with: the moving average in the optimizer's state, or `params` if there is none."""
     return optax.tree.get(opt_state, "average", default=params)
 
 
 def saved_state(opt_state: optax.OptState) -> dict[str, Any]:
-    """The arrays that stand for the optimizer's whole state in a checkpoint; `restored_state` puts them back."""
+    """The arrays of the optimizer's state that a checkpoint holds, by name; `restored_state` is the inverse."""
     names = {"velocity": "trace"} | {name: name for name in AverageState._fields}
     found = {saved: optax.tree.get(opt_state, name) for saved, name in names.items()}
     return {saved: arrays for saved, arrays in found.items() if arrays is not None}
 
 
 def restored_state(opt_state: optax.OptState, tree: Mapping[str, Any]) -> optax.OptState:
-    """A fresh state with the arrays of a checkpoint of the same config."""
+    """A new optimizer state with the arrays of `saved_state` from a checkpoint of the same config."""
     average = {name: tree[name] for name in AverageState._fields if name in tree}
     return optax.tree.set(opt_state, trace=tree["velocity"], **average)
 
 
 def is_kernel(name: str) -> bool:
-    """Whether a parameter named "layer/parameter" is a kernel."""
+    """Whether the name of a parameter, "layer/parameter", is that of a kernel."""
     return name.endswith("/kernel")
 
 
 def map_names(function: Callable[[str], Any], tree: Params) -> Params:
-    """The tree with each leaf replaced by function("layer/parameter")."""
+    """A tree of the same structure whose leaves are function("layer/parameter")."""
     return jax.tree_util.tree_map_with_path(lambda path, _: function(_name(path)), tree)
 
 
@@ -144,7 +146,7 @@ def _name(path: Any) -> str:
 
 
 def check_pattern(key: str, pattern: str, tree: Params) -> None:
-    """Raises UserError if a pattern of `config.optimizer.KEY` matches no parameter."""
+    """Raises UserError if a pattern in `config.optimizer.KEY` matches no parameter of the tree."""
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     if not fnmatch.filter(names, pattern):
         raise UserError(f"config.optimizer.{key}: {pattern!r} matches no parameter; there are: {', '.join(names)}")

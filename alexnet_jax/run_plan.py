@@ -1,4 +1,4 @@
-"""How long a run is and when it evaluates and saves: resolved once from the config, then frozen."""
+"""The length of a run and when it evaluates and saves, computed once from the config."""
 
 import dataclasses
 import math
@@ -11,18 +11,18 @@ from alexnet_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """A run counted in training examples; every step sees `batch_size` of them, the last of an epoch too.
+    """The plan of a run, counted in training examples. Every step sees exactly `batch_size` of them.
 
-    The order of examples is one endless stream, epoch after epoch, so a batch may hold the end of one epoch and the
-    start of the next. Each example is seen exactly once an epoch.
+    The examples are one endless stream, epoch after epoch, so a batch may hold the end of one epoch and the start of
+    the next. Each example is seen once an epoch.
 
     Attributes:
       num_examples: size of the training split.
       batch_size: examples a step, over all devices.
-      epochs: length of the run.
-      total_steps: steps that complete `epochs`, or the smaller `max_steps`.
+      epochs: length of the run without `max_steps`.
+      total_steps: steps that complete `epochs`, at most `max_steps`.
       eval_every_epochs: epochs between evaluations.
-      checkpoint_every_steps: steps between checkpoints beside those of evaluations; 0 for none.
+      checkpoint_every_steps: steps between checkpoints in addition to those at evaluations; 0 for none.
     """
 
     num_examples: int
@@ -34,19 +34,24 @@ class RunPlan:
 
     @classmethod
     def create(cls, config: ConfigDict, num_examples: int, num_shards: int) -> "RunPlan":
-        """Raises UserError if the batch does not divide into the shards or there is nothing to train on.
+        """The plan of a checked config.
 
-        `num_shards` is the number of devices that train on different images.
+        Args:
+          config: see configs/alexnet.py.
+          num_examples: size of the training split.
+          num_shards: shards of a batch: devices that train on different images.
+
+        Raises UserError if the batch does not divide into the shards or the training split is empty.
         """
         if num_examples == 0:
             raise UserError(f"config.data.name={config.data.name!r}: the training split is empty")
         batch_size, micro_batches = config.batch_size, config.parallel.micro_batches
-        parts = num_shards * micro_batches
-        if batch_size % parts:
-            below, above = batch_size // parts * parts, -(-batch_size // parts) * parts
+        divisor = num_shards * micro_batches
+        if batch_size % divisor:
+            below, above = batch_size // divisor * divisor, -(-batch_size // divisor) * divisor
             sizes = f"{below} or {above}" if below else f"{above}"
             raise UserError(
-                f"config.batch_size={batch_size} does not divide into {num_shards} shards, one a device"
+                f"config.batch_size={batch_size} does not divide into {num_shards} shards (one for each device)"
                 + (f" times config.parallel.micro_batches={micro_batches}" if micro_batches > 1 else "")
                 + f"; the nearest size: {sizes}"
             )
@@ -66,24 +71,27 @@ class RunPlan:
         return self.total_steps * self.batch_size
 
     def epoch(self, examples_seen: int) -> float:
-        """Passes over the training split so far, the current one as a fraction."""
+        """The number of passes over the training split after so many examples, with its fraction."""
         return examples_seen / self.num_examples
 
     def is_evaluation(self, examples_seen: int, evaluated_at: int | None = None) -> bool:
-        """True after the step that completes a multiple of `eval_every_epochs`, and after the last step.
+        """Whether an evaluation is due: after the last step, and after each step that completes `eval_every_epochs`.
 
-        With the position of the last evaluation, true if there has been such a step since, whatever its size.
+        Args:
+          examples_seen: examples seen so far.
+          evaluated_at: examples seen at the last evaluation; the period may have ended at any step since. By default
+            one step before `examples_seen`.
         """
         period = _exact(self.eval_every_epochs) * self.num_examples
         before = max(examples_seen - self.batch_size, 0) if evaluated_at is None else evaluated_at
         return examples_seen >= self.total_examples or examples_seen // period > before // period
 
     def is_checkpoint(self, examples_seen: int) -> bool:
-        """True where an evaluation or `checkpoint_every_steps` asks for a checkpoint."""
+        """Whether a checkpoint is due: at each evaluation and after each `checkpoint_every_steps` steps."""
         every = self.checkpoint_every_steps
         return self.is_evaluation(examples_seen) or bool(every and examples_seen // self.batch_size % every == 0)
 
 
 def _exact(decimal: float) -> Fraction:
-    """What was written: 1.1 as eleven tenths, not as the nearest binary fraction."""
+    """The decimal number as written: 1.1 is 11/10, not the nearest binary fraction."""
     return Fraction(repr(decimal))

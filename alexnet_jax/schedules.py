@@ -1,4 +1,4 @@
-"""Learning rates: a schedule over epochs, the plateau rule of the paper, and what single parameters make of them."""
+"""Learning rates: schedules over epochs, the paper's plateau rule, and multipliers of single parameters."""
 
 import dataclasses
 import fnmatch
@@ -13,25 +13,24 @@ from alexnet_jax.config import check_value
 from alexnet_jax.optimizer import Params, check_pattern, is_kernel, map_names
 
 SMOOTH_SCHEDULES = ("cosine", "linear")
-"""Those that change the learning rate at every step; the others lower it now and then."""
+"""Schedules that change the learning rate at every step; the others lower it in a few drops."""
 
 BATCH_SCALINGS: dict[str, Callable[[float], float]] = {"none": lambda _: 1.0, "linear": float, "sqrt": math.sqrt}
-"""What the learning rate is multiplied by for a batch so many times as large. Krizhevsky 2014 derives sqrt and uses
-linear."""
+"""Factors on the learning rate by the ratio of batch sizes. Krizhevsky 2014 derives sqrt and uses linear."""
 
 
 def scaled_learning_rate(config: ConfigDict, batch_size: int) -> float:
-    """`config.optimizer.learning_rate` for a batch other than `base_batch_size`, by the rule `batch_scaling`."""
+    """The learning rate of `config.optimizer`, given for `base_batch_size`, scaled to another size of batch."""
     return config.learning_rate * BATCH_SCALINGS[config.batch_scaling](batch_size / config.base_batch_size)
 
 
 class Plateau(NamedTuple):
-    """What the validation errors so far have led to. A checkpoint holds it.
+    """The state of the plateau rule after the evaluations so far. A checkpoint holds it.
 
     Attributes:
       best_value: the lowest validation error that counted as an improvement, in [0, 1].
       plateau_count: evaluations since then, or since the last drop.
-      cooldown_count: evaluations after a drop that are still not counted.
+      cooldown_count: coming evaluations that do not count, after a drop.
       divisions: learning-rate drops so far.
     """
 
@@ -42,13 +41,13 @@ class Plateau(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rates:
-    """The learning rates of a step.
+class StepLearningRates:
+    """The learning rates of one step.
 
     Attributes:
-      kernels: of kernels without a multiplier of their own.
-      by_parameter: of each array, {layer: {parameter: float}}.
-      drop: why `kernels` is lower than it was, for a schedule that lowers it now and then; else None.
+      kernels: learning rate of kernels without a multiplier.
+      by_parameter: learning rate of each array, {layer: {parameter: float}}.
+      drop: the reason if a schedule with drops has just lowered `kernels`; else None.
     """
 
     kernels: float
@@ -61,33 +60,40 @@ class LearningRates:
 
     The learning rate of kernels is r, `config.learning_rate` scaled for the batch by `config.batch_scaling`, times:
 
-      plateau: factor^drops, at the least minimum_rate / r; see `observe`.
+      plateau: factor^drops, at least minimum_rate / r; see `observe`.
       constant: 1.
       step: factor^k after the k-th of `step_epochs`.
-      dexp: 1 / dexp_target^(k / (dexp_steps - 1)) in the k-th of `dexp_steps` equal parts of the run, k from 0
-        (cuda-convnet's dexp, CHM src/lr.cu; run 170 has target 250 and 4 steps).
+      dexp: 1 / dexp_target^(k / (dexp_steps - 1)) in the k-th of `dexp_steps` equal intervals of the run, k from 0
+        (cuda-convnet's dexp, CHM src/lr.cu; run 170 has target 250 and 4 intervals).
       cosine: (1 + cos(pi p)) / 2, p from 0 after `warmup_epochs` to 1 at the end (Loshchilov and Hutter 2017).
       linear: 1 - p.
 
-    In the first `warmup_epochs` any of them is multiplied by a factor that grows from 0 to 1 (Goyal et al. 2017).
+    In the first `warmup_epochs` it is also multiplied by a factor that grows from 0 to 1 (Goyal et al. 2017).
 
-    Biases and other small parameters learn `bias_rate_multiplier` times as fast as `bias_schedule` says:
+    The learning rate of biases and other small parameters is `bias_rate_multiplier` times, by `bias_schedule`:
 
-      same: as kernels.
-      constant: as kernels at first (the source's notes only ever divide epsW; CHM layers/layer-params-145.cfg ends at
-        epsB=0.02).
-      halfway: so until half of the run, then a tenth of it (schedB=dexp[10,2], CHM layer-params-170.cfg).
+      same: the learning rate of kernels.
+      constant: the first learning rate of kernels, r (the source's notes only ever divide epsW; CHM
+        layers/layer-params-145.cfg ends at epsB=0.02).
+      halfway: r in the first half of the run, r / 10 in the second (schedB=dexp[10,2], CHM layer-params-170.cfg).
 
-    `rate_multipliers` lists (pattern, from epoch, factor); the last that applies wins, and 0 freezes.
+    `rate_multipliers` lists (pattern, from epoch, factor); the last that applies to a parameter multiplies its
+    learning rate, and 0 freezes it.
 
     Attributes:
-      plateau: what the validation errors so far have led to.
+      plateau: state of the plateau rule.
     """
 
     def __init__(self, config: ConfigDict, batch_size: int, epochs: float, params: Params):
-        """Takes `config.optimizer`, images a step, epochs of the run, and the parameters or their shapes.
+        """Starts before the first epoch.
 
-        Raises UserError for an unknown schedule, or a pattern that matches no parameter.
+        Args:
+          config: `config.optimizer`.
+          batch_size: images a step, over all devices.
+          epochs: length of the run.
+          params: the parameters or their shapes; only the names are used.
+
+        Raises UserError for an unknown schedule or a pattern that matches no parameter.
         """
         check_value("optimizer.schedule", config.schedule)
         for pattern, _, _ in config.rate_multipliers:
@@ -99,14 +105,15 @@ class LearningRates:
         self._reason: str | None = None
         self._before = self.of_kernels(0.0)
 
-    def at(self, epoch: float) -> Rates:
-        """The learning rates of the step that begins at an epoch; steps are asked for in order."""
+    def at(self, epoch: float) -> StepLearningRates:
+        """The learning rates of the step that begins at an epoch. To be called in the order of steps."""
         kernels = self.of_kernels(epoch)
         drop = None
         if kernels < self._before and self._config.schedule not in SMOOTH_SCHEDULES:
             drop = self._reason or f"{self._config.schedule} schedule, epoch {epoch:.2f}"
         self._before, self._reason = kernels, None
-        return Rates(kernels, map_names(lambda name: self._of(name, epoch, kernels), self._params), drop)
+        by_parameter = map_names(lambda name: self._of_parameter(name, epoch, kernels), self._params)
+        return StepLearningRates(kernels, by_parameter, drop)
 
     def of_kernels(self, epoch: float) -> float:
         """The learning rate of kernels at an epoch."""
@@ -118,8 +125,8 @@ class LearningRates:
             case "step":
                 factor = c.factor ** sum(epoch >= boundary for boundary in c.step_epochs)
             case "dexp":
-                part = min(int(c.dexp_steps * epoch / self._epochs), c.dexp_steps - 1)
-                factor = c.dexp_target ** (-part / (c.dexp_steps - 1))
+                interval = min(int(c.dexp_steps * epoch / self._epochs), c.dexp_steps - 1)
+                factor = c.dexp_target ** (-interval / (c.dexp_steps - 1))
             case "cosine":
                 factor = (1 + math.cos(math.pi * done)) / 2
             case "linear":
@@ -129,13 +136,17 @@ class LearningRates:
         return self._warm_up(epoch) * (self._first * factor)
 
     def observe(self, error: float, epoch: float) -> None:
-        """Takes the validation error of an evaluation, in [0, 1]; under "plateau" it may lower the learning rate.
+        """Updates the plateau rule with an evaluation; with the schedule "plateau" this may lower the learning rate.
 
-        The paper's rule: divide the learning rate by 10 when the validation error stops improving. An error is an
-        improvement if it is below the best by more than the relative `threshold`. When `patience` evaluations in a row
-        are none, the learning rate is multiplied by `factor`; for `cooldown` evaluations after that nothing is counted.
-        `min_divisions` m makes sure of m drops in a run: the k-th comes at the latest after k / (m + 1) of its epochs
-        (the paper's run had 3, after 25, 51 and 79 of 90 epochs).
+        The paper's rule: divide the learning rate by 10 when the validation error stops improving. Here an error is an
+        improvement if it is below the best one by more than the relative `threshold`. After `patience` evaluations in
+        a row without improvement the learning rate is multiplied by `factor`, and the next `cooldown` evaluations do
+        not count. `min_divisions` m enforces at least m drops in a run: the k-th comes at the latest after k / (m + 1)
+        of its epochs (the paper's run had 3, after 25, 51 and 79 of 90 epochs).
+
+        Args:
+          error: the validation error, in [0, 1].
+          epoch: when it was measured.
         """
         c, (best, stalled, cooldown, drops) = self._config, self.plateau
         improved = error < (1 - c.threshold) * best
@@ -150,36 +161,39 @@ class LearningRates:
                 self._reason = f"no validation error below {best:.2%} in {c.patience} evaluations"
         if can_drop and drops < due:
             stalled, cooldown, drops = 0, c.cooldown, due
-            self._reason = f"division {due} of at least {c.min_divisions} in {self._epochs:g} epochs is due"
+            latest = due * self._epochs / (c.min_divisions + 1)
+            self._reason = f"drop {due} of at least {c.min_divisions}, due by epoch {latest:.4g} of {self._epochs:g}"
         self.plateau = Plateau(error if improved else best, stalled, cooldown, drops)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The arrays that stand for the validation errors so far in a checkpoint."""
+        """The state of the plateau rule as the arrays that a checkpoint holds."""
         return {name: np.asarray(value) for name, value in self.plateau._asdict().items()}
 
     def restore(self, state: dict[str, Any], epoch: float) -> None:
-        """Goes on from a checkpoint's `state` at an epoch."""
+        """Continues at an epoch from the `state` that a checkpoint holds."""
         self.plateau = Plateau(float(state["best_value"]), *(int(state[name]) for name in Plateau._fields[1:]))
         self._before = self.of_kernels(epoch)
 
     def describe(self) -> str:
-        """The first learning rate, and how the size of the batch made it."""
+        """The first learning rate in words, and how it was scaled to the batch."""
         c = self._config
         if c.batch_scaling == "none":
-            return f"{self._first:g}, whatever the batch"
+            return f"{self._first:g} for any batch size"
         return (
             f"{self._first:g} = {c.learning_rate:g} for batches of {c.base_batch_size}, "
             f"scaled by the {c.batch_scaling} rule"
         )
 
     def _plateau_factor(self) -> float:
+        """The plateau rule's factor on the first learning rate."""
         return max(self._config.factor**self.plateau.divisions, self._lowest)
 
     def _warm_up(self, epoch: float) -> float:
+        """The factor of the warm-up, from 0 to 1."""
         return min(epoch / self._config.warmup_epochs, 1.0) if self._config.warmup_epochs else 1.0
 
-    def _of(self, name: str, epoch: float, kernels: float) -> float:
-        """The learning rate of the parameter of that name."""
+    def _of_parameter(self, name: str, epoch: float, kernels: float) -> float:
+        """The learning rate of the parameter "layer/parameter" at an epoch, where that of kernels is `kernels`."""
         c = self._config
         if is_kernel(name):
             base = kernels

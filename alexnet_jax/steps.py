@@ -1,7 +1,7 @@
-"""One step of training and one of evaluation: pure functions of state and batch, not yet compiled.
+"""The training step and the evaluation steps: pure functions of state and batch, not yet compiled.
 
-`axes` names the mapped axes of the devices, none on one device. Each device gets its shard of the batch and returns the
-sums over the whole batch.
+`axes` names the mapped axes over devices; there are none on one device. Each device gets its shard of the batch and
+returns sums over the whole batch.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ EvalStep = Callable[[Any, Any, Batch], Metrics]
 PredictStep = Callable[[Any, Any, Array], Array]
 
 _MIXUP = 2
-"""The stream of an example's key that mixes it; crops and dropout have 0 and 1, by `jax.random.split`."""
+"""The number folded into an example's key for mixup; the keys of crops and dropout come from `jax.random.split`."""
 
 
 def example_keys(key: Key[Array, ""], epoch: Int[Array, " batch"], id: Int[Array, " batch"]) -> Key[Array, " batch"]:
-    """A key for each presentation of an example: of (seed, epoch, example id) and of nothing else.
+    """One random key for each example, derived from the seed's key, the epoch and the example's id alone.
 
-    So the number of devices, hosts and threads and the place of an interruption change neither crops nor dropout masks.
+    So crops and dropout masks do not depend on the number of devices, hosts or threads, nor on interruptions.
     """
     return jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(key, e), i))(epoch, id)
 
@@ -52,11 +52,11 @@ def make_train_step(
     """Returns (state, batch) -> (new state, metric sums under the old parameters); see `metrics.classification_sums`.
 
     The batch has image (uint8), label, id and epoch. The loss is the mean cross-entropy over the whole batch, in nats.
-    Its gradient may be accumulated over `micro_batches` equal parts, which takes less memory.
+    Its gradient may be accumulated over `micro_batches` micro-batches, which takes less memory.
 
-    Where images are mixed or labels smoothed, the loss in the metrics is the cross-entropy with the mixed labels, not
-    smoothed, and an example is right if its own label is predicted, which has the larger mixup weight. Training metrics
-    are comparable across runs, but pessimistic.
+    With mixup or label smoothing the loss in the metrics is the cross-entropy with the mixed labels, not smoothed, and
+    an example counts as correct if its own label, the one of larger mixup weight, is predicted. Training metrics are
+    then comparable across runs, but worse than those of unmixed images.
 
     Raises UserError for micro-batches of a network with batch normalisation, which averages over the whole batch.
     """
@@ -97,7 +97,7 @@ def make_train_step(
 
 
 def _augmented(preprocessing: Preprocessing, state: TrainState, batch: Batch) -> tuple[Array, Array, Array, Array]:
-    """Augmented images, mixup partners' labels, mixup weights of the own labels, dropout keys."""
+    """Returns augmented images, labels of mixup partners, mixup weights of own labels and dropout keys."""
     keys = example_keys(state.key, batch["epoch"], batch["id"])
     augment_keys, dropout_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
     images = augment.training_images(preprocessing, batch["image"], augment_keys, batch["epoch"])
@@ -110,17 +110,17 @@ def _augmented(preprocessing: Preprocessing, state: TrainState, batch: Batch) ->
 
 
 def _accumulate(gradients_step: GradientsStep, micro_batches: int) -> GradientsStep:
-    """Gradient accumulation: mean gradients, and sums of the rest, over micro-batches one after the other."""
+    """Gradient accumulation over micro-batches in turn: averages the gradients and sums the metrics."""
 
     def accumulated(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]:
-        parts = jax.tree.map(lambda values: values.reshape(micro_batches, -1, *values.shape[1:]), batch)
+        split = jax.tree.map(lambda values: values.reshape(micro_batches, -1, *values.shape[1:]), batch)
 
-        def add(total: Any, part: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients_step(state, part)), None
+        def add(total: Any, micro_batch: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradients_step(state, micro_batch)), None
 
-        shapes = jax.eval_shape(gradients_step, state, jax.tree.map(lambda values: values[0], parts))
+        shapes = jax.eval_shape(gradients_step, state, jax.tree.map(lambda values: values[0], split))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        (gradients, rest), _ = jax.lax.scan(add, zeros, parts)
+        (gradients, rest), _ = jax.lax.scan(add, zeros, split)
         return jax.tree.map(lambda gradient: gradient / micro_batches, gradients), rest
 
     return accumulated
@@ -139,16 +139,16 @@ def make_predict_step(
             variables = {"params": params, "batch_stats": batch_stats}
             return jax.nn.log_softmax(model.apply(variables, crops, axes=axes)[0])
 
-        of_views = jax.lax.map(log_probabilities, augment.testing_images(preprocessing, images, views))
-        return jax.nn.logsumexp(of_views, axis=0) - jnp.log(views)
+        by_view = jax.lax.map(log_probabilities, augment.testing_images(preprocessing, images, views))
+        return jax.nn.logsumexp(by_view, axis=0) - jnp.log(views)
 
     return predict_step
 
 
 def make_eval_step(model: AlexNet, preprocessing: Preprocessing, views: int = 1, axes: Axes = ONE_DEVICE) -> EvalStep:
-    """Returns (params, batch_stats, batch) -> sums over the images that the batch's mask keeps.
+    """Returns (params, batch_stats, batch) -> metric sums over the images whose mask is true.
 
-    The loss is minus the logarithm of what `make_predict_step` gives the label.
+    The loss of an image is minus the log probability of its label, as `make_predict_step` predicts it.
     """
     predict = make_predict_step(model, preprocessing, views, axes)
 
@@ -162,10 +162,10 @@ def make_eval_step(model: AlexNet, preprocessing: Preprocessing, views: int = 1,
 def make_predictions_step(
     model: AlexNet, preprocessing: Preprocessing, views: int = 1, axes: Axes = ONE_DEVICE
 ) -> EvalStep:
-    """Returns (params, batch_stats, batch) -> each image's likeliest classes and their probabilities.
+    """Returns (params, batch_stats, batch) -> the most likely classes of each image.
 
-    They are "prediction", int32, and "probability", [batch, 5 or the number of classes], the likeliest first, of equal
-    ones the lower class; a row of a NaN is -1. "loss", [batch], is that of `make_eval_step`.
+    The result has "prediction" (int32) and "probability", both [batch, min(5, classes)], most likely first, of equal
+    ones the lower class; the predictions of an image with a NaN are -1. "loss", [batch], is that of `make_eval_step`.
     """
     predict = make_predict_step(model, preprocessing, views, axes)
 

@@ -1,4 +1,4 @@
-"""The main job: train, evaluate after each epoch, lower the learning rate, save, and end with the test error."""
+"""The training loop: steps, an evaluation after each epoch, learning-rate drops, checkpoints, and the final test."""
 
 import contextlib
 import math
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import metrics
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.data.loader import sent_ahead
+from alexnet_jax.data.loader import prefetch_to_device
 from alexnet_jax.diagnosis.diagnosis import diagnose
 from alexnet_jax.diagnosis.start_watch import StartWatch
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
@@ -43,19 +43,19 @@ def train_and_evaluate(
     on_epoch: OnEpoch = lambda _: None,
     dataset: Dataset | None = None,
 ) -> dict[str, Any]:
-    """Runs or continues the training that `config` describes and returns its test metrics.
+    """Trains as `config` says, from the start or from the last checkpoint, and returns the test metrics.
 
     Args:
       config: see configs/alexnet.py.
-      workdir: the folder of the run, made if need be; if it holds a run of the same config, that is continued.
-      command: the command line, to be shown and recorded.
-      on_epoch: gets the record of each evaluation once it is saved; what it raises ends the run.
-      dataset: the data set of `config.data`, if it is open already.
+      workdir: folder of the run, made if missing; a run of the same config in it is continued.
+      command: the command line, which is printed and recorded.
+      on_epoch: called with the metrics of each evaluation once they are saved; an exception from it ends the run.
+      dataset: the data set of `config.data`, if it is already open.
 
     Raises:
-      UserError: bad input, or a run of another config in workdir.
-      TrainingDivergedError: the loss is NaN or infinite.
-      TrainingStuckError: it stays at that of guessing.
+      UserError: bad input, or `workdir` holds a run of another config.
+      TrainingDivergedError: the loss or a parameter is NaN or infinite.
+      TrainingStuckError: the loss stays at chance level, ln(classes) for balanced classes.
       KeyboardInterrupt: SIGINT, or SIGTERM while images are being prepared (Terminated).
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
@@ -66,13 +66,13 @@ def train_and_evaluate(
 
 
 class Run:
-    """A run in a folder.
+    """One training run and its folder.
 
     Attributes:
-      state: of the training step.
-      position: training examples that the devices were given so far.
-      progress: what is known of the run up to the last step whose metrics were read.
-      learning_rates: decides the learning rate of each step.
+      state: parameters, optimizer state and learning rates, on the devices.
+      position: training examples given to the devices so far; the last step may still be running.
+      progress: metric totals, best error and counters up to the last step whose metrics were read.
+      learning_rates: decides the learning rates of each step.
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class Run:
         self.learning_rates = experiment.make_learning_rates()
         self.throughput = Throughput()
         self.measured, self.images_per_second = self.throughput.measured(), 0.0
-        self.rates = self.learning_rates.at(0.0)
-        self.rates_of_state: Any = None
+        self.step_rates = self.learning_rates.at(0.0)
+        self.rates_in_state: Any = None
         self.agreed_to_stop = False
         self.start_watch = StartWatch(experiment.dataset.splits["train"].labels, self.config.stuck_after_steps)
 
     def execute(self) -> dict[str, Any]:
-        """The whole run, from wherever it stands, to its test metrics."""
+        """Trains from where the folder's run stands to its end and returns the test metrics."""
         config, workdir = self.config, self.workdir
         tree, found = hosts.from_main(lambda: run_folder.find(workdir, config, self.experiment.dataset))
         if tree:
@@ -115,7 +115,7 @@ class Run:
         if hosts.is_main():
             run_folder.write_description(workdir, config, self.versions)
         with (
-            hosts.Watchdog(float(config.parallel.timeout_seconds), "To continue, start all again") as self.watchdog,
+            hosts.Watchdog(float(config.parallel.timeout_seconds), "Restart all processes to resume") as self.watchdog,
             hosts.on_main(MetricWriter, workdir, seen) as self.writer,
             hosts.on_main(
                 Checkpoints, workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.on_failure
@@ -133,7 +133,7 @@ class Run:
         return result
 
     def _train(self) -> None:
-        """Steps until the run is over, with a pause wherever something is due."""
+        """Takes training steps to the end of the run, pausing to evaluate, to save and to stop."""
         self._set_learning_rates()
         if self._evaluation_is_due():  # the run was stopped before it
             self._evaluate()
@@ -154,9 +154,9 @@ class Run:
 
     @contextlib.contextmanager
     def _batches(self) -> Iterator[Iterator[Any]]:
-        """The training batches from here on, on the devices, each sent there before the one ahead of it is used.
+        """Yields the training batches from `position` on, on the devices, one batch ahead of the step.
 
-        Where there are many processes, each sends its wish to stop with a batch.
+        With several processes each batch also tells the others whether this process was asked to stop.
         """
         size, devices = self.plan.batch_size, self.experiment.devices
 
@@ -166,12 +166,12 @@ class Run:
             return devices.shard(batch)
 
         rows = devices.rows(size)
-        of_host = self.experiment.source.batches(self.position, batch_size=size, seed=self.config.seed, rows=rows)
-        with contextlib.closing(of_host), contextlib.closing(sent_ahead(of_host, put)) as batches:
+        on_host = self.experiment.source.batches(self.position, batch_size=size, seed=self.config.seed, rows=rows)
+        with contextlib.closing(on_host), contextlib.closing(prefetch_to_device(on_host, put)) as batches:
             yield batches
 
     def _read_metrics(self) -> None:
-        """Reads the metrics of the last step, which ended at `position`, if they are unread: this waits for it."""
+        """Waits for the last step, which ends at `position`, and adds up its metrics, unless that is done."""
         if self.unread_metrics is None:
             return
         sums: dict[str, Any] = jax.device_get(self.unread_metrics)
@@ -196,7 +196,7 @@ class Run:
         self.bar.update(step, f"epoch {self._epoch(position)}  loss {loss:.3f}", self.images_per_second)
 
     def _pause(self) -> None:
-        """Catches up with the devices and does what is due: stop, evaluate and save, or just save."""
+        """Waits for the devices, then stops the run, evaluates and saves, or only saves."""
         self._read_metrics()
         self.measured = self.throughput.measured()
         self.trace.close()
@@ -210,11 +210,11 @@ class Run:
         self.throughput.restart()
 
     def _is_stopping(self) -> bool:
-        """The same in all processes: after a signal to one of them, once all have heard of it."""
+        """Whether a signal has asked the run to stop; with several processes, once all know of it."""
         return self.agreed_to_stop if hosts.count() > 1 else self.stop.received is not None
 
     def _is_over(self) -> bool:
-        """At the end of the plan, or where the last evaluation found training errors rare enough."""
+        """Whether the plan is complete or the last training error is at most `config.stop_at_train_error`."""
         progress, bound = self.progress, self.config.stop_at_train_error
         reached = bound and progress.train_top1_error is not None and progress.train_top1_error <= bound
         return self.position >= self.plan.total_examples or bool(reached)
@@ -224,19 +224,19 @@ class Run:
         return self.position > evaluated_at and self.plan.is_evaluation(self.position, evaluated_at)
 
     def _set_learning_rates(self) -> None:
-        """Gives the state the learning rates of the next step, and says so if the schedule lowered them."""
-        old, self.rates = self.rates.kernels, self.learning_rates.at(self.plan.epoch(self.position))
-        if self.rates.drop:
-            new = self.rates.kernels
-            display.show_drop(old, new, self.rates.drop)
-            values = {"learning_rate_before": old, "learning_rate": new, "reason": self.rates.drop}
+        """Sets the learning rates of the next step in the state; prints and records a learning-rate drop."""
+        old, self.step_rates = self.step_rates.kernels, self.learning_rates.at(self.plan.epoch(self.position))
+        if self.step_rates.drop:
+            new = self.step_rates.kernels
+            display.show_drop(old, new, self.step_rates.drop)
+            values = {"learning_rate_before": old, "learning_rate": new, "reason": self.step_rates.drop}
             self.writer.write("division", self.position, values)
-        if self.rates.by_parameter != self.rates_of_state:
-            self.rates_of_state = self.rates.by_parameter
-            self.state = self.experiment.with_learning_rates(self.state, self.rates.by_parameter)
+        if self.step_rates.by_parameter != self.rates_in_state:
+            self.rates_in_state = self.step_rates.by_parameter
+            self.state = self.experiment.with_learning_rates(self.state, self.step_rates.by_parameter)
 
     def _evaluate(self) -> None:
-        """Validation, what the learning rates make of it, the epoch's record, and a checkpoint."""
+        """Evaluates the validation split, applies the plateau rule, records the metrics and saves a checkpoint."""
         began = time.monotonic()
         progress, num_classes = self.progress, self.experiment.dataset.num_classes
         validation = metrics.summarize(self._totals_of(self.experiment.evaluate, "validation"), num_classes)
@@ -250,7 +250,7 @@ class Run:
             "train_loss": train["loss"],
             "train_top1_error": train["top1_error"],
             **{f"validation_{name}": value for name, value in validation.items()},
-            "learning_rate": self.rates.kernels,
+            "learning_rate": self.step_rates.kernels,
             "plateau_count": self.learning_rates.plateau.plateau_count,
             "ids_sha256": progress.ids_sha256,
         }
@@ -266,7 +266,7 @@ class Run:
         self.on_epoch(record)
 
     def _test(self) -> dict[str, Any]:
-        """The error on the test split, which nothing before has looked at, with the last parameters."""
+        """Evaluates the test split with the last parameters; without one, the validation split once more."""
         dataset = self.experiment.dataset
         split = "test" if "test" in dataset.splits else "validation"
         summary = metrics.summarize(self._totals_of(self.experiment.test, split), dataset.num_classes)
@@ -276,6 +276,7 @@ class Run:
         return record
 
     def _totals_of(self, evaluate: Evaluate, split: str) -> dict[str, Any]:
+        """The metric totals of a split, with the averaged parameters if the optimizer keeps an average."""
         totals: dict[str, Any] = {}
         params = averaged_params(self.state.opt_state, self.state.params)
         for totals_so_far in evaluate(params, self.state.batch_stats, split):
@@ -287,7 +288,7 @@ class Run:
         return totals
 
     def _save(self, may_wait: bool = False) -> None:
-        """Saves a checkpoint, in process 0; one that may wait is left out if it would cost time."""
+        """Saves a checkpoint, in process 0 alone; one that `may_wait` is skipped if training would have to wait."""
         if not hosts.is_main() or (may_wait and self.checkpoints.is_busy()):
             return
         began = time.monotonic()
@@ -296,15 +297,15 @@ class Run:
         if not all(np.isfinite(array).all() for array in jax.tree.leaves(tree["params"])):
             self._diverged("a parameter is NaN or infinite", self.position)
         self.writer.sync()
-        dataset, rate = self.experiment.dataset, self.rates.kernels
+        dataset, learning_rate = self.experiment.dataset, self.step_rates.kernels
         metadata = run_folder.checkpoint_metadata(
-            self.config, dataset.class_names, dataset.content, self.progress, rate, self.versions
+            self.config, dataset.class_names, dataset.content, self.progress, learning_rate, self.versions
         )
         self.checkpoints.save(self.position, tree, metadata, self.progress.best_examples_seen)
         self.writer.write_timing(self.position, {"save_seconds": time.monotonic() - began})
 
     def _save_and_exit(self) -> None:
-        """After SIGINT or SIGTERM, in this process or another."""
+        """Saves a checkpoint and exits, after SIGINT or SIGTERM in this process or another."""
         received = self.stop.received or signal.SIGTERM
         self._save()
         self.checkpoints.wait()
@@ -313,7 +314,7 @@ class Run:
         raise SystemExit(128 + received)
 
     def _resume(self, tree: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """Takes a checkpoint's place."""
+        """Restores state, progress and learning rates from a checkpoint's arrays and metadata."""
         before = metadata["config"]["batch_size"]
         if before != self.plan.batch_size:
             console.warn(f"config.batch_size: {before} -> {self.plan.batch_size} from here on")
@@ -321,38 +322,41 @@ class Run:
         self.position = self.progress.examples_seen
         epoch = self.plan.epoch(self.position)
         self.learning_rates.restore(tree["plateau"], epoch)
-        self.rates = self.learning_rates.at(epoch)
+        self.step_rates = self.learning_rates.at(epoch)
         self.state = self.experiment.devices.place(run_folder.restored(self.state, tree))
 
     def _start_from_another(self) -> None:
-        """Takes the parameters of the run that the config names."""
+        """Initialises the parameters from `config.init_from`, a run or a weight file."""
         class_names = self.experiment.dataset.class_names
         trained, _ = hosts.from_main(lambda: (start_from(self.config, class_names, self._variables()), None))
         self.state = self.experiment.init_state(trained)
 
     def _variables(self) -> dict[str, Any]:
-        """Parameters and batch statistics, whole and on the host."""
+        """Parameters and batch statistics as whole arrays on the host."""
         variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
         return self.experiment.devices.on_host(variables)
 
     def _diverged(self, what: str, position: int) -> None:
+        """Ends the run with an error that says where it diverged and what to try."""
         step = position // self.plan.batch_size
         raise TrainingDivergedError(
-            f"{what} in step {step} (epoch {self._epoch(position)}) at learning rate {self.rates.kernels:g}; "
+            f"{what} in step {step} (epoch {self._epoch(position)}) at learning rate {self.step_rates.kernels:g}; "
             f"{self._last_good()}. Try a smaller config.optimizer.learning_rate in another --workdir"
         )
 
     def _stuck(self, step: int) -> None:
-        diagnosis = diagnose(self.experiment, self._variables(), self.start_watch, self.rates.kernels)
+        """Ends the run with a table of layer statistics and an error that names the likely cause."""
+        diagnosis = diagnose(self.experiment, self._variables(), self.start_watch, self.step_rates.kernels)
         console.show(diagnosis.table())
         raise TrainingStuckError(f"{self.start_watch.text(step)}; {self._last_good()}; {diagnosis.text()}")
 
     def _last_good(self) -> str:
-        """The newest checkpoint, once all are written."""
+        """Names the newest checkpoint, once all are written."""
         self.checkpoints.wait()
         folder = self.workdir / "checkpoints"
         names = checkpoint_names(folder)
         return f"the last good checkpoint is {folder / str(names[-1])}" if names else "none was saved"
 
     def _epoch(self, position: int) -> str:
+        """The epoch of a position and the length of the run, such as "12.50/90"."""
         return f"{self.plan.epoch(position):.2f}/{self.plan.epochs:g}"

@@ -1,4 +1,4 @@
-"""What a training step reads and writes, as one plain tree."""
+"""The state that a training step takes and returns, one tree of arrays."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of training on one device; every device holds the same.
+    """The state of training; in data parallel training every device holds a copy.
 
     Attributes:
       params: weights and biases, float32.
-      batch_stats: running means and variances of batch normalisation; empty without.
+      batch_stats: running means and variances of batch normalisation; empty for a network without it.
       opt_state: the optimizer's state; its trace is the velocity.
-      learning_rates: one scalar for each array of `params`, set by the loop.
-      key: a typed key, the root of all randomness in training.
+      learning_rates: one scalar for each array of `params`, set by the training loop.
+      key: the typed JAX key from which all randomness of training derives.
     """
 
     params: Any
@@ -29,13 +29,13 @@ class TrainState:
 
 
 def init_variables(model: nn.Module, crop: int, seed: int) -> dict[str, Any]:
-    """The network's freshly drawn parameters and batch statistics for crop x crop images."""
+    """Draws the initial parameters and batch statistics of a network for crop x crop images."""
     key = jax.random.fold_in(jax.random.key(seed), _INIT)
     return jax.jit(model.init)(key, jnp.zeros((1, crop, crop, 3)))
 
 
 def create_train_state(variables: dict[str, Any], optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step; the learning rates are 0 until the loop sets them."""
+    """The state before the first step; its learning rates are 0 until the training loop sets them."""
     params = variables["params"]
     return TrainState(
         params=params,

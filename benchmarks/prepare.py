@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from alexnet_jax.data.image_folder import ImageFolder
 from alexnet_jax.data.preparation import prepare
 from alexnet_jax.data.storage import read_info
-from alexnet_jax.experiment import make_storing
+from alexnet_jax.experiment import make_storage_options
 from alexnet_jax.system.machine import available_cores
 from benchmarks.photographs import read_photographs
 from configs import alexnet
@@ -49,7 +49,7 @@ def main() -> None:
         for round_ in range(ROUNDS):
             directory = Path(folder) / f"ours{round_}"
             began = time.perf_counter()
-            prepare(ImageFolder(f"{folder}/photographs"), make_storing(config.data), directory)
+            prepare(ImageFolder(f"{folder}/photographs"), make_storage_options(config.data), directory)
             ours.append(len(files) / (time.perf_counter() - began))
             out = Path(folder) / f"pillow{round_}"
             out.mkdir()

@@ -1,1 +1,1 @@
-"""What can be trained: a file a network or experiment, whose get_config() has every key with its default."""
+"""Configs: each file has a get_config() that returns every key with its value for a network or an experiment."""

@@ -1,32 +1,34 @@
 """AlexNet: `--config=configs/alexnet.py:CHOICES`, CHOICES a comma-separated list of a data set, a preset and "smoke".
 
-Data sets: digits (the default; real scans, nothing to download), folder (your own photographs) and imagenet2012 (its
-two tar files), both with --config.data.dir=DIR, cifar10, mnist, fashion_mnist, imagenette, or tfds:NAME for any other
-image classification set of TFDS, and synthetic. Presets: see PRESETS below; `alexnet_jax/models/presets.toml` cites
-each number of their networks. "smoke" is a run of seconds that tries everything.
+Data sets: digits (the default; real scans, nothing to download); folder (your own images) and imagenet2012 (its two
+tar files), both with --config.data.dir=DIR; cifar10, mnist, fashion_mnist, imagenette, or tfds:NAME for any other image
+classification set of TFDS; and synthetic. Presets: see PRESETS below; `alexnet_jax/models/presets.toml` cites the
+source of each number of their networks. "smoke" makes a run of a few seconds.
 
-Every key, with its default, unit and bounds, is in `alexnet_jax/config_keys.py`. The defaults are paper section 5's: 90
-epochs, batch 128, momentum 0.9, weight decay 0.0005, learning rate 0.01, divided by 10 when the validation error stops
-improving. Any key can be given on the command line: --config.optimizer.learning_rate=0.02
+Every key, with its default, unit and bounds, is in `alexnet_jax/config_keys.py`. The defaults are those of paper
+section 5: 90 epochs, batch size 128, momentum 0.9, weight decay 0.0005, learning rate 0.01, divided by 10 when the
+validation error stops improving. Any key can be set on the command line: --config.optimizer.learning_rate=0.02
 
-The ILSVRC-2012 runs, and what their authors got (top-1 / top-5, 50,000 validation images):
+The ILSVRC-2012 runs, and the results of their authors (top-1 / top-5, 50,000 validation images):
 
-  imagenet2012,source  Run 145, the paper's "1 CNN". Its rate was divided by 10 by hand at epochs 25, 51 and 79; conv1's
-    kernels learnt ten times slower from 67 on, when the colour noise ended, and not at all from 72; biases kept 0.02;
-    stopped at 91. Error with ten views: 40.66 / 18.21 % (CHM layers/layer-params-145.cfg). Here the plateau rule
-    divides, at the latest after 22.5, 45 and 67.5 epochs; at the very epochs of the notes with
+  imagenet2012,source  Run 145, the paper's "1 CNN". Its learning rate was divided by 10 by hand at epochs 25, 51 and
+    79, but stayed 0.02 for biases. At 67 the colour noise ended and the learning rate of conv1's kernels was divided by
+    10 once more; from 72 on conv1 was frozen; the run was stopped at 91. Error with ten views: 40.66 / 18.21 % (CHM
+    layers/layer-params-145.cfg). Here the plateau rule lowers the learning rate, at the latest after 22.5, 45 and 67.5
+    epochs; for drops at the epochs of the notes give
     --config.optimizer.schedule=step --config.optimizer.step_epochs="(25.0,51.0,79.0)"
-  imagenet2012,run170  The same network, on a schedule without a hand: kernels' rate divided by 250^(1/3) = 6.3 after
-    22.5, 45 and 67.5 epochs, that of biases by 10 after 45, colour noise until 68, conv1 frozen from 74 on. Accuracy:
-    57.66 / 80.42 % in the centre, 59.47 / 81.95 % with ten views (CHM layers/layer-params-170.cfg).
+  imagenet2012,run170  The same network with a fixed schedule: the learning rate of kernels is divided by 250^(1/3) =
+    6.3 after 22.5, 45 and 67.5 epochs, that of biases by 10 after 45; colour noise ends at 68, conv1 is frozen from 74
+    on. Accuracy: 57.66 / 80.42 % with the central view, 59.47 / 81.95 % with ten (CHM layers/layer-params-170.cfg).
 
-A start is a loss below ln(1000) = 6.91; the 2014 code of the same network without towers (CC2) prints 7.16, 7.07, 7.00
-at first and has an error of 93.9 / 82.0 % after about half an epoch (its wiki, TrainingExample).
+A network has started to learn once its loss is below ln(1000) = 6.91. The 2014 code of the same network without towers
+(CC2) prints 7.16, 7.07, 7.00 at first and has an error of 93.9 / 82.0 % after about half an epoch (its wiki,
+TrainingExample).
 
-Cost: 724,406,816 multiply-accumulates an image forward, 2.07 billion in training; 90 epochs are 115.3 million images,
-2.4e17 in all. That took five to six days on two GTX 580 (paper section 1); the one-tower network of 2014 took 98 hours
-on one GPU ("One weird trick", table 1), tensorpack's AlexNet 21 hours for 100 epochs on two V100 (its README).
-`python -m alexnet_jax benchmark` tells the hours of the machine at hand.
+Cost: 724,406,816 multiply-accumulates (MACs) per image forward, 2.07 billion in training. 90 epochs are 115.3 million
+images, 2.4e17 MACs in all. That took five to six days on two GTX 580 (paper section 1); the one-tower network of 2014
+took 98 hours on one GPU ("One weird trick", table 1), tensorpack's AlexNet 21 hours for 100 epochs on two V100 (its
+README). `python -m alexnet_jax benchmark` estimates the hours on your machine.
 """
 
 from typing import Any
@@ -37,7 +39,7 @@ from alexnet_jax.config import default_config
 
 
 def get_config(choices: str = "") -> ConfigDict:
-    """The configuration for a data set and a preset."""
+    """The config for CHOICES: a data set, a preset and "smoke", separated by commas, each optional."""
     data, preset, smoke = _parse(choices)
     config = default_config()
     config.model.preset = preset
@@ -45,7 +47,7 @@ def get_config(choices: str = "") -> ConfigDict:
     config.update(DATASETS.get(data, {"data": {"name": data}}))
     small = preset.startswith(("cifar_", "lenet", "small"))
     if small:
-        # The source's CIFAR-10 networks see 24x24 crops of 32x32 (CHM convdata_cifar.py); a digit would lose its ends.
+        # The source's CIFAR-10 networks use 24x24 crops of 32x32 (CHM convdata_cifar.py), too narrow for a digit.
         wide = data == "digits" or preset.startswith("small")
         config.data.update({"image_size": 32, "crop": 28 if wide else 24})
     elif data == "digits":
@@ -72,23 +74,23 @@ _RUN_170 = {
     "data": _SOURCE["data"],
     "optimizer": {"bias_schedule": "halfway", "schedule": "dexp", "dexp_target": 250.0, "dexp_steps": 4},
 }
-# Caffe models/bvlc_alexnet/solver.prototxt: batch 256, divided by 10 each 100,000 steps, which are 20 epochs.
+# Caffe models/bvlc_alexnet/solver.prototxt: batch 256, learning rate / 10 each 100,000 steps, which are 20 epochs.
 _CAFFE = {
     "batch_size": 256,
     "data": {"mean_form": "image_crop"},
     "optimizer": {"schedule": "step", "step_epochs": (20.0, 40.0, 60.0, 80.0)},
 }
-# Section 5 prints one rule for all parameters.
+# Paper section 5 gives one update rule for all parameters.
 _PAPER = {
     "data": {"color_noise": 0.1, "color_noise_form": "paper", "mean_form": "image_crop"},
     "optimizer": {"bias_rate_multiplier": 1.0, "decay_biases": True},
 }
 
 
-# What 2012 did not have. Schedule, smoothing and decay are about those of FFCV's ResNet-18 (rn18_configs: a rise of two
-# epochs, then down to 0; smoothing 0.1; decay 5e-5, none of biases and scales). Mixup by 0.2 is of Zhang et al. 2018.
-# With batch normalisation, dropout of 0.2 was better than none in a CaffeNet for 128 pixels (52.7 and 51.3 % top-1,
-# Mishkin et al. 2016). Together they have not been trained to the end at full size.
+# Methods later than 2012. Schedule, label smoothing and weight decay are close to those of FFCV's ResNet-18
+# (rn18_configs: two epochs of warm-up, then down to 0; smoothing 0.1; decay 5e-5, none for biases and scales). Mixup
+# with alpha 0.2 is from Zhang et al. 2018. With batch normalisation, dropout of 0.2 was better than none in a CaffeNet
+# for 128 pixels (52.7 and 51.3 % top-1, Mishkin et al. 2016). The combination is untested in a full ImageNet run.
 _MODERN: dict[str, Any] = {
     "label_smoothing": 0.1,
     "data": {"mixup": 0.2},
@@ -105,7 +107,7 @@ _MODERN: dict[str, Any] = {
 
 
 def _cifar(*weight_decay_overrides: tuple[str, float]) -> dict[str, Any]:
-    """CHM example-layers/layer-params-18pct.cfg and its siblings: 0.001, divided by 10 after 120 and 130 epochs."""
+    """The recipe of CHM example-layers/layer-params-18pct.cfg and the files like it, with their weight decays."""
     return {
         "epochs": 140.0,
         "data": {"mean_form": "image_centre"},
@@ -126,7 +128,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "caffe": _CAFFE,
     "caffenet": _CAFFE,
     "single_tower": _PAPER,
-    # torchvision references/classification/README.md: 8 GPUs x 32, decay 1e-4 of all parameters, /10 each 30 epochs.
+    # torchvision references/classification/README.md: 8 GPUs x 32 images, decay 1e-4 for all parameters, learning rate
+    # / 10 each 30 epochs.
     "owt": {
         "batch_size": 256,
         "data": {
@@ -159,12 +162,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar_18pct": _cifar(("fc4/kernel", 1.0)),
     "cifar_13pct": _cifar(("conv*/kernel", 0.0)),
     "cifar_11pct": _cifar(("conv*/kernel", 0.0), ("fc5/kernel", 0.01)),
-    # As `source`, on crops of 28 pixels.
+    # The recipe of `source`, on crops of 28 pixels.
     "small": {
         "data": {"color_noise": 0.1, "mean_form": "image_centre"},
         "optimizer": {"bias_schedule": "constant"},
     },
-    # The recipe of `modern`, milder: a small network in a short run has more to learn than to forget.
+    # The recipe of `modern` with less regularisation, for a small network in a short run.
     "small_modern": {
         **_MODERN,
         "model": {"dropout_rate": 0.0},
@@ -177,7 +180,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "ema_decay": 0.999,
         },
     },
-    # Its initialisation (He) wants inputs of about unit variance; the others were made for raw pixels.
+    # Its initialisation (He) expects inputs of about unit variance; those of the others are made for raw pixels.
     "lenet": {"data": {"std": (64.0, 64.0, 64.0)}, "optimizer": {"learning_rate": 0.002}},
 }
 
@@ -206,22 +209,22 @@ DATASETS: dict[str, dict[str, Any]] = {
 }
 
 ON_IMAGENET: dict[str, dict[str, Any]] = {
-    # The notes in CHM layers/layer-params-145.cfg: at epoch 67 conv1's rate is cut and the colour noise ends, at 72
-    # conv1 is frozen.
+    # Notes in CHM layers/layer-params-145.cfg: at epoch 67 the learning rate of conv1 is lowered and the colour noise
+    # ends, at 72 conv1 is frozen.
     "source": {
         "data": {"color_noise_until_epoch": 67.0},
         "optimizer": {"rate_multipliers": (("conv1/kernel", 67.0, 0.1), ("conv1/*", 72.0, 0.0))},
     },
-    # Those in CHM layers/layer-params-170.cfg.
+    # Notes in CHM layers/layer-params-170.cfg.
     "run170": {
         "data": {"color_noise_until_epoch": 68.0},
         "optimizer": {"rate_multipliers": (("conv1/*", 74.0, 0.0),)},
     },
-    # For 256 images 0.1, the rate of torchvision's VGG networks with batch normalisation. With few classes 4,096
-    # normalised units bear less: on ten, losses rose to 12 at this rate before they fell, and fell at once at 0.01.
+    # 0.1 for a batch of 256, the learning rate of torchvision's VGG networks with batch normalisation. With few classes
+    # it is too high for 4,096 normalised units: with ten, losses first rose to 12, while at 0.01 they fell at once.
     "modern": {"optimizer": {"learning_rate": 0.05}},
 }
-"""What goes with ImageNet alone, as what was done by hand at given epochs."""
+"""Settings of presets for ImageNet only, such as changes that were made by hand at given epochs."""
 
 SMOKE = {
     "max_steps": 3,
@@ -232,7 +235,7 @@ SMOKE = {
 
 
 def _parse(choices: str) -> tuple[str, str, bool]:
-    """Splits CHOICES; each kind may be given once and in any order."""
+    """Splits CHOICES into (data set, preset, smoke). Raises ValueError for an unknown choice or two of a kind."""
     data, presets, smoke = [], [], False
     for choice in filter(None, choices.split(",")):
         if choice == "smoke":

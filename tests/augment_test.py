@@ -1,4 +1,4 @@
-"""What the network sees against NumPy and Pillow."""
+"""Augmentation and normalisation, compared with NumPy and Pillow."""
 
 import dataclasses
 import itertools
@@ -54,7 +54,7 @@ def test_each_view_is_a_window_or_its_mirror_and_all_are_equally_likely() -> Non
     draws = 6400
     seen = [view.tobytes() for view in views(dataclasses.replace(PLAIN, mirror=True), draws).astype(np.uint8)]
     counts = {view: seen.count(view) for view in expected}
-    assert sum(counts.values()) == draws  # nothing but those 32 views
+    assert sum(counts.values()) == draws  # no view but those 32
     mean = draws / len(expected)
     assert len(expected) == 32
     assert all(abs(count - mean) < 5 * mean**0.5 for count in counts.values())
@@ -81,7 +81,7 @@ def with_mean(form: str, **changes: object) -> Preprocessing:
 
 
 def reference(form: str, row: int, column: int, mirrored: bool) -> np.ndarray:
-    """What a window becomes: CHM convdata_jpeg.py for image_centre, Caffe data_transformer.cpp for image_crop."""
+    """The mean subtracted as in CHM convdata_jpeg.py for image_centre and Caffe data_transformer.cpp for image_crop."""
     seen = np.empty((CROP, CROP, 3))
     border = (SIZE - CROP) // 2
     for y, x in itertools.product(range(CROP), range(CROP)):
@@ -103,7 +103,7 @@ def test_the_mean_is_subtracted_as_its_form_says(form: str, mirror: bool) -> Non
     expected = np.stack([reference(form, *place) for place in places]) / std
     drawn = views(with_mean(form, mirror=mirror, std=tuple(std)), 400)
     fits = np.abs(drawn[:, None] - expected[None]).max(axis=(2, 3, 4)) < 1e-3
-    assert (fits.sum(axis=1) == 1).all()  # each view is that of one place,
+    assert (fits.sum(axis=1) == 1).all()  # each view is the crop at one place,
     assert fits.any(axis=0).all()  # and no place is left out
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what damage does."""
+"""Checkpoints: which are kept, failed saves, and damaged files."""
 
 import contextlib
 import shutil
@@ -134,7 +134,7 @@ BIG = {"values": np.random.default_rng(0).random(100_000)}
 
 
 def assert_unharmed(folder: Path, *names: int) -> None:
-    """There are these checkpoints, all whole, and nothing else."""
+    """Asserts that the folder has exactly these checkpoints, all readable."""
     assert sorted(path.name for path in folder.iterdir()) == [str(name) for name in names]
     for name in names:
         restore(folder, name)

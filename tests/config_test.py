@@ -1,4 +1,4 @@
-"""Bad values and choices: each mistake ends in one line that names the key or the choice, and never in a traceback."""
+"""Invalid values and choices: each gives an error of one line that names the key or the choice, never a traceback."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from configs.alexnet import get_config
 
 
 def config_with(changes: dict[str, Any]) -> dict[str, Any]:
-    """A plain config with changes to dotted keys that ConfigDict's types would not allow."""
+    """A plain config with changes to dotted keys, also such that ConfigDict's types would refuse."""
     config = get_config().to_dict()
     for key, value in changes.items():
         *sections, name = key.split(".")

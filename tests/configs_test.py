@@ -1,4 +1,4 @@
-"""Every config: built, run for a step, each key read."""
+"""Every config can be built and trained for a step, and every key is read somewhere."""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.config_keys import KEYS
-from alexnet_jax.data.preparation import Storing
+from alexnet_jax.data.preparation import StorageOptions
 from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.models.presets import PRESETS
@@ -18,11 +18,11 @@ from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
 
 ELSEWHERE = {"parallel.towers", "parallel.num_processes", "parallel.process_id", "optimizer.cooldown"}
-"""Read where devices share a network, processes a run, a learning rate drops: mesh_, hosts_, schedules_test.py."""
+"""Keys read only in tensor parallel, multi-process or longer runs; mesh_, hosts_ and schedules_test.py cover them."""
 
 
 def recording(config: ConfigDict, read: set[str], prefix: str = "") -> ConfigDict:
-    """A copy that notes which keys are read as attributes."""
+    """A copy that records which keys are read as attributes."""
 
     class Recorder(ConfigDict):  # type: ignore[misc]
         def __getattr__(self, name: str) -> Any:
@@ -54,9 +54,9 @@ def test_the_names_in_the_table_are_those_that_the_models_know(name: str) -> Non
 def test_the_names_in_the_table_are_those_that_storage_and_schedules_know() -> None:
     (rule,) = KEYS["data.storage"].rules
     data = alexnet.get_config().data
-    fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(Storing)}
+    fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(StorageOptions)}
     with pytest.raises(UserError) as raised:
-        Storing(**{**fields, "storage": "png"})
+        StorageOptions(**{**fields, "storage": "png"})
     assert str(raised.value) == f"config.data.storage='png' {rule.text}"
     (rule,) = KEYS["optimizer.batch_scaling"].rules
     assert all(rule.holds(name) for name in BATCH_SCALINGS) and all(name in rule.text for name in BATCH_SCALINGS)
@@ -70,7 +70,7 @@ def test_every_combination_has_possible_values(data: str, preset: str) -> None:
 
 
 QUICK = {"source", "lenet"}
-"""Presets whose programs compile in seconds, and between them have all kinds of layers but batch normalisation."""
+"""Presets that compile in seconds and together have all kinds of layers but batch normalisation."""
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_every_preset_trains_a_step(preset: str, tmp_path: Path, prepared_dir: s
 
 
 def test_every_key_is_read(tmp_path: Path, prepared_dir: str) -> None:
-    """By a run of one schedule or another: each reads its own keys."""
+    """Each schedule reads its own keys, so several are run."""
     read: set[str] = set()
     for schedule in ("plateau", "step", "dexp"):
         config = alexnet.get_config("digits,lenet,smoke")

@@ -1,4 +1,4 @@
-"""A run that begins with the parameters of another."""
+"""Fine-tuning: a run that starts from the parameters of another run or of a weight file."""
 
 import dataclasses
 import shutil
@@ -26,14 +26,14 @@ from tests.conftest import REPOSITORY
 
 MakeConfig = Callable[..., ConfigDict]
 FROZEN = {"optimizer.rate_multipliers": (("*", 0.0, 0.0),)}
-"""A run that ends with what it began with."""
+"""Settings with which training does not change the parameters."""
 
 CHOICES = "synthetic,lenet,smoke"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -> TrainedRun:
-    """A run of ten classes in its folder, another seed than the tests have."""
+    """The folder of a run with ten classes, trained with a seed that the tests do not use."""
     config = alexnet.get_config(CHOICES)
     config.data.prepared_dir, config.seed = prepared_dir, 5
     workdir = tmp_path_factory.mktemp("trained") / "run"
@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -> Trai
 
 
 def of_seven_classes(trained: TrainedRun, path: Path) -> Path:
-    """A file of the network as if its data had had other classes."""
+    """A weight file of the network with other names of classes."""
     last = {"kernel": np.ones((84, 7), np.float32), "bias": np.ones(7, np.float32)}
     run = dataclasses.replace(
         trained,
@@ -55,7 +55,7 @@ def of_seven_classes(trained: TrainedRun, path: Path) -> Path:
 
 
 def fine_tuned(config: ConfigDict, workdir: Path) -> dict[str, np.ndarray]:
-    """The parameters that a run ends with, by names like "conv1/kernel"."""
+    """The final parameters of a run, by names like "conv1/kernel"."""
     train_and_evaluate(config, workdir)
     return flat(load_run(workdir).params)
 
@@ -71,7 +71,7 @@ def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 
 
 def drawn(config: ConfigDict) -> dict[str, np.ndarray]:
-    """What a run would begin with by its seed alone."""
+    """The initial parameters that a run draws from its seed."""
     return flat(init_variables(get_model(config.model, 10), config.data.crop, config.seed)["params"])
 
 

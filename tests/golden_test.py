@@ -1,4 +1,4 @@
-"""One training step of the 2012 network, down to the norms."""
+"""One training step of the 2012 network, compared with recorded losses and norms."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from tests.helpers.training_setup import setup
 
 pytestmark = pytest.mark.cpu_kernels
 
-# Loss of the batch before the step, and the length of each kernel's first velocity, which is rate * (gradient + decay).
+# Loss of the batch before the step, and the norm of each kernel's first velocity, learning rate * (gradient + decay).
 GOLDEN = {
     "loss": 2.299232,
     "conv1": 8.810607e-05,

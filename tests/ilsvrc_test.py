@@ -44,7 +44,7 @@ EVENTS = {
 
 @dataclasses.dataclass
 class Seen:
-    """A step: the epoch that it began at, the learning rates and the parameters of conv1 that it was given."""
+    """A step: the epoch at which it began, and its learning rates and parameters of conv1."""
 
     epoch: float
     rates: dict[str, float]
@@ -77,7 +77,7 @@ def scaled_down(preset: str, folder: Path) -> ConfigDict:
     assert [(row[0], row[2]) for row in config.optimizer.rate_multipliers] == [(r[0], r[2]) for r in EVENTS[preset]]
     assert 0 < config.data.color_noise_until_epoch <= config.optimizer.rate_multipliers[0][1]
     config.optimizer.rate_multipliers = EVENTS[preset]
-    config.optimizer.patience = 99  # nothing is learnt here: divisions come when they are due at the latest
+    config.optimizer.patience = 99  # no plateau in so few epochs: each drop comes at its latest epoch
     config.update({"epochs": EPOCHS, "batch_size": BATCH, "eval_every_epochs": 1.0, "log_every_steps": 1})
     config.data.update({"dir": str(folder), "prepared_dir": str(folder / "data"), "image_size": 56, "crop": 52})
     config.data.update({"color_noise_until_epoch": NOISE_UNTIL, "num_threads": 2})
@@ -87,7 +87,7 @@ def scaled_down(preset: str, folder: Path) -> ConfigDict:
 
 @pytest.fixture
 def noise_of_epochs(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[bool]]:
-    """By epoch: whether an example's picture was another than without colour noise."""
+    """For each epoch, whether examples differed from those without colour noise."""
     found: dict[int, set[bool]] = {}
 
     def note(epochs: np.ndarray, noisy: np.ndarray) -> None:
@@ -106,7 +106,7 @@ def noise_of_epochs(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[bool]]:
 
 
 def steps(config: ConfigDict, workdir: Path) -> list[Seen]:
-    """Runs from end to end and tells what each step was given."""
+    """Runs from end to end and returns the input of each step."""
     experiment, seen = open_experiment(config), list[Seen]()
 
     def watched(state: Any, batch: Any) -> Any:

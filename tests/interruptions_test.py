@@ -1,4 +1,4 @@
-"""Runs killed at random moments end like an undisturbed one, and the benchmark reports a run that does not."""
+"""Runs killed from outside at random times end like an uninterrupted one; a run that does not is reported."""
 
 import shutil
 import signal
@@ -27,7 +27,7 @@ def test_killed_runs_equal_the_undisturbed_one(tmp_path: Path, monkeypatch: pyte
 
 
 def assert_differences_are_told(finished: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Fuzzes with copies of a finished run instead of processes; the trials' copies are changed."""
+    """Runs the check on copies of a finished run instead of killed processes, some of them changed."""
 
     def finish(run: Run) -> int:
         shutil.copytree(finished, run.workdir)
@@ -54,7 +54,7 @@ def assert_differences_are_told(finished: Path, folder: Path, patch: pytest.Monk
 
 
 def change_velocity(checkpoints: Path) -> None:
-    """Changes one number of the last checkpoint by the smallest possible amount."""
+    """Increases one number of the last checkpoint by the smallest possible amount."""
     name = checkpoint_names(checkpoints)[-1]
     restored = restore(checkpoints, name)
     leaf = jax.tree.leaves(restored.tree["velocity"])[0]

@@ -1,4 +1,4 @@
-"""Sums of loss and error against NumPy."""
+"""Sums of loss and correct predictions, compared with NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def sums_of(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> dict[st
 
 
 def reference_sums(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """By sorting, in float64; a stable sort keeps the lower of equal classes first."""
+    """The sums by sorting in float64; a stable sort keeps the lower of equal classes first."""
     logits, labels = logits.astype(np.float64)[mask], labels[mask]
     order = np.argsort(-logits, axis=1, kind="stable")
     losses = np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(len(labels)), labels]

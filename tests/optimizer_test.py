@@ -1,4 +1,4 @@
-"""The paper's update rule against float64 NumPy, the learning rates of each array, and schedules."""
+"""The paper's update rule, compared with float64 NumPy, and the learning rate of each array."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ RATES = [0.01] * 25 + [0.001] * 25
 
 
 def optimizer_config(**changes: Any) -> ConfigDict:
-    """The paper's settings, which this data set and this preset leave alone, with changes."""
+    """The paper's settings, which this data set and preset do not change, with `changes`."""
     config = get_config("synthetic,bn").optimizer
     config.update(changes)
     return config
@@ -57,7 +57,7 @@ def rates_of(config: ConfigDict, epoch: float, kernels: float) -> Any:
 
 
 def train(config: ConfigDict, rates: Sequence[float] = RATES) -> tuple[dict[str, np.ndarray], Any]:
-    """The parameters after one step with each of the kernel rates, and the optimizer's state; a step is an epoch."""
+    """The parameters after one step per learning rate of kernels, and the optimizer's state; a step is an epoch."""
     optimizer = make_optimizer(config, PARAMS)
     update = jax.jit(optimizer.update)
     params, state = PARAMS, optimizer.init(PARAMS)
@@ -69,7 +69,7 @@ def train(config: ConfigDict, rates: Sequence[float] = RATES) -> tuple[dict[str,
 
 
 def paper_rule(name: str, decay: float, rates: Sequence[float] = RATES) -> np.ndarray:
-    """Section 5 of the paper in float64."""
+    """The update of paper section 5 in float64."""
     w = by_name(PARAMS)[name].astype(np.float64)
     v = np.zeros_like(w)
     for gradient, rate in zip(GRADIENTS, rates, strict=False):
@@ -92,7 +92,7 @@ def test_kernels_follow_the_papers_rule_across_a_division(name: str) -> None:
 
 
 def test_optax_sgd_is_another_rule_from_the_first_division_on() -> None:
-    """It multiplies the whole velocity by the new rate: a division brakes at once what the paper lets roll out."""
+    """`optax.sgd` scales the whole velocity by the new learning rate; in the paper the old velocity decays slowly."""
     sgd = optax.chain(
         optax.add_decayed_weights(0.0005), optax.sgd(lambda step: RATES[0] * jnp.where(step < 25, 1, 0.1), 0.9)
     )
@@ -165,7 +165,7 @@ def test_without_a_decay_the_average_is_the_parameters_themselves() -> None:
     assert averaged_params(state, params) is params
 
 
-# The rate of each array
+# The learning rate of each array
 
 
 def test_a_pattern_of_weight_decay_that_matches_nothing_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""What the modern recipe adds: smoothed labels, mixed images, averaged parameters; alone, together, and interrupted."""
+"""The modern recipe: label smoothing, mixup and averaged parameters; each alone, together, and in resumed runs."""
 
 import dataclasses
 import math
@@ -79,7 +79,7 @@ def test_shares_are_the_larger_parts_of_the_beta_distribution() -> None:
     assert uniform.min() >= 0.5 and narrow.max() <= 1
     # max(l, 1 - l) of a uniform l is uniform on [0.5, 1]
     np.testing.assert_allclose(np.quantile(uniform, [0.1, 0.5, 0.9]), [0.55, 0.75, 0.95], atol=0.01)
-    # Var l = 1 / (4 (2 alpha + 1)), and (share - 1/2)^2 = (l - 1/2)^2
+    # Var l = 1 / (4 (2 alpha + 1)), and (weight - 1/2)^2 = (l - 1/2)^2
     np.testing.assert_allclose(np.mean((narrow - 0.5) ** 2), 1 / (4 * 1.4), rtol=0.02)
 
 
@@ -120,7 +120,7 @@ def test_a_step_minimises_the_loss_that_it_should_and_reports_it_without_smoothi
         np.testing.assert_allclose(moved, -RATE * gradients[layer]["bias"], rtol=1e-3, atol=1e-7)
 
 
-# On many devices, and of many networks
+# On several devices
 
 
 def trained(devices: Devices, steps: int = 4) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""A run that was killed and continued equals one that was not, bit for bit."""
+"""A run that was killed and resumed equals an uninterrupted one, bit for bit."""
 
 import hashlib
 import subprocess
@@ -82,7 +82,7 @@ def test_a_finished_run_says_so_and_is_left_alone(tmp_path: Path, prepared_dir: 
 def test_a_run_made_before_a_key_was_added_is_opened_and_continued(
     tmp_path: Path, make_config: Callable[..., ConfigDict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adding a key to the table is all that a new key takes, and costs no earlier run."""
+    """A new key needs no more than its row in the table, and earlier runs stay usable."""
     result = train_and_evaluate(make_config(max_steps=1), tmp_path)
     before = load_run(tmp_path)
     monkeypatch.setitem(KEYS, "data.sharpen", fixed(0.5, "strength of a filter that nobody has written", POSITIVE))

@@ -1,4 +1,4 @@
-"""The length of a run and the places where it evaluates and saves, against exact fractions."""
+"""The length of a run and when it evaluates and saves, compared with exact fractions."""
 
 from collections.abc import Callable
 from fractions import Fraction

@@ -19,7 +19,7 @@ def make_rates(config: ConfigDict, epochs: float) -> LearningRates:
 
 
 def reference_scales(config: ConfigDict, errors: Sequence[float], epochs: float) -> list[float]:
-    """The scale after each evaluation, one an epoch, by the rule of `LearningRates.observe` in plain Python."""
+    """The factor on the learning rate after each evaluation, one per epoch, by the plateau rule in plain Python."""
     best, without_improvement, cooldown = math.inf, 0, 0
     divisions, scale = 0, 1.0
     scales = []
@@ -43,7 +43,7 @@ def reference_scales(config: ConfigDict, errors: Sequence[float], epochs: float)
 def play(
     rates: LearningRates, errors: Sequence[float], store: Callable[[Any], Any] | None = None
 ) -> tuple[list[float], list[str | None]]:
-    """The scale and the reason after each evaluation, one an epoch; `store` is what happens to the state between."""
+    """The factor and the reason of a drop after each evaluation, one per epoch; `store` passes the state on."""
     scales, reasons = [], []
     first = rates.of_kernels(0.0)
     for epoch, error in enumerate(errors, start=1):
@@ -56,7 +56,7 @@ def play(
 
 
 def changes_of(scales: Sequence[float]) -> list[int]:
-    """The evaluations, counted from 1, after which the scale is another than before."""
+    """The evaluations, counted from 1, after which the factor has changed."""
     return [i for i, (before, after) in enumerate(itertools.pairwise([1.0, *scales]), 1) if before != after]
 
 
@@ -70,9 +70,9 @@ FALLING = [0.9**k for k in range(1, 41)]
         # The first error is always an improvement; patience counts from there.
         ({"patience": 3}, [0.5] * 7, [4, 7]),
         ({"patience": 1}, [0.5, 0.5, 0.4, 0.4, 0.4], [2, 4, 5]),
-        # An improvement begins the count anew, also if it only returns to the trend.
+        # An improvement resets the count, even if it only returns to the trend.
         ({"patience": 2}, [0.5, 0.6, 0.4, 0.6, 0.5], [5]),
-        # What counts is the best so far, not the evaluation before.
+        # Errors are compared with the best so far, not with the previous one.
         ({"patience": 2}, [0.3, 0.5, 0.4], [3]),
         # 10 % of 0.5 are 0.05: 0.46 is too little, 0.44 is enough.
         ({"patience": 2, "threshold": 0.1}, [0.5, 0.46, 0.46], [3]),
@@ -87,14 +87,14 @@ FALLING = [0.9**k for k in range(1, 41)]
         ({"patience": 1, "minimum_rate": 0.001}, [0.5] * 6, [2]),
         ({"patience": 1, "minimum_rate": 0.0005}, [0.5] * 6, [2, 3]),
         ({"patience": 1, "factor": 0.5, "minimum_rate": 0.0035}, [0.5] * 6, [2, 3]),
-        # Forced divisions, in a run of 40 epochs.
+        # Enforced drops, in a run of 40 epochs.
         ({"min_divisions": 1}, FALLING, [20]),
         ({"min_divisions": 3}, FALLING, [10, 20, 30]),
         ({"min_divisions": 7}, FALLING, [5, 10, 15, 20, 25, 30, 35]),
-        # Neither patience nor cooldown puts a forced one off, and it begins both anew.
+        # Neither patience nor cooldown delays an enforced drop, and it resets both.
         ({"min_divisions": 3, "patience": 3, "cooldown": 20}, FALLING[:9] + [0.9] * 31, [10, 20, 30]),
         ({"min_divisions": 1, "patience": 4}, [*FALLING[:17], 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [20, 24]),
-        # A division that came early is not repeated when it would have been due.
+        # A drop that came early is not repeated at its latest epoch.
         ({"min_divisions": 3, "patience": 2}, [0.95, 0.95, 0.95, *FALLING[3:]], [3, 20, 30]),
     ],
 )
@@ -133,7 +133,7 @@ def test_random_errors_divide_as_the_reference_says(seed: int) -> None:
 
 
 def test_random_cases_divide_at_all() -> None:
-    """Otherwise the test above would compare nothing."""
+    """Without drops the test above would compare nothing."""
     divisions = [len(changes_of(reference_scales(*random_case(seed), epochs=60.0))) for seed in range(30)]
     assert min(divisions) == 0
     assert max(divisions) >= 8
@@ -150,11 +150,11 @@ def test_reasons_tell_the_best_error_or_the_number_of_the_division() -> None:
         None,
     ]
     _, reasons = play(make_rates(config, epochs=10.0), FALLING[:5])
-    assert reasons == [None, None, None, None, "division 1 of at least 1 in 10 epochs is due"]
+    assert reasons == [None, None, None, None, "drop 1 of at least 1, due by epoch 5 of 10"]
 
 
 def test_the_scale_is_a_power_of_the_factor_in_double_precision() -> None:
-    """float32(0.1) times 0.01 would show as a rate of 0.0010000000149."""
+    """float32(0.1) times 0.01 would show as a learning rate of 0.0010000000149."""
     config = optimizer_config(patience=1, min_divisions=0)
     scales, _ = play(make_rates(config, epochs=10.0), [0.5] * 4)
     assert scales == pytest.approx([1, 0.1, 0.01, 0.001], rel=1e-15)
@@ -182,7 +182,7 @@ def test_a_first_rate_below_the_minimum_is_never_raised() -> None:
 
 
 def test_without_a_minimum_rate_divisions_go_on_for_ever() -> None:
-    """The scale leaves the range of float32 after 46 of them."""
+    """The factor is below the range of float32 after 46 drops."""
     rates = make_rates(optimizer_config(patience=1, minimum_rate=0.0, min_divisions=0), epochs=1000.0)
     scales, _ = play(rates, [0.5] * 60)
     assert all(0 <= after <= before for before, after in itertools.pairwise(scales))
@@ -190,7 +190,7 @@ def test_without_a_minimum_rate_divisions_go_on_for_ever() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_state_survives_a_checkpoint(seed: int) -> None:
-    """A checkpoint holds the fields as plain arrays of the types they have."""
+    """A checkpoint holds the fields as plain arrays of their own types."""
 
     def store(state: Any) -> Any:
         arrays = {name: np.asarray(field) for name, field in state.items()}
@@ -202,7 +202,7 @@ def test_the_state_survives_a_checkpoint(seed: int) -> None:
 
 
 def test_the_state_of_an_earlier_version_is_read() -> None:
-    """It had the fields of optax's ReduceLROnPlateauState beside the drops."""
+    """It has the fields of optax's ReduceLROnPlateauState in addition to the drops."""
     fields = {"scale": 1.0, "best_value": np.float32(0.25), "plateau_count": 2, "cooldown_count": 0, "count": 0}
     rates = make_rates(optimizer_config(), epochs=60.0)
     rates.restore({**fields, "avg_value": 0.0, "divisions": 1}, epoch=3.0)
@@ -295,10 +295,10 @@ def test_a_pattern_of_rate_multipliers_that_matches_nothing_is_refused() -> None
             [(0, 1), (25, (1 + math.sqrt(0.5)) / 2), (50, 0.5), (75, (1 - math.sqrt(0.5)) / 2), (100, 0), (120, 0)],
         ),
         ({"schedule": "linear"}, [(0, 1), (25, 0.75), (90, 0.1), (100, 0), (120, 0)]),
-        # What is left after the warm-up is the schedule's whole run.
+        # The schedule runs from the end of the warm-up to the end of the run.
         ({"schedule": "linear", "warmup_epochs": 20.0}, [(0, 0), (5, 0.25), (20, 1), (60, 0.5), (100, 0)]),
         ({"schedule": "cosine", "warmup_epochs": 20.0}, [(10, 0.5), (20, 1), (60, 0.5), (100, 0)]),
-        # Epochs of divisions count from the beginning.
+        # Epochs of drops count from the start of the run.
         (
             {"schedule": "step", "step_epochs": (5.0, 40.0), "warmup_epochs": 10.0},
             [(0, 0), (4, 0.4), (5, 0.05), (10, 0.1), (40, 0.01)],
@@ -307,7 +307,7 @@ def test_a_pattern_of_rate_multipliers_that_matches_nothing_is_refused() -> None
 )
 def test_scheduled_rates(changes: dict[str, Any], epochs_and_factors: list[tuple[float, float]]) -> None:
     rates = make_rates(optimizer_config(**changes), epochs=100.0)
-    rates.plateau = Plateau(divisions=1)  # the plateau's drops are there in any case and must not count
+    rates.plateau = Plateau(divisions=1)  # drops of the plateau rule must not count in other schedules
     for epoch, factor in epochs_and_factors:
         assert rates.of_kernels(float(epoch)) == pytest.approx(0.01 * factor, rel=1e-12, abs=1e-17), epoch
 
@@ -327,7 +327,7 @@ def test_an_unknown_schedule_is_refused() -> None:
 @pytest.mark.parametrize(
     ("rule", "rate", "text"),
     [
-        ("none", 0.01, "0.01, whatever the batch"),
+        ("none", 0.01, "0.01 for any batch size"),
         ("linear", 0.04, "0.04 = 0.01 for batches of 128, scaled by the linear rule"),
         ("sqrt", 0.02, "0.02 = 0.01 for batches of 128, scaled by the sqrt rule"),
     ],

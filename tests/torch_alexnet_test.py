@@ -1,4 +1,4 @@
-"""The benchmark's PyTorch network computes what ours does."""
+"""The PyTorch network of the benchmarks computes the same as ours."""
 
 from typing import Any
 
@@ -31,12 +31,12 @@ def network(preset: str, **changes: object) -> AlexNet:
 
 
 def images_of(crop: int) -> np.ndarray:
-    """Images at the scale of grey levels, where normalisation matters."""
+    """Random images at the scale of grey levels, at which response normalisation matters."""
     return np.random.default_rng(0).normal(scale=60, size=(BATCH, crop, crop, 3)).astype(np.float32)
 
 
 def random_params(model: AlexNet, crop: int) -> Any:
-    """Kernels that keep the scale of the images up to the logits, and biases other than 0."""
+    """Parameters whose kernels keep the scale of the images up to the logits, with biases other than 0."""
     generator = np.random.default_rng(1)
     images = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
 
@@ -58,7 +58,7 @@ def nchw(images: np.ndarray) -> Any:
 
 
 def assert_close(actual: Any, expected: Any) -> None:
-    """Equal within 1e-4 of the largest value."""
+    """Asserts equality to 1e-4 of the largest value."""
     expected = np.asarray(expected)
     np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max()))
 

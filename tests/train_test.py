@@ -1,4 +1,4 @@
-"""The main job from outside: files, refusals, divergence."""
+"""The training loop from outside: files, refused folders and configs, divergence."""
 
 import contextlib
 import json
@@ -160,7 +160,7 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_steps_after_the_one_before(
 
 @pytest.fixture
 def disk_full_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The positions at which nothing can be saved; tests add to them."""
+    """The positions at which saves fail; tests add to them."""
     positions: list[int] = []
     original = Checkpoints._write
 
@@ -213,7 +213,7 @@ def test_a_run_that_diverges_names_step_rate_and_last_good_checkpoint(tmp_path: 
 
 
 def test_divergence_after_a_checkpoint_names_it(tmp_path: Path, make_config: MakeConfig) -> None:
-    # Step 3 is the first whose rate is too high: from epoch 1, which ends in step 2, kernels learn 10^9 times as fast.
+    # Step 3 is the first with too high a learning rate: from epoch 1, which ends in step 2, it is 10^9 times as high.
     changes = {
         "checkpoint.every_steps": 1,
         "optimizer.rate_multipliers": (("*/kernel", 1.0, 1e9),),

@@ -1,1 +1,1 @@
-"""From original images to batches."""
+"""Data sets: reading originals, preparing resized images once, and yielding batches."""

@@ -1,4 +1,4 @@
-"""Data sets by name: prepared on first use, then opened for random access to resized images."""
+"""Opens data sets by name, with random access to resized images; they are prepared at the first use."""
 
 import dataclasses
 import errno
@@ -11,27 +11,27 @@ import numpy as np
 
 from alexnet_jax.data.image_folder import ImageFolder
 from alexnet_jax.data.imagenet import ImageNet
-from alexnet_jax.data.preparation import Storing, prepare
+from alexnet_jax.data.preparation import StorageOptions, prepare
 from alexnet_jax.data.sources import SPLITS, Digits, Source, Synthetic, Tfds
 from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.data.storage import FolderInfo, JpegRecords, PixelRecords, Records, damaged, read_info
+from alexnet_jax.data.storage import FolderInfo, JpegRecords, PixelRecords, Records, damaged_error, read_info
 from alexnet_jax.errors import MissingSourceError, UserError
 from alexnet_jax.system import console
 
 DATASET_NAMES = ("digits", "folder", "imagenet2012", "synthetic")
-"""What `get_dataset` knows beside tfds:NAME."""
+"""The names that `get_dataset` accepts in addition to tfds:NAME."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set ready to read.
+    """A prepared data set.
 
     Attributes:
-      splits: images with labels by "train", "validation" and, where there is one, "test".
-      class_names: by label.
-      statistics: of the training images.
-      content: a digest of all images, labels and splits.
-      directory: the prepared folder.
+      splits: images with labels of "train", "validation" and, if there is one, "test".
+      class_names: names of the classes, in the order of labels.
+      statistics: pixel statistics of the training images.
+      content: digest of all images, labels and splits.
+      directory: folder of the prepared images.
     """
 
     splits: dict[str, Records]
@@ -42,36 +42,38 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, seen in the training split or not."""
+        """The number of classes, including those without a training image."""
         return len(self.class_names)
 
 
-def get_dataset(name: str, source_dir: str, prepared_dir: str, synthetic_examples: int, storing: Storing) -> Dataset:
-    """Opens a data set, preparing it first if it is new or has changed.
+def get_dataset(
+    name: str, source_dir: str, prepared_dir: str, synthetic_examples: int, options: StorageOptions
+) -> Dataset:
+    """Opens a data set, after preparing it if it is new or its originals have changed.
 
     Args:
       name: one of DATASET_NAMES or "tfds:NAME", where NAME is as in `tfds.builder`, e.g. tfds:cifar10:3.0.2.
-      source_dir: where the originals of "folder" and "imagenet2012" are.
-      prepared_dir: folder of prepared data sets; those of TFDS are looked for there first.
+      source_dir: folder of the originals of "folder" and "imagenet2012".
+      prepared_dir: folder of prepared data sets; it is also the first place to look for those of TFDS.
       synthetic_examples: size of the synthetic training split.
-      storing: how images are stored.
+      options: how images are prepared and stored.
 
     Raises UserError if there is no such data set or it cannot be prepared.
     """
     folder = Path(source_dir).resolve()
     origin = {"folder": folder, "imagenet2012": folder, "synthetic": synthetic_examples}.get(name)
-    identity = (name, str(origin), dataclasses.astuple(dataclasses.replace(storing, max_quarantined=0.0)))
+    identity = (name, str(origin), dataclasses.astuple(dataclasses.replace(options, max_quarantined=0.0)))
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
     label = re.sub(r"[^\w.]+", "-", f"{name}-{folder.name}".strip("-") if name == "folder" else name)[:80]
-    directory = Path(prepared_dir) / f"{label}-{storing.image_size}-{digest}"
+    directory = Path(prepared_dir) / f"{label}-{options.image_size}-{digest}"
     try:
         source = _get_source(name, source_dir, prepared_dir, synthetic_examples)
     except MissingSourceError as error:
         if read_info(directory) is None:
             raise
-        console.warn(f"{error}; its prepared copy in {directory} is used")
+        console.warn(f"{error}; using its prepared copy in {directory}")
     else:
-        prepare(source, storing, directory)
+        prepare(source, options, directory)
     return open_prepared(directory)
 
 
@@ -90,17 +92,17 @@ def _get_source(name: str, source_dir: str, prepared_dir: str, synthetic_example
 
 
 def open_prepared(directory: Path) -> Dataset:
-    """Opens a folder that `prepare` has made. Raises UserError if it is damaged."""
+    """Opens a folder that `prepare` has completed. Raises UserError if it is damaged or another folder."""
     info = read_info(directory)
     if info is None:
-        raise UserError(f"{directory} is no prepared data set")
+        raise UserError(f"{directory} is no prepared data set: it has no info.json")
     try:
         splits = {split: _open_split(directory, split, info) for split in SPLITS if split in info.shards}
         mean_image = np.load(directory / "mean_image.npy")
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, OSError) and error.errno == errno.EMFILE:
             raise UserError(f"{directory}: too many open files; raise the limit (ulimit -n 4096)") from error
-        raise damaged(directory, error) from error
+        raise damaged_error(directory, error) from error
     statistics = Statistics(mean_image=mean_image, **{key: _tuple(value) for key, value in info.statistics.items()})
     return Dataset(splits, tuple(info.class_names), statistics, info.content, directory)
 

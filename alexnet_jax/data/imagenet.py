@@ -1,4 +1,4 @@
-"""ImageNet 2012 from its two tar files, read where they lie: one holds a tar for each class, the other images."""
+"""The source "imagenet2012": reads the two tar files of ILSVRC-2012 without unpacking them."""
 
 import re
 import tarfile
@@ -7,47 +7,47 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from alexnet_jax.data.sources import Chunk, Original, Source, in_hundredths
+from alexnet_jax.data.sources import Chunk, Original, Source, divide_into_chunks
 from alexnet_jax.errors import MissingSourceError, UserError
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 TRAIN_IMAGES, VALIDATION_IMAGES = 1_281_167, 50_000
 _CLASSES_PER_CHUNK = 10
-_PADDING = 20 * 512 + 1024  # zeros at the end of a tar at most
+_PADDING = 20 * 512 + 1024  # the most zeros at the end of a tar
 
 
 class ImageNet(Source):
-    """The official training and validation images; classes are WordNet's synset numbers, sorted.
+    """The training and validation images of ILSVRC-2012. The classes are WordNet's synset numbers, sorted.
 
-    The names of the training tars are the labels; those of the validation images, in the order of their numbers, are
-    the list that TFDS ships. The development kit is not needed.
+    The training file holds one tar for each class, named by it. The labels of the validation images, by number, are a
+    list that TFDS ships, so the development kit is not needed.
 
-    Raises UserError if a tar is missing, cut short or something else.
+    Raises UserError if a tar file is missing, incomplete or another file.
     """
 
     def __init__(self, folder: str):
         self._folder = Path(folder)
         if not folder:
-            raise UserError(f"where is ImageNet? Give --config.data.dir=DIR with {TRAIN} and {VALIDATION}")
+            raise UserError(f"no folder: give --config.data.dir=DIR with {TRAIN} and {VALIDATION}")
         for name in (TRAIN, VALIDATION):
             if not (self._folder / name).is_file():
-                raise MissingSourceError(f"{self._folder / name} is missing: it is to be had from image-net.org")
+                raise MissingSourceError(f"{self._folder / name} not found: download it from image-net.org")
         texts = tfds.core.tfds_path("datasets/imagenet2012")
         self.class_names = tuple((texts / "labels.txt").read_text().split())
         self._labels = {name: label for label, name in enumerate(self.class_names)}
         self._validation_labels = [self._labels[name] for name in (texts / "validation_labels.txt").read_text().split()]
 
     def fingerprint(self) -> str:
-        """The sizes and modification times of the two files."""
+        """The sizes and modification times of the two tar files."""
         stats = [(self._folder / name).stat() for name in (TRAIN, VALIDATION)]
         return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
 
     def chunks(self) -> list[Chunk]:
-        """Chunks of some classes of training images, then of some validation images; sizes in bytes."""
+        """Chunks of ten classes of training images, then chunks of validation images; sizes in bytes."""
         return [*self._train_chunks(), *self._validation_chunks()]
 
     def read(self, chunk: Chunk) -> Iterator[Original]:
-        """Yields the images in the order of the tar."""
+        """Yields the images of a chunk, in the order of the tar file."""
         split, members = chunk.where
         return self._read_train(members) if split == "train" else self._read_validation(members)
 
@@ -56,9 +56,9 @@ class ImageNet(Source):
         members = _members(path, r"n\d{8}\.tar")
         missing = len({*self.class_names} - {Path(member.name).stem for member in members})
         if missing:
-            raise UserError(f"{path} is not whole: {missing} of ImageNet's {classes} classes are missing")
+            raise UserError(f"{path} is incomplete: {missing} of {classes} classes are missing. Download it again")
         if len(members) > classes:
-            raise UserError(f"{path} holds a class twice or one that is not ImageNet's")
+            raise UserError(f"{path} has a class twice, or one that is not ILSVRC-2012's. Download it again")
         images = TRAIN_IMAGES // classes
         groups = [members[start : start + _CLASSES_PER_CHUNK] for start in range(0, classes, _CLASSES_PER_CHUNK)]
         return [Chunk(sum(tar.size for tar in group), images * len(group), ("train", group)) for group in groups]
@@ -68,7 +68,12 @@ class ImageNet(Source):
             yield from self._read_class(Path(member.name).stem, member.offset_data, member.size)
 
     def _read_class(self, name: str, offset: int, size: int) -> Iterator[Original]:
-        """Yields the images of an inner tar, and reads it to its very end."""
+        """Yields the images of one class's tar and checks that nothing but padding follows them.
+
+        Args:
+          name: synset number of the class.
+          offset, size: where its tar lies in the training file, in bytes.
+        """
         path = self._folder / TRAIN
         try:
             with path.open("rb") as file:
@@ -80,10 +85,10 @@ class ImageNet(Source):
                             raise tarfile.ReadError(f"{member.name} is no file")
                         yield Original("train", self._labels[name], f"{name}/{member.name}", image.read())
                     end = tar.offset
-                file.seek(end)  # a damaged header ends a tar like a whole one, with more behind it than padding
+                file.seek(end)  # tarfile takes a damaged header for the end; then more than padding follows
                 rest = file.read(offset + size - end)
                 if end == offset or len(rest) > _PADDING or rest.strip(b"\0"):
-                    raise tarfile.ReadError("an image should be where there is none")
+                    raise tarfile.ReadError("an image is missing or unreadable")
         except tarfile.TarError as error:
             raise UserError(f"{path} is damaged in {name}.tar ({error}): copy or download it again") from error
 
@@ -92,8 +97,8 @@ class ImageNet(Source):
         members = _members(path, r"ILSVRC2012_val_\d{8}\.JPEG")
         numbers = sorted(int(Path(member.name).stem[-8:]) for member in members)
         if numbers != list(range(1, VALIDATION_IMAGES + 1)):
-            raise UserError(f"{path} is not whole: {len(set(numbers)):,} of {VALIDATION_IMAGES:,} images are there")
-        groups = in_hundredths(members)
+            raise UserError(f"{path} is incomplete: it has {len(set(numbers)):,} of {VALIDATION_IMAGES:,} images")
+        groups = divide_into_chunks(members)
         return [Chunk(sum(member.size for member in group), len(group), ("validation", group)) for group in groups]
 
     def _read_validation(self, members: list[tarfile.TarInfo]) -> Iterator[Original]:
@@ -106,15 +111,15 @@ class ImageNet(Source):
 
 
 def _members(path: Path, pattern: str) -> list[tarfile.TarInfo]:
-    """Returns the files in a tar, which must all have names of the pattern and be whole."""
+    """The files in a tar. Raises UserError if one has a name that does not match or is cut short."""
     try:
         with tarfile.open(path, mode="r:") as tar:
             members = [member for member in tar if member.isfile()]
     except tarfile.TarError as error:
-        raise UserError(f"{path} is not ImageNet's tar file, or not whole: {error}") from error
+        raise UserError(f"{path} is not ILSVRC-2012's tar file, or is incomplete: {error}") from error
     strange = [member.name for member in members if not re.fullmatch(pattern, Path(member.name).name)]
     if strange or not members:
-        raise UserError(f"{path} is not ImageNet's: it holds {strange[0]!r}" if strange else f"{path} is empty")
+        raise UserError(f"{path} is not ILSVRC-2012's: it has {strange[0]!r}" if strange else f"{path} is empty")
     if members[-1].offset_data + members[-1].size > path.stat().st_size:
-        raise UserError(f"{path} is cut short: {members[-1].name} is not whole. Copy or download it again")
+        raise UserError(f"{path} is cut short: {members[-1].name} is incomplete. Copy or download it again")
     return members

@@ -1,4 +1,4 @@
-"""One image: decoded from whatever file it comes in, resized to what is stored, and read back."""
+"""Single images: decoding of originals, resizing, and encoding and decoding of stored images."""
 
 import contextlib
 import dataclasses
@@ -11,22 +11,23 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 PROPERTIES = ("grey", "CMYK", "transparent", "animated", "rotated", "tiny")
-"""What a report counts: no colours; print colours; transparent pixels; several frames; turned by EXIF; enlarged."""
+"""Unusual properties that a report counts: greyscale, CMYK colours, transparent pixels, several frames, an EXIF
+rotation, fewer pixels than the resized image."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
-cv2.setNumThreads(1)  # whoever calls has threads of their own
-Image.MAX_IMAGE_PIXELS = None  # `resize_image` has a limit of its own, before anything is decoded
+cv2.setNumThreads(1)  # callers have their own threads
+Image.MAX_IMAGE_PIXELS = None  # `resize_image` has its own limit, checked before decoding
 
 
 @dataclasses.dataclass(frozen=True)
 class ResizedImage:
-    """The central square of an image, as paper section 2 wants it.
+    """An image scaled and cropped to a square, as in paper section 2.
 
     Attributes:
       pixels: uint8, [size, size, 3], RGB.
-      properties: which of PROPERTIES the original had.
-      jpeg: the original itself if it is a JPEG of just these pixels.
+      properties: those of PROPERTIES that the original has.
+      jpeg: the original file if it is a JPEG of exactly these pixels, else None.
     """
 
     pixels: np.ndarray
@@ -35,12 +36,12 @@ class ResizedImage:
 
 
 class PreparedImage(NamedTuple):
-    """A resized image with what is stored and counted beside it.
+    """A resized image with the data that are stored and counted with it.
 
     Attributes:
       split: one of sources.SPLITS.
-      label: number of its class.
-      file: its name, for people.
+      label: index of its class.
+      file: name of the original, for messages and tables.
       digest: SHA-256 of the original.
       resized: the image.
     """
@@ -53,17 +54,17 @@ class PreparedImage(NamedTuple):
 
 
 def resize_image(original: bytes | np.ndarray, size: int, max_pixels: float) -> ResizedImage:
-    """Scales the shorter side to `size` and cuts out the central square, in RGB.
+    """Scales the shorter side to `size` and crops the central square, in RGB.
 
-    An image is turned upright as its EXIF orientation says, transparent pixels are shown on white, of an animation the
-    first frame is taken, of 16-bit channels the high byte.
+    Images are rotated by their EXIF orientation, transparent pixels are drawn on white, animations give their first
+    frame, and 16-bit channels their high byte.
 
     Args:
-      original: an encoded image or pixels, uint8, [height, width] or [height, width, 1 or 3].
-      size: side of the square in pixels.
-      max_pixels: the most that are decoded.
+      original: an encoded image, or pixels, uint8, [height, width] or [height, width, 1 or 3].
+      size: side of the resized image, in pixels.
+      max_pixels: images of more pixels are refused before they are decoded.
 
-    Raises an exception of any type, with the reason as its text, if there is no such image in it.
+    Raises an exception of any type, with the reason as its message, if the image cannot be decoded.
     """
     properties: set[str]
     if isinstance(original, np.ndarray):
@@ -84,21 +85,21 @@ def resize_image(original: bytes | np.ndarray, size: int, max_pixels: float) -> 
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """Encodes with colours at half resolution, as is customary."""
+    """Encodes pixels as JPEG, quality 1 to 100, with the usual 4:2:0 chroma subsampling."""
     return simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="420")
 
 
 def decode_jpeg(jpeg: bytes, out: np.ndarray) -> None:
-    """Writes the pixels of a stored image to `out`, uint8, [size, size, 3]."""
+    """Decodes a stored image into `out`, uint8, [size, size, 3]."""
     simplejpeg.decode_jpeg(jpeg, buffer=out)
 
 
 def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[str], bytes | None]:
-    """Returns RGB pixels, properties, and the data again if `decode_jpeg` gives just these pixels."""
+    """Returns RGB pixels, properties, and the data themselves if `decode_jpeg` decodes them to these pixels."""
     if not data:
         raise ValueError("the file is empty")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:  # reads the header alone
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:  # reads only the header
             width, height = picture.size
             if width * height > max_pixels:
                 raise ValueError(f"{width} x {height} pixels are more than config.data.max_megapixels allows")
@@ -110,8 +111,8 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
             if _orientation(picture) in range(2, 9):
                 properties.add("rotated")
             if picture.format in ("JPEG", "MPO") and not properties & {"CMYK", "rotated"}:
-                with contextlib.suppress(ValueError):  # Pillow is more patient; what it refuses is broken
-                    # Photographs of more than twice the wanted size are halved while they are decoded.
+                with contextlib.suppress(ValueError):  # Pillow tolerates more; only what it refuses too is broken
+                    # An image of more than twice the size is halved while it is decoded.
                     pixels = simplejpeg.decode_jpeg(data, min_height=2 * size, min_width=2 * size, min_factor=2)
                     return pixels, properties, data
             upright = ImageOps.exif_transpose(picture) if "rotated" in properties else picture
@@ -124,14 +125,14 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), rgba)
             return np.asarray(upright.convert("RGB")), properties, None
     except UnidentifiedImageError:
-        raise ValueError("not an image of a known kind") from None
+        raise ValueError("not an image of a known format") from None
 
 
 def _scale(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Scales a square: bicubic to enlarge, area to shrink, as cuda-convnet2 did (make-data/pyext/src/pyext.cpp:109).
+    """Scales a square: bicubic to enlarge, area to shrink, as in cuda-convnet2 (make-data/pyext/src/pyext.cpp:109).
 
-    Down to half the size, an area is the mean of four samples between its pixels: half the time of OpenCV's own area
-    interpolation, and over photographs within 0.6 grey levels of it on average, less than JPEG changes.
+    Down to half the size, each area is the mean of four linearly interpolated samples: this takes half the time of
+    OpenCV's area interpolation and differs from it by 0.6 grey levels on average over photographs, less than JPEG does.
     """
     if pixels.shape[0] < size:
         return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_CUBIC)
@@ -141,13 +142,13 @@ def _scale(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _orientation(picture: Image.Image) -> Any:
-    """Returns the EXIF orientation; 1, upright, if there is none that can be read."""
-    with contextlib.suppress(Exception):  # of any type, by broken EXIF data; the image itself may be whole
+    """The EXIF orientation; 1 (upright) if there is none or it cannot be read."""
+    with contextlib.suppress(Exception):  # broken EXIF data raise anything; the image itself may be fine
         return picture.getexif().get(0x0112, 1)
     return 1
 
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """Repeats a grey channel three times; returns RGB as it is."""
+    """Pixels as [height, width, 3]: a grey channel is repeated, RGB is returned unchanged."""
     grey = pixels[..., None] if pixels.ndim == 2 else pixels
     return np.repeat(grey, 3, axis=-1) if grey.shape[-1] == 1 else grey

@@ -1,4 +1,4 @@
-"""What a preparation knows about its images: where each went, what was odd, what could not be read, copies."""
+"""The inventory of prepared images: splits, labels, files, unusual properties, unreadable images and duplicates."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ QUARANTINE_TABLE, DUPLICATES_TABLE, CLASSES_TABLE = "quarantine.tsv", "duplicate
 
 
 class Inventory:
-    """The images of a chunk, or of all chunks, in order.
+    """The images of one chunk or of all chunks, in order.
 
     Attributes:
       split, label, file, digest: of each stored image; the digest is the first 8 bytes of its file's SHA-256.
-      traits: how many images had each of `images.PROPERTIES`.
-      quarantine: (split, file, reason) of the unreadable.
-      sums: over the training images.
+      traits: number of images with each of `images.PROPERTIES`.
+      quarantine: (split, file, reason) of each unreadable image.
+      sums: pixel sums over the training images.
     """
 
     def __init__(self, image_size: int):
@@ -36,7 +36,7 @@ class Inventory:
         self.sums = PixelSums(image_size)
 
     def add(self, image: PreparedImage) -> None:
-        """Counts a stored image."""
+        """Adds a stored image."""
         self.split.append(image.split)
         self.label.append(image.label)
         self.file.append(image.file)
@@ -46,7 +46,7 @@ class Inventory:
             self.sums.add(image.resized.pixels)
 
     def save(self, path: Path) -> None:
-        """Writes the file in one step."""
+        """Writes the inventory to a file, atomically."""
         lists = {name: getattr(self, name) for name in ("split", "label", "file", "digest", "traits", "quarantine")}
         text = np.frombuffer(json.dumps(lists).encode(), np.uint8)
         temporary = path.with_suffix(".tmp")
@@ -56,7 +56,7 @@ class Inventory:
 
     @classmethod
     def load(cls, path: Path) -> "Inventory":
-        """Reads a saved one."""
+        """Reads an inventory that `save` has written."""
         with np.load(path) as arrays:
             inventory = cls(len(arrays["pixel_sum"]))
             inventory.sums.pixels, inventory.sums.products = arrays["pixel_sum"], arrays["product_sum"]
@@ -64,7 +64,7 @@ class Inventory:
         return inventory
 
     def extend(self, other: "Inventory") -> None:
-        """Appends a later chunk."""
+        """Appends the inventory of a later chunk."""
         self._extend(vars(other))
         self.sums.extend(other.sums)
 
@@ -74,11 +74,11 @@ class Inventory:
         self.traits.update(lists["traits"])
 
     def images(self) -> int:
-        """Returns the number of images, stored or unreadable."""
+        """Returns the number of images, including unreadable ones."""
         return len(self.label) + len(self.quarantine)
 
     def counts(self, num_classes: int) -> dict[str, np.ndarray]:
-        """Returns the number of images of each class, by split."""
+        """Returns the number of stored images of each class, [num_classes], by split."""
         splits, labels = np.array(self.split), np.array(self.label, np.int64)
         return {
             split: np.bincount(labels[splits == split], minlength=num_classes)
@@ -86,7 +86,7 @@ class Inventory:
         }
 
     def duplicates(self) -> list[tuple[str, str, str, str]]:
-        """Returns (split, file, split, file) of equal files in different splits, which make errors look too small."""
+        """Returns (split, file, split, file) for equal files in different splits, which make test errors too low."""
         first: dict[int, int] = {}
         pairs = []
         for index, digest in enumerate(self.digest):
@@ -96,7 +96,7 @@ class Inventory:
         return pairs
 
     def content(self) -> str:
-        """Returns a digest of all images, their order, labels and splits."""
+        """Returns a digest of all stored images, their order, labels and splits."""
         digest = hashlib.sha256(np.array(self.digest, np.uint64).tobytes())
         digest.update(np.array(self.label, np.int64).tobytes())
         digest.update(" ".join(self.split).encode())
@@ -104,7 +104,7 @@ class Inventory:
 
 
 def save_arrays(directory: Path, inventory: Inventory, statistics: Statistics) -> None:
-    """Writes the mean image, and labels and file names of each split, in order."""
+    """Writes the mean image, and the labels and file names of each split, in the order of its images."""
     np.save(directory / "mean_image.npy", statistics.mean_image)
     splits = np.array(inventory.split)
     for split in dict.fromkeys(inventory.split):
@@ -114,7 +114,7 @@ def save_arrays(directory: Path, inventory: Inventory, statistics: Statistics) -
 
 
 def write_tables(directory: Path, inventory: Inventory, class_names: Sequence[str]) -> None:
-    """Writes what a report points to: counts by class, unreadable images, copies in different splits."""
+    """Writes the tables that a report refers to: images of each class, unreadable images, duplicates across splits."""
     counts = inventory.counts(len(class_names))
     rows = zip(class_names, *(column.tolist() for column in counts.values()), strict=True)
     write_table(directory / CLASSES_TABLE, ("class", *counts), rows)
@@ -124,35 +124,35 @@ def write_tables(directory: Path, inventory: Inventory, class_names: Sequence[st
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes tab-separated values; tabs and line ends in them become spaces."""
+    """Writes tab-separated values; tabs and line breaks within a value become spaces."""
     lines = ["\t".join(" ".join(str(value).split()) for value in row) for row in (header, *rows)]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
 
 
 def describe(info: FolderInfo, inventory: Inventory, directory: Path, remarks: Sequence[str]) -> dict[str, str]:
-    """Returns the report of a preparation, name and text."""
+    """Returns the report of a preparation, as lines of name and text."""
     counts = inventory.counts(len(info.class_names))
     images, size, duplicates = len(inventory.label), info.image_size, len(inventory.duplicates())
     copies, image_bytes = images - len(set(inventory.digest)), info.bytes / images
     sizes = "; ".join(
-        f"{split} {column.sum():,} ({column.min():,} to {column.max():,} a class)" for split, column in counts.items()
+        f"{split} {column.sum():,} ({column.min():,} to {column.max():,} per class)" for split, column in counts.items()
     )
     colours = [" ".join(f"{value:.1f}" for value in info.statistics[name]) for name in ("mean", "std", "pca_std")]
     see_unreadable = f"; see {QUARANTINE_TABLE}" if info.unreadable else ""
     see_duplicates = f"; see {DUPLICATES_TABLE}" if duplicates else ""
     report = {
         "prepared": f"{images:,} images of {len(info.class_names):,} classes in {directory}",
-        "stored": f"{size} x {size} {info.storage}, {info.bytes / 1e6:,.1f} MB, {image_bytes:,.0f} bytes an image",
+        "stored": f"{size} x {size} {info.storage}, {info.bytes / 1e6:,.1f} MB, {image_bytes:,.0f} bytes per image",
         "splits": f"{sizes}; see {CLASSES_TABLE}",
-        "odd": ", ".join(f"{info.traits[name]:,} {name}" for name in PROPERTIES),
+        "unusual": ", ".join(f"{info.traits[name]:,} {name}" for name in PROPERTIES),
         "unreadable": f"{info.unreadable:,}{see_unreadable}",
-        "copies": f"{copies:,}, {duplicates:,} of them in another split{see_duplicates}",
-        "colours": "mean {}, std {}, along principal components {}".format(*colours),
+        "duplicates": f"{copies:,}, {duplicates:,} of them in another split{see_duplicates}",
+        "colours": "mean {}, std {}, std along principal components {}".format(*colours),
     }
     untrained = [name for name, count in zip(info.class_names, counts["train"], strict=True) if not count]
     if untrained:
         more = f" and {len(untrained) - 5} more" if len(untrained) > 5 else ""
         report["untrained"] = f"no training image of {', '.join(map(repr, untrained[:5]))}{more}"
     if remarks:
-        report["remarks"] = "; ".join(remarks)
+        report["notes"] = "; ".join(remarks)
     return report

@@ -1,6 +1,6 @@
-"""From records to batches: order, reading ahead in threads, padding; or whole splits in memory.
+"""Batches of images: order, reading in threads, padding, and the cache of training images.
 
-Training batches come from disk, the memory of the host, or that of the devices.
+Training batches are read from disk, from host memory or from device memory.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ HostBatch = dict[str, np.ndarray]
 
 ALL_ROWS = slice(None)
 
-_CHUNK = 32  # images that a thread reads in one go
-_AHEAD = 3  # batches in memory beside the one in use
+_CHUNK = 32  # images that a thread reads at a time
+_AHEAD = 3  # batches in memory in addition to the one in use
 
 
 def training_order(
     size: int, batch_size: int, seed: int, start_example: int, rows: slice = ALL_ROWS
 ) -> Generator[HostBatch]:
-    """Yields the endless stream of training batches from a position on, as ids and epochs alone.
+    """Yields training batches from a position of the endless stream of examples on, with ids and epochs only.
 
-    Position p of the stream is number p % size of a permutation drawn from (seed, epoch p // size), so neither threads
-    nor interruptions nor the batch size change which example comes where. A batch may span two epochs.
+    Position p of the stream is element p % size of a permutation drawn from (seed, epoch p // size). So the order does
+    not depend on threads, interruptions or the batch size. A batch may span two epochs.
 
     Args:
-      size: training images.
-      batch_size: examples a batch, over all processes.
-      seed: of the run.
+      size: number of training images.
+      batch_size: examples in a batch, over all processes.
+      seed: seed of the run.
       start_example: position of the first example.
-      rows: of each batch, the examples that are wanted.
+      rows: the rows of each batch to yield: those of this process.
     """
     first_epoch, skipped = divmod(start_example, size)
     ids, epochs = np.empty(0, np.int32), np.empty(0, np.int32)
@@ -56,14 +56,14 @@ def training_order(
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the ids of an epoch in its order, int32, [size]."""
+    """Returns the ids of all examples in the order of an epoch, int32, [size]."""
     return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
 
 
 def train_batches(
     records: Records, *, batch_size: int, seed: int, start_example: int, num_threads: int, rows: slice = ALL_ROWS
 ) -> Generator[HostBatch]:
-    """Yields the batches of `training_order` with images and labels, read ahead in threads; 0 for one a core."""
+    """Yields the batches of `training_order` with images and labels, read ahead in threads; 0 for one per core."""
     order = training_order(len(records.labels), batch_size, seed, start_example, rows)
     yield from _read(records, order, num_threads)
 
@@ -71,7 +71,7 @@ def train_batches(
 def eval_batches(
     records: Records, *, batch_size: int, num_threads: int, rows: slice = ALL_ROWS
 ) -> Generator[HostBatch]:
-    """Yields every record once, in order; the last batch is padded with zeros, which its mask leaves out."""
+    """Yields every image once, in order; the last batch is padded with zeros, for which its mask is false."""
     size = len(records.labels)
     ids = (np.arange(first, first + batch_size, dtype=np.int32)[rows] for first in range(0, size, batch_size))
     length = len(range(batch_size)[rows])
@@ -84,14 +84,14 @@ def eval_batches(
         yield {**padded, "mask": np.arange(length) < count}
 
 
-def sent_ahead(host_batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Any]:
-    """Yields batches on the devices, each sent there before the one ahead of it is asked for."""
+def prefetch_to_device(host_batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Any]:
+    """Yields batches that `put` has sent to the devices, one batch ahead of the consumer."""
     for batch, _ in itertools.pairwise(map(put, host_batches)):
         yield batch
 
 
 def load_into_memory(records: Records, num_threads: int) -> InMemoryRecords:
-    """Returns all images of a split, decoded."""
+    """Decodes all images of a split into one array."""
     size = len(records.labels)
     images = np.empty((size, records.image_size, records.image_size, 3), np.uint8)
     with ThreadPoolExecutor(num_threads or available_cores()) as pool:
@@ -101,13 +101,14 @@ def load_into_memory(records: Records, num_threads: int) -> InMemoryRecords:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSource:
-    """Where training batches come from.
+    """The training split, and where its images are cached.
 
     Attributes:
       records: the training split, in memory or on disk.
-      cache: where its images are kept: "disk", "host" or "device".
-      resident: images and labels for the devices to hold, of which the step looks up those of a batch; None otherwise.
-      num_threads: reading threads; 0 for one a core.
+      cache: "device", "host" (decoded, in memory) or "disk" (read for each batch).
+      resident: with the cache "device", the images and labels of the whole split for every device to hold; batches then
+        have ids only, which the training step looks up. Else None.
+      num_threads: threads that read images; 0 for one per core.
     """
 
     records: Records
@@ -116,7 +117,7 @@ class TrainSource:
     num_threads: int
 
     def batches(self, start_example: int, *, batch_size: int, seed: int, rows: slice) -> Generator[HostBatch]:
-        """These rows of all batches from a position on."""
+        """Yields the given rows of each batch from a position of the stream on; see `training_order`."""
         stream: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "start_example": start_example, "rows": rows}
         if self.resident is not None:
             return training_order(len(self.records.labels), **stream)
@@ -124,7 +125,7 @@ class TrainSource:
 
 
 def make_train_source(data: ConfigDict, records: Records, device_memory_bytes: int | None) -> TrainSource:
-    """Decides where training images are kept, and loads them; None for devices that use the host's memory."""
+    """Chooses the cache of the training images and loads them into it; see `choose_cache`."""
     cache, resident = choose_cache(data.residence, records, device_memory_bytes, memory_bytes()), None
     if cache != "disk":
         records = in_memory = load_into_memory(records, data.num_threads)
@@ -134,26 +135,26 @@ def make_train_source(data: ConfigDict, records: Records, device_memory_bytes: i
 
 
 def choose_cache(cache: str, records: Records, device_bytes: int | None, host_bytes: int) -> str:
-    """Decides where training images are kept: "device", "host" or "disk".
+    """Resolves where training images are cached: "device", "host" or "disk".
 
-    "auto" takes a quarter of the device's memory at most, if the device has memory of its own, else a quarter of the
-    host's; pixels that are on disk uncompressed stay there, since the system caches them in memory by itself.
+    "auto" is "device" if the device has its own memory and the images fit in a quarter of it, else "host" if they fit
+    in a quarter of the host's, else "disk". Uncompressed images stay on disk, since the system caches the files.
 
     Args:
       cache: "auto", "device", "host" or "disk".
-      records: of the training split.
-      device_bytes: memory of a device; None for a device that shares the host's.
+      records: the training split.
+      device_bytes: memory of a device; None if it uses the host's memory.
       host_bytes: memory of the host.
 
-    Raises UserError if there is no such cache or the images are larger than the memory asked for.
+    Raises UserError if there is no such cache or the images do not fit in it.
     """
     check_value("data.residence", cache)
     needed = len(records.labels) * records.image_size**2 * 3
-    memory = {"device": min(device_bytes or host_bytes, host_bytes), "host": host_bytes}  # they pass through the host
+    memory = {"device": min(device_bytes or host_bytes, host_bytes), "host": host_bytes}  # images pass through the host
     if cache in memory and needed > memory[cache]:
         raise UserError(
             f"config.data.residence={cache!r}: the training images need {needed / 1e9:.1f} GB, the {cache} has "
-            f"{memory[cache] / 1e9:.1f} GB; 'disk' or 'auto' will do"
+            f"{memory[cache] / 1e9:.1f} GB; use 'disk' or 'auto'"
         )
     if cache != "auto":
         return cache
@@ -163,7 +164,7 @@ def choose_cache(cache: str, records: Records, device_bytes: int | None, host_by
 
 
 def _read(records: Records, order: Iterable[HostBatch], num_threads: int) -> Generator[HostBatch]:
-    """Adds images and labels to batches of ids, a few batches ahead. The threads end when the consumer does."""
+    """Adds images and labels to batches of ids, read a few batches ahead by threads that end with the generator."""
     upcoming: deque[tuple[HostBatch, Iterator[None]]] = deque()
     pool = ThreadPoolExecutor(num_threads or available_cores())
     try:
@@ -184,11 +185,11 @@ def _read(records: Records, order: Iterable[HostBatch], num_threads: int) -> Gen
 
 
 def _begin(pool: ThreadPoolExecutor, records: Records, ids: np.ndarray, images: np.ndarray) -> Iterator[None]:
-    """Has threads read images in chunks; what it returns ends when all are there."""
+    """Starts reading images into an array, in chunks; the returned iterator ends when all are read."""
     chunks = [slice(first, first + _CHUNK) for first in range(0, len(ids), _CHUNK)]
     return pool.map(lambda chunk: records.read(ids[chunk], images[chunk]), chunks)
 
 
 def _finish(reads: Iterator[None]) -> None:
-    """Waits for the reads; an error of one ends the others that have not begun."""
+    """Waits until all chunks are read; an error cancels those not yet begun and is raised."""
     deque(reads, maxlen=0)

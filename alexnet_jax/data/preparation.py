@@ -1,7 +1,7 @@
-"""Every image prepared once: decoded, resized, stored compactly, counted and measured.
+"""Prepares a data set: decodes, resizes and stores every image once, and counts and measures the images.
 
-A source's chunks are prepared in parallel in DIRECTORY.partial, each complete once its inventory is written, so that an
-interrupted preparation continues where it stopped. Renaming the folder makes a data set of it.
+The chunks of a source are prepared in parallel in DIRECTORY.partial. A chunk is complete once its inventory is written,
+so an interrupted preparation continues with the others. At the end the folder is renamed to DIRECTORY.
 """
 
 import contextlib
@@ -32,20 +32,20 @@ from alexnet_jax.system.files import acquire_lock
 from alexnet_jax.system.machine import available_cores
 
 RAW_LIMIT = 4e9
-"""Bytes up to which "auto" stores pixels: more would rarely stay in memory, and disks are slower than decoding."""
+"""Bytes up to which "auto" stores raw pixels: more would rarely stay in memory, and decoding is faster than a disk."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Storing:
-    """How images are stored.
+class StorageOptions:
+    """How images are prepared and stored; the keys of `config.data` of the same names.
 
     Attributes:
-      image_size: side of the stored square, in pixels.
-      storage: "jpeg", "raw" (pixels), or "auto": raw for a small data set that the disk has room for.
-      jpeg_quality: 1 to 100.
-      validation_fraction, test_fraction: of the training images, where a source lacks these splits.
-      max_quarantined: the fraction of unreadable images above which to stop.
-      max_megapixels: an image of more counts as unreadable.
+      image_size: side of the resized images, in pixels.
+      storage: "jpeg", "raw" (pixels), or "auto": raw for a small data set if the disk has room for it.
+      jpeg_quality: quality of stored JPEG images, 1 to 100.
+      validation_fraction, test_fraction: fractions of the training images for splits that a source does not have.
+      max_quarantined: fraction of unreadable images above which the preparation stops.
+      max_megapixels: an image of more megapixels counts as unreadable.
     """
 
     image_size: int
@@ -60,11 +60,13 @@ class Storing:
         check_value("data.storage", self.storage)
 
 
-def prepare(source: Source, storing: Storing, directory: Path) -> None:
-    """Prepares a source's images in a folder, or finishes one that was begun; does nothing if it is up to date.
+def prepare(source: Source, options: StorageOptions, directory: Path) -> None:
+    """Prepares the images of a source in a folder, or continues an interrupted preparation.
 
-    Raises UserError if the disk is too small, too many images are unreadable, a split would be empty, or the source is
-    damaged. Whatever happens, what is prepared by then is kept for the next time.
+    Does nothing if the folder is up to date. After an error or a signal the finished chunks are kept for the next call.
+
+    Raises UserError if the disk is too small, too many images are unreadable, a split would be empty or the source is
+    damaged.
     """
     fingerprint = source.fingerprint()
     try:
@@ -73,30 +75,31 @@ def prepare(source: Source, storing: Storing, directory: Path) -> None:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with _exclusively(directory):
             if _is_up_to_date(directory, fingerprint):
-                return  # another process was faster
+                return  # another process has prepared it
             if directory.exists():
-                console.warn(f"the images have changed since {directory} was prepared: preparing them anew")
-            job = _Job(source, storing, directory, fingerprint)
+                console.warn(f"the images have changed since {directory} was prepared: preparing them again")
+            job = _Job(source, options, directory, fingerprint)
             try:
                 job.run()
             except KeyboardInterrupt:
                 if job.work.exists():
-                    console.show(f"\nwhat is prepared is kept in {job.work}; the same command continues")
+                    console.show(f"\nthe work so far is kept in {job.work}; the same command continues it")
                 raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(
-                f"the disk is full: {_free(directory) / 1e9:.2f} GB free in {directory.parent}. What is prepared is "
-                "kept; make room, and the same command continues"
+                f"the disk is full: {_free(directory) / 1e9:.2f} GB free in {directory.parent}. The prepared images "
+                "are kept; free some space and give the same command to continue"
             ) from error
         raise UserError(f"{error.filename or directory}: {error.strerror or error}") from error
 
 
 def _is_up_to_date(directory: Path, fingerprint: str) -> bool:
+    """Whether a folder is prepared from originals of this fingerprint; removes the one that it has replaced."""
     info = read_info(directory)
     if info is None or info.source != fingerprint:
         return False
-    shutil.rmtree(_old(directory), ignore_errors=True)  # an interruption may have left it
+    shutil.rmtree(_old(directory), ignore_errors=True)  # left by an interruption
     return True
 
 
@@ -105,18 +108,18 @@ def _old(directory: Path) -> Path:
 
 
 class _Job:
-    """A preparation in its working folder.
+    """One preparation.
 
     Attributes:
-      work: the working folder.
-      chunks: of the source.
-      images: how many there are, as far as that is known beforehand.
-      inventories: of the finished chunks, by number.
+      work: the working folder, DIRECTORY.partial.
+      chunks: chunks of the source.
+      images: number of images, as far as the source knows it without reading them.
+      inventories: inventories of the finished chunks, by number.
       storage: "jpeg" or "raw"; chosen when a preparation begins.
     """
 
-    def __init__(self, source: Source, storing: Storing, directory: Path, fingerprint: str):
-        self.source, self.storing, self.directory, self.fingerprint = source, storing, directory, fingerprint
+    def __init__(self, source: Source, options: StorageOptions, directory: Path, fingerprint: str):
+        self.source, self.options, self.directory, self.fingerprint = source, options, directory, fingerprint
         self.work = directory.with_name(directory.name + ".partial")
         self.chunks = source.chunks()
         self.images = sum(chunk.images for chunk in self.chunks)
@@ -125,6 +128,7 @@ class _Job:
         self._stop = threading.Event()
 
     def run(self) -> None:
+        """Prepares the chunks that are not finished, completes the folder and prints the report."""
         began = time.monotonic()
         self.storage = self._begin_or_continue()
         for number in range(len(self.chunks)):  # a damaged inventory counts as missing: its chunk is prepared again
@@ -132,7 +136,7 @@ class _Job:
                 self.inventories[number] = Inventory.load(self._inventory_path(number))
         unfinished = [number for number in range(len(self.chunks)) if number not in self.inventories]
         self._prepare_chunks(unfinished)
-        total = Inventory(self.storing.image_size)
+        total = Inventory(self.options.image_size)
         for number in range(len(self.chunks)):
             total.extend(self.inventories[number])
         self._check_quarantine(total.images())
@@ -143,7 +147,7 @@ class _Job:
         console.show_facts({**report, "time": f"{seconds:.1f} s, {images / seconds:,.0f} images/s"})
 
     def _begin_or_continue(self) -> str:
-        """Finds or makes the working folder and returns the storage. Its plan tells whether it is of these images."""
+        """Opens or makes the working folder and returns its storage; its plan.json tells if it is of these images."""
         plan_path = self.work / "plan.json"
         with contextlib.suppress(OSError, ValueError, AttributeError):
             plan = json.loads(plan_path.read_text())
@@ -157,29 +161,30 @@ class _Job:
         return chosen
 
     def _choose_storage(self) -> str:
-        """Says how much room the images will take, and raises UserError if the disk has less."""
-        storing, free = self.storing, _free(self.directory)
-        pixels = self.images * storing.image_size**2
-        # Bytes a pixel of photographs at qualities of up to 90, 95 and 100, rounded up.
-        density = 0.4 if storing.jpeg_quality <= 90 else 0.6 if storing.jpeg_quality <= 95 else 1.2
-        empty_shards = 2**17 * len(self.chunks) * (1 + len(self.source.held_out))  # the least of ArrayRecord files
+        """Resolves "auto" and prints the space needed. Raises UserError if the disk has less."""
+        options, free = self.options, _free(self.directory)
+        pixels = self.images * options.image_size**2
+        # Bytes per pixel of photographs at qualities of up to 90, 95 and 100, rounded up.
+        density = 0.4 if options.jpeg_quality <= 90 else 0.6 if options.jpeg_quality <= 95 else 1.2
+        empty_shards = 2**17 * len(self.chunks) * (1 + len(self.source.held_out))  # least size of ArrayRecord files
         needs = {"jpeg": pixels * density + 700 * self.images + empty_shards, "raw": pixels * 3.0}
-        chosen = storing.storage
+        chosen = options.storage
         if chosen == "auto":
             chosen = "raw" if needs["raw"] <= min(RAW_LIMIT, free / 2) else "jpeg"
-        kind = "raw pixels" if chosen == "raw" else f"JPEG of quality {storing.jpeg_quality}"
+        kind = "raw pixels" if chosen == "raw" else f"JPEG of quality {options.jpeg_quality}"
         room = f"about {needs[chosen] / 1e9:.2f} GB, {free / 1e9:.2f} GB free in {self.directory.parent}"
-        size = f"{storing.image_size} x {storing.image_size}"
+        size = f"{options.image_size} x {options.image_size}"
         console.show(f"preparing {self.images:,} images once, as {size} {kind}: {room}")
         if needs[chosen] > free:
             less = " or config.data.storage=jpeg" if chosen == "raw" else " or a smaller config.data.image_size"
-            raise UserError(f"not enough disk: {room}. Give another config.data.prepared_dir{less}")
+            raise UserError(f"not enough disk space: {room}. Give another config.data.prepared_dir{less}")
         return chosen
 
     def _inventory_path(self, number: int) -> Path:
         return self.work / f"part-{number:05d}.npz"
 
     def _prepare_chunks(self, numbers: list[int]) -> None:
+        """Prepares chunks in parallel, one thread per core; ends all of them at the first error."""
         work = sum(chunk.size for chunk in self.chunks)
         finished = work - sum(self.chunks[number].size for number in numbers)
         with (
@@ -188,21 +193,22 @@ class _Job:
             console.work_progress("preparing", work, finished) as progress,
             ThreadPoolExecutor(available_cores()) as pool,
         ):
-            warnings.filterwarnings("ignore", module="PIL")  # about odd EXIF data, without naming the file
-            try:  # whatever ends this block early: the pool waits for its threads, which have to be told
+            warnings.filterwarnings("ignore", module="PIL")  # of broken EXIF data, which do not name the file
+            try:
                 futures = {pool.submit(self._prepare_chunk, number, progress): number for number in numbers}
                 for future in as_completed(futures):
                     self.inventories[futures[future]] = future.result()
                     seen = sum(inventory.images() for inventory in self.inventories.values())
-                    if seen >= 1000:  # fewer tell little; at the end all are judged
+                    if seen >= 1000:  # fewer tell little; all are checked at the end
                         self._check_quarantine(max(seen, self.images))
-            except BaseException:
+            except BaseException:  # leaving the pool waits for its threads, so they must be told to stop
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
 
     def _prepare_chunk(self, number: int, progress: console.ProgressBar) -> Inventory:
-        chunk, inventory = self.chunks[number], Inventory(self.storing.image_size)
+        """Prepares one chunk: writes its shards, one for each split, and its inventory."""
+        chunk, inventory = self.chunks[number], Inventory(self.options.image_size)
         shards: dict[str, storage.ShardWriter] = {}
         step, advanced = 16 * chunk.size // max(chunk.images, 1), 0
         with contextlib.ExitStack() as open_files:
@@ -225,15 +231,15 @@ class _Job:
     def _open_shard(self, split: str, number: int) -> storage.ShardWriter:
         path = self.work / storage.working_name(split, number, self.storage)
         if self.storage == "raw":
-            return storage.PixelWriter(path, self.storing.image_size)
-        return storage.JpegWriter(path, self.storing.jpeg_quality)
+            return storage.PixelWriter(path, self.options.image_size)
+        return storage.JpegWriter(path, self.options.jpeg_quality)
 
     def _prepare_image(self, original: Original, inventory: Inventory) -> PreparedImage | None:
-        """Decodes, resizes and counts an image; None for an unreadable one."""
+        """Decodes, resizes and counts an image; returns None for an unreadable one."""
         try:
             content = original.content
             data = content.read_bytes() if isinstance(content, Path) else content
-            resized = resize_image(data, self.storing.image_size, self.storing.max_megapixels * 1e6)
+            resized = resize_image(data, self.options.image_size, self.options.max_megapixels * 1e6)
         except Exception as error:  # decoders raise anything on broken data
             inventory.quarantine.append((original.split, original.file, reason(error)))
             return None
@@ -244,11 +250,11 @@ class _Job:
         return image
 
     def _split_of(self, split: str, digest: bytes) -> str:
-        """Moves a training image to a split that the source lacks, if the digest of its content falls there."""
+        """The split of an image; the digest of its content moves some training images to splits the source lacks."""
         if split != "train":
             return split
         position = int.from_bytes(digest[:8], "big") / 2**64
-        fractions = {"test": self.storing.test_fraction, "validation": self.storing.validation_fraction}
+        fractions = {"test": self.options.test_fraction, "validation": self.options.validation_fraction}
         for name, fraction in fractions.items():
             if name in self.source.held_out:
                 if position < fraction:
@@ -257,41 +263,41 @@ class _Job:
         return split
 
     def _check_quarantine(self, images: int) -> None:
-        """Raises UserError if too many images are unreadable, of so many."""
+        """Raises UserError if too many of `images` images are unreadable."""
         unreadable = [row for _, inventory in sorted(self.inventories.items()) for row in inventory.quarantine]
-        if len(unreadable) > self.storing.max_quarantined * images:
+        if len(unreadable) > self.options.max_quarantined * images:
             table = self.work / QUARANTINE_TABLE
             write_table(table, ("split", "file", "reason"), unreadable)
             raise UserError(
                 f"{len(unreadable):,} of {images:,} images are unreadable, more than config.data.max_quarantined="
-                f"{self.storing.max_quarantined:g} allows: see {table}"
+                f"{self.options.max_quarantined:g} allows: see {table}"
             )
 
     def _name_shards(self) -> storage.Shards:
-        """Gives the shards their final names."""
+        """Gives the shards their final names; returns name, images and bytes of each, by split."""
         named: dict[str, list[tuple[str, int, int]]] = {}
         for split in SPLITS:
             counts = {number: self.inventories[number].split.count(split) for number in range(len(self.chunks))}
             chosen = [number for number, count in counts.items() if count]
             for index, number in enumerate(chosen):
                 path = self.work / storage.final_name(split, index, len(chosen), self.storage)
-                with contextlib.suppress(FileNotFoundError):  # done before an interruption
+                with contextlib.suppress(FileNotFoundError):  # renamed before an interruption
                     (self.work / storage.working_name(split, number, self.storage)).rename(path)
                 named.setdefault(split, []).append((path.name, counts[number], path.stat().st_size))
         return named
 
     def _complete(self, total: Inventory, shards: storage.Shards) -> FolderInfo:
-        """Writes everything that is known about the images and their shards."""
+        """Writes labels, statistics, tables and info.json. Raises UserError if a split is empty."""
         for split in ("train", "validation"):
             if split not in shards:
-                shutil.rmtree(self.work)  # with other fractions or images nothing in it is of use
+                shutil.rmtree(self.work)  # useless with other fractions or images
                 hint = "larger" if split == "validation" else "smaller"
                 raise UserError(
-                    f"no image was left for the {split} split: give more images or a {hint} "
-                    f"config.data.validation_fraction (it is {self.storing.validation_fraction:g})"
+                    f"no image was left for the {split} split: add images or give a {hint} "
+                    f"config.data.validation_fraction (it is {self.options.validation_fraction:g})"
                 )
         if self.storage == "jpeg":
-            storage.write_tfds_metadata(self.work, self.source.class_names, self.storing.image_size, shards)
+            storage.write_tfds_metadata(self.work, self.source.class_names, self.options.image_size, shards)
         write_tables(self.work, total, self.source.class_names)
         statistics = total.sums.statistics(total.split.count("train"))
         save_arrays(self.work, total, statistics)
@@ -299,8 +305,8 @@ class _Job:
             source=self.fingerprint,
             content=total.content(),
             storage=self.storage,
-            image_size=self.storing.image_size,
-            jpeg_quality=self.storing.jpeg_quality,
+            image_size=self.options.image_size,
+            jpeg_quality=self.options.jpeg_quality,
             class_names=self.source.class_names,
             shards=shards,
             bytes=sum(size for rows in shards.values() for _, _, size in rows),
@@ -312,7 +318,7 @@ class _Job:
         return info
 
     def _publish(self) -> None:
-        """Takes the place of what was prepared before."""
+        """Moves the working folder to its final place, in place of an outdated one."""
         for path in [*self.work.glob("part-*"), self.work / "plan.json"]:
             path.unlink(missing_ok=True)
         old = _old(self.directory)
@@ -324,15 +330,16 @@ class _Job:
 
 
 def _exclusively(directory: Path) -> contextlib.ExitStack:
-    """Lets one process at a time prepare a folder; the kernel gives the lock back when a process dies."""
+    """Locks a folder so that one process at a time prepares it; the lock of a process that dies is released."""
     lock = directory.with_name(directory.name + ".lock")
     held = acquire_lock(lock, timeout=0.0)
     if held is None:
-        console.show(f"another process is preparing {directory}: waiting for it")
+        console.show(f"waiting for another process that is preparing {directory}")
         held = acquire_lock(lock)
     assert held is not None  # without a timeout
     return held
 
 
 def _free(directory: Path) -> int:
+    """Free bytes on the disk of a folder that need not exist yet."""
     return shutil.disk_usage(directory.parent).free

@@ -1,7 +1,7 @@
-"""Where original images come from: generated, scikit-learn's digits, or a TFDS data set. See also the folder and the
-ImageNet source, `image_folder.py` and `imagenet.py`.
+"""Sources of original images: the interface, and the sources "digits", "synthetic" and "tfds:NAME".
 
-A source lists its images without reading them, in chunks that can be read in parallel and in any order.
+A source lists its images without reading them, in chunks that can be read in parallel and in any order. The sources
+"folder" and "imagenet2012" are in `image_folder.py` and `imagenet.py`.
 """
 
 import abc
@@ -24,13 +24,13 @@ Item = TypeVar("Item")
 
 
 class Original(NamedTuple):
-    """An image as its source has it.
+    """An original image.
 
     Attributes:
       split: one of SPLITS.
-      label: number of its class.
-      file: its name, for people.
-      content: the encoded image, where it is, or pixels (uint8, [height, width] or [height, width, 1 or 3]).
+      label: index of its class.
+      file: its name, for messages and tables.
+      content: the encoded image, the path of its file, or pixels, uint8, [height, width] or [height, width, 1 or 3].
     """
 
     split: str
@@ -40,12 +40,12 @@ class Original(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Some of a source's images, read in one go.
+    """Some images of a source, which one thread reads in order.
 
     Attributes:
-      size: how much work they are, in a unit of the source's own.
-      images: how many images, as far as that is known beforehand.
-      where: what the source needs to find them.
+      size: amount of work, in a unit of the source such as bytes.
+      images: number of images, as far as it is known without reading them.
+      where: what the source needs to find the images.
     """
 
     size: int
@@ -54,12 +54,12 @@ class Chunk(NamedTuple):
 
 
 class Source(abc.ABC):
-    """All images of a data set, with their classes.
+    """The original images of a data set, with their classes.
 
     Attributes:
-      class_names: by label.
-      held_out: the splits that the source lacks and that are to be taken from its training images.
-      remarks: what a person should know: what was ignored, and why.
+      class_names: names of the classes, in the order of labels.
+      held_out: splits that the source lacks and that are taken from its training images.
+      remarks: lines for the report: what was ignored, and why.
     """
 
     class_names: tuple[str, ...]
@@ -68,19 +68,19 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Returns a text that changes when the images do."""
+        """Returns a text that changes whenever the images change."""
 
     @abc.abstractmethod
     def chunks(self) -> list[Chunk]:
-        """Returns all images; the same list each time, as long as the fingerprint is the same."""
+        """Returns all images in chunks; the list is always the same for the same fingerprint."""
 
     @abc.abstractmethod
     def read(self, chunk: Chunk) -> Iterator[Original]:
         """Yields the images of a chunk, in order. Raises UserError if the source is damaged."""
 
 
-def in_hundredths(images: Sequence[Item]) -> list[Sequence[Item]]:
-    """Divides images among a hundred chunks: enough for many cores, and few files to be open at once."""
+def divide_into_chunks(images: Sequence[Item]) -> list[Sequence[Item]]:
+    """Divides images into at most a hundred chunks: enough for many cores, without too many open files."""
     size = max(-(-len(images) // 100), 64)
     return [images[start : start + size] for start in range(0, len(images), size)]
 
@@ -88,18 +88,18 @@ def in_hundredths(images: Sequence[Item]) -> list[Sequence[Item]]:
 class Digits(Source):
     """The 1,797 scans of handwritten digits that scikit-learn ships, 8x8 pixels in 17 grey levels.
 
-    The test half of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998, UCI). Split at random, the
-    same way each time: 1,257 to train, 180 to validate, 360 to test.
+    They are the test half of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998, UCI). A fixed
+    random split makes 1,257 training, 180 validation and 360 test images.
     """
 
     class_names = tuple("0123456789")
 
     def fingerprint(self) -> str:
-        """The same always: scikit-learn ships no other digits."""
+        """A constant: scikit-learn ships only this set of digits."""
         return "digits"
 
     def chunks(self) -> list[Chunk]:
-        """All images in one chunk."""
+        """One chunk of all images."""
         return [Chunk(1797, 1797, None)]
 
     def read(self, chunk: Chunk) -> Iterator[Original]:
@@ -115,7 +115,7 @@ class Digits(Source):
 
 
 class Synthetic(Source):
-    """Noise around a colour of the class: enough to learn from, nothing to download."""
+    """Images of noise around a colour that tells the class: learnable, with nothing to download."""
 
     class_names = tuple(f"colour {number}" for number in range(10))
 
@@ -123,16 +123,16 @@ class Synthetic(Source):
         self._examples = examples
 
     def fingerprint(self) -> str:
-        """The number of training images, on which all else depends."""
+        """The number of training images, which determines all others."""
         return f"synthetic {self._examples}"
 
     def chunks(self) -> list[Chunk]:
-        """One chunk a split; validation and test are an eighth of the training split each."""
+        """One chunk per split; the validation and the test split each have an eighth of the training images."""
         sizes = [self._examples, *[max(self._examples // 8, 1)] * 2]
         return [Chunk(size, size, number) for number, size in enumerate(sizes)]
 
     def read(self, chunk: Chunk) -> Iterator[Original]:
-        """Yields images of 32 x 32 pixels."""
+        """Yields the images of a split, 32 x 32 pixels."""
         for index in range(chunk.images):
             label = index % len(self.class_names)
             colour = np.random.default_rng(label).integers(64, 192, 3)
@@ -142,7 +142,12 @@ class Synthetic(Source):
 
 
 class Tfds(Source):
-    """A data set of TFDS as ArrayRecord. Reading needs no TensorFlow; having TFDS prepare one does."""
+    """An image classification data set of TFDS, in ArrayRecord files.
+
+    Reading them needs no TensorFlow; only downloading and preparing one with TFDS does.
+
+    Raises UserError if the data set cannot be prepared, or has no images with class labels or no training split.
+    """
 
     def __init__(self, name: str, prepared_dir: str):
         self._builder = _prepared_builder(name, prepared_dir)
@@ -158,23 +163,23 @@ class Tfds(Source):
         splits, encoded = [split for split in SPLITS if split in info.splits], {"image": tfds.decode.SkipDecoding()}
         self._records = {split: self._builder.as_data_source(split=split, decoders=encoded) for split in splits}
         if "test" in self._records and self._records["test"][0]["label"] < 0:
-            del self._records["test"]  # its labels are withheld, as ImageNet's are
+            del self._records["test"]  # its labels are not public, as with ILSVRC-2012
         self.held_out = () if "validation" in self._records else ("validation",)
 
     def fingerprint(self) -> str:
-        """Name, version and sizes."""
+        """Name and version of the data set, and the sizes of its splits."""
         return f"{self._builder.info.full_name} " + " ".join(f"{s}:{len(r)}" for s, r in self._records.items())
 
     def chunks(self) -> list[Chunk]:
-        """Ranges of records."""
+        """Chunks of about a hundredth of a split; sizes in records."""
         return [
             Chunk(len(numbers), len(numbers), (split, numbers))
             for split, records in self._records.items()
-            for numbers in in_hundredths(range(len(records)))
+            for numbers in divide_into_chunks(range(len(records)))
         ]
 
     def read(self, chunk: Chunk) -> Iterator[Original]:
-        """Yields the records of a range, in order."""
+        """Yields the images of a chunk, in order."""
         split, numbers = chunk.where
         for index in numbers:
             record = self._records[split][index]
@@ -185,7 +190,7 @@ _BUILDER_ERRORS = (tfds.core.DatasetNotFoundError, ValueError, AssertionError, I
 
 
 def _prepared_builder(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
-    """Returns the builder of a data set once it is prepared, by TFDS, with TensorFlow, if it is not prepared yet."""
+    """Returns the builder of a prepared data set; if it is not prepared, TFDS prepares it, with TensorFlow."""
     make_builder = functools.partial(tfds.builder, name, file_format="array_record")
     for folder in (prepared_dir, os.environ.get("TFDS_DATA_DIR", str(Path("~/tensorflow_datasets").expanduser()))):
         with contextlib.suppress(*_BUILDER_ERRORS):
@@ -199,16 +204,16 @@ def _prepared_builder(name: str, prepared_dir: str) -> tfds.core.DatasetBuilder:
     except ImportError as error:
         missing = f" ({error.name} is missing)" if error.name != "tensorflow" else ""
         raise MissingSourceError(
-            f"{wanted} is not prepared in {prepared_dir}; for that install TensorFlow (python -m pip install -r "
+            f"{wanted} is not prepared in {prepared_dir}; to prepare it install TensorFlow (python -m pip install -r "
             f"requirements-tfds.txt){missing}, or {where}"
         ) from error
     except _BUILDER_ERRORS as error:
-        why = reason(ValueError(str(error).rpartition('}": ')[2]))  # without the arguments, which come first
+        why = reason(ValueError(str(error).rpartition('}": ')[2]))  # without the arguments, which stand first
         raise MissingSourceError(f"{wanted} is neither prepared nor known to TFDS ({why}); {where}") from error
     try:
-        logging.getLogger().setLevel(logging.ERROR)  # of each attempt to connect
+        logging.getLogger().setLevel(logging.ERROR)  # hides warnings of each attempt to connect
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
-    except Exception as error:  # whatever a download can meet
+    except Exception as error:  # downloads raise anything
         raise UserError(f"TFDS cannot prepare {name} ({reason(error)}); is there a network? If not, {where}") from error
     return builder

@@ -1,4 +1,4 @@
-"""Mean image, mean, standard deviation and principal colours of the training images, summed up as they are prepared."""
+"""Statistics of the training images, from sums over their pixels: means, standard deviations, principal components."""
 
 import dataclasses
 
@@ -8,11 +8,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Of the training images' grey levels, 0 to 255.
+    """Statistics of the training images, in grey levels from 0 to 255.
 
     Attributes:
-      mean_image: float32, [size, size, 3].
-      mean, std: of R, G and B.
+      mean_image: mean of each pixel, float32, [size, size, 3].
+      mean, std: mean and standard deviation of R, G and B.
       pca_std: standard deviations along the principal components of the colours, the largest first.
       pca_vectors: the components as columns, rows R, G, B.
     """
@@ -25,29 +25,30 @@ class Statistics:
 
     @classmethod
     def unknown(cls, image_size: int) -> "Statistics":
-        """Returns zeros, for images that are not prepared yet."""
+        """Returns zeros, in place of statistics that are not known yet."""
         zeros = (0.0, 0.0, 0.0)
         return cls(np.zeros((image_size, image_size, 3), np.float32), zeros, zeros, zeros, (zeros,) * 3)
 
 
 class PixelSums:
-    """Sums over images, from which their statistics follow.
+    """Sums over images, from which their statistics are computed.
 
     Attributes:
-      pixels: sums of the pixels, [size, size, 3]; of one chunk's images, they are exact in float32.
-      products: sums of the products of the channels less 128, over all pixels, [3, 3].
+      pixels: sum of each pixel, [size, size, 3]; over the images of one chunk it is exact in float32.
+      products: sums over all pixels of the products of two channels, each less 128, [3, 3].
     """
 
     def __init__(self, image_size: int):
         self.pixels: np.ndarray = np.zeros((image_size, image_size, 3), np.float32)
         self.products: np.ndarray = np.zeros((3, 3))
-        # Allocated once, for threads that allocate wait for each other. Zeros fill the last rows.
+        # Allocated once, because threads that allocate wait for each other. The last rows are padded with zeros.
         self._rows = np.zeros((-(-self.pixels.size // (512 * 12)), 512, 12), np.float32)
 
     def add(self, image: np.ndarray) -> None:
         """Adds an image, uint8, [size, size, 3].
 
-        Four pixels a row make the matrix products wide enough; over 512 rows float32 is exact, for 512 * 128^2 < 2^24.
+        Rows of four pixels make the matrix products large enough to be fast; over 512 rows they are exact in float32,
+        since 512 * 128^2 < 2^24.
         """
         cv2.accumulate(image, self.pixels)
         np.subtract(image.ravel(), 128, out=self._rows.reshape(-1)[: image.size], dtype=np.float32)
@@ -55,12 +56,12 @@ class PixelSums:
         self.products += np.einsum("ijik->jk", products.reshape(4, 3, 4, 3))
 
     def extend(self, other: "PixelSums") -> None:
-        """Adds the sums over other images."""
+        """Adds the sums over other images of the same size."""
         self.pixels = self.pixels.astype(np.float64) + other.pixels
         self.products += other.products
 
     def statistics(self, images: int) -> Statistics:
-        """Returns the statistics of the images, of which there are so many."""
+        """Returns the statistics of the images that were added; `images` is their number."""
         mean_image = self.pixels.astype(np.float64) / images
         mean = mean_image.mean(axis=(0, 1))
         covariance = self.products / (images * mean_image.shape[0] ** 2) - np.outer(mean - 128, mean - 128)

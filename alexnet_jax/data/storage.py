@@ -1,4 +1,4 @@
-"""How prepared images lie on disk: JPEG in ArrayRecord files that TFDS can read, or pixels in .npy files."""
+"""Formats of prepared images on disk: JPEG in ArrayRecord files that TFDS can read, or pixels in .npy files."""
 
 import dataclasses
 import errno
@@ -21,12 +21,12 @@ from alexnet_jax.errors import UserError
 Shards = Mapping[str, Sequence[Sequence[Any]]]
 """(file name, images, bytes) of each shard, by split."""
 
-_NAME = "images"  # TFDS wants one
+_NAME = "images"  # TFDS needs a name
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderInfo:
-    """What info.json holds about a prepared folder.
+    """The content of info.json in a prepared folder.
 
     Attributes:
       source: fingerprint of the original images.
@@ -34,12 +34,12 @@ class FolderInfo:
       storage: "jpeg" or "raw".
       image_size: side of the images, in pixels.
       jpeg_quality: 1 to 100.
-      class_names: by label.
+      class_names: names of the classes, in the order of labels.
       shards: see Shards.
-      bytes: size of all shards.
+      bytes: total size of all shards.
       unreadable: number of images that could not be decoded.
-      traits: number of images that had each of `images.PROPERTIES`.
-      statistics: of the training images, all but the mean image.
+      traits: number of images with each of `images.PROPERTIES`.
+      statistics: statistics of the training images without the mean image.
     """
 
     source: str
@@ -55,13 +55,13 @@ class FolderInfo:
     statistics: dict[str, Any]
 
     def write(self, directory: Path) -> None:
-        """Writes the file. A folder that has it is complete."""
+        """Writes info.json, which marks a folder as complete."""
         (directory / "info.json").write_text(json.dumps(dataclasses.asdict(self), indent=2))
 
 
-def damaged(what: Path | str, error: Exception) -> UserError:
-    """Returns what is raised where a prepared folder cannot be read."""
-    return UserError(f"{what} is damaged ({error}): delete the folder, and it is prepared anew")
+def damaged_error(what: Path | str, error: Exception) -> UserError:
+    """Returns the error to raise where a prepared folder cannot be read."""
+    return UserError(f"{what} is damaged ({error}): delete the folder, and it is prepared again")
 
 
 def read_info(directory: Path) -> FolderInfo | None:
@@ -70,8 +70,8 @@ def read_info(directory: Path) -> FolderInfo | None:
         return FolderInfo(**json.loads((directory / "info.json").read_text()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:  # the last for keys that are missing or unknown
-        raise damaged(directory / "info.json", error) from error
+    except (OSError, ValueError, TypeError) as error:  # TypeError: missing or unknown keys
+        raise damaged_error(directory / "info.json", error) from error
 
 
 @runtime_checkable
@@ -79,9 +79,9 @@ class Records(Protocol):
     """Random access to the images of a split.
 
     Attributes:
-      labels: int32, [images].
+      labels: class of each image, int32, [images].
       image_size: side of the images, in pixels.
-      is_compressed: whether reading means decoding.
+      is_compressed: whether images are decoded when they are read.
     """
 
     labels: np.ndarray
@@ -89,42 +89,42 @@ class Records(Protocol):
     is_compressed: bool
 
     def read(self, indices: Sequence[int] | np.ndarray, out: np.ndarray) -> None:
-        """Writes images to `out`, uint8, [indices, size, size, 3]. Any number of threads may read at once."""
+        """Reads images into `out`, uint8, [indices, size, size, 3]. Many threads may read at once."""
 
 
 def read_images(records: Records, ids: np.ndarray) -> np.ndarray:
-    """Returns these images of a split, uint8, [ids, size, size, 3]."""
+    """Returns the images of a split with these ids, uint8, [ids, size, size, 3]."""
     pixels = np.empty((len(ids), records.image_size, records.image_size, 3), np.uint8)
     records.read(ids, pixels)
     return pixels
 
 
 class JpegRecords:
-    """Images in ArrayRecord files of tf.train.Examples."""
+    """Records in ArrayRecord files of tf.train.Examples that hold JPEG images."""
 
     is_compressed = True
 
     def __init__(self, paths_and_counts: Sequence[tuple[Path, int]], labels: np.ndarray, image_size: int):
         self.labels, self.image_size, self._folder = labels, image_size, paths_and_counts[0][0].parent
-        # With its range a file is opened at its first use, not now.
+        # A file given with its range is opened at its first use, not now.
         self._source = ArrayRecordDataSource([f"{path}[0:{count}]" for path, count in paths_and_counts])
 
     def read(self, indices: Sequence[int] | np.ndarray, out: np.ndarray) -> None:
-        """See Records. Raises UserError if an image is damaged."""
+        """Decodes images into `out`. Raises UserError if one is damaged."""
         for index, pixels in zip(indices, out, strict=True):
             try:
                 decode_jpeg(self.read_jpeg(int(index)), pixels)
             except (OSError, ValueError, RuntimeError, DecodeError) as error:
-                raise damaged(f"image {index} of {self._folder}", error) from error
+                raise damaged_error(f"image {index} of {self._folder}", error) from error
 
     def read_jpeg(self, index: int) -> bytes:
-        """Returns an image as it is stored."""
+        """Returns the JPEG bytes of an image."""
         example = tf_example_pb2.Example.FromString(self._source[index])
         return example.features.feature["image"].bytes_list.value[0]
 
 
 class PixelRecords:
-    """Images in .npy files of uint8, [images, size, size, 3], mapped into memory."""
+    """Records in memory-mapped .npy files of pixels, uint8, [images, size, size, 3]."""
 
     is_compressed = False
 
@@ -134,14 +134,14 @@ class PixelRecords:
         self._ends = np.cumsum([len(shard) for shard in self._shards])
 
     def read(self, indices: Sequence[int] | np.ndarray, out: np.ndarray) -> None:
-        """See Records."""
+        """Copies images from the files into `out`."""
         shards = np.searchsorted(self._ends, indices, side="right")
         for pixels, index, number in zip(out, indices, shards, strict=True):
-            pixels[:] = self._shards[number][index - self._ends[number]]  # counted from the end
+            pixels[:] = self._shards[number][index - self._ends[number]]  # negative: from the end
 
 
 class InMemoryRecords:
-    """Images in one array, uint8, [images, size, size, 3]."""
+    """Records in one array of pixels, uint8, [images, size, size, 3]."""
 
     is_compressed = False
 
@@ -149,18 +149,18 @@ class InMemoryRecords:
         self.images, self.labels, self.image_size = images, labels, images.shape[1]
 
     def read(self, indices: Sequence[int] | np.ndarray, out: np.ndarray) -> None:
-        """See Records."""
-        np.take(self.images, indices, axis=0, out=out, mode="clip")  # "raise" would copy everything once more
+        """Copies images from the array into `out`."""
+        np.take(self.images, indices, axis=0, out=out, mode="clip")  # "raise" would copy once more
 
 
 class JpegWriter:
-    """Writes what JpegRecords reads, to one file; encodes what is not a JPEG of the right size yet."""
+    """Writes one ArrayRecord file for JpegRecords; encodes images that are not JPEG files of the right size already."""
 
     def __init__(self, path: Path, quality: int):
         self._writer, self._quality = ArrayRecordWriter(str(path), "group_size:1,uncompressed"), quality
 
     def write(self, image: PreparedImage) -> None:
-        """Appends an image with its label and file name."""
+        """Appends an image, its label and its file name."""
         jpeg = image.resized.jpeg or encode_jpeg(image.resized.pixels, self._quality)
         example = tf_example_pb2.Example()
         feature = example.features.feature
@@ -170,17 +170,17 @@ class JpegWriter:
         self._writer.write(example.SerializeToString(deterministic=True))
 
     def close(self) -> None:
-        """Completes the file. Raises OSError if the disk did not take it."""
+        """Completes the file. Raises OSError if writing failed."""
         try:
             self._writer.close()
-        except RuntimeError as error:  # the writer keeps what went wrong until now
+        except RuntimeError as error:  # the writer reports failed writes only here
             text = str(error)
             code = errno.ENOSPC if os.strerror(errno.ENOSPC) in text else errno.EIO
             raise OSError(code, text.splitlines()[0]) from error
 
 
 class PixelWriter:
-    """Writes what PixelRecords reads, to one file."""
+    """Writes one .npy file for PixelRecords."""
 
     def __init__(self, path: Path, image_size: int):
         self._file, self._image_size, self._count = path.open("wb"), image_size, 0
@@ -192,13 +192,13 @@ class PixelWriter:
         self._count += 1
 
     def close(self) -> None:
-        """Completes the file."""
+        """Completes the file: writes the number of images into its header."""
         with self._file:
             self._file.seek(0)
             self._write_header()
 
     def _write_header(self) -> None:
-        """NumPy leaves room for the first number to grow."""
+        """Writes the header; NumPy leaves room in it for the number of images to grow."""
         shape = (self._count, self._image_size, self._image_size, 3)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
@@ -208,24 +208,24 @@ ShardWriter = JpegWriter | PixelWriter
 
 
 def working_name(split: str, chunk: int, storage: str) -> str:
-    """Returns a shard's name while it is not known how many there will be."""
+    """Returns the name of a shard while the number of shards is not known."""
     return f"{split}-{chunk:05d}.{'npy' if storage == 'raw' else 'array_record'}"
 
 
 def final_name(split: str, number: int, shards: int, storage: str) -> str:
-    """Returns a shard's name in a complete data set."""
+    """Returns the name of a shard in a complete data set."""
     if storage == "raw":
         return f"{split}-{number:05d}-of-{shards:05d}.npy"
     return f"{_NAME}-{split}.array_record-{number:05d}-of-{shards:05d}"
 
 
 def write_tfds_metadata(directory: Path, class_names: Sequence[str], image_size: int, shards: Shards) -> None:
-    """Lets `tfds.builder_from_directory` open the ArrayRecord files of a folder."""
+    """Writes the metadata with which `tfds.builder_from_directory` opens the ArrayRecord files of a folder."""
     words = ["_".join(name.encode(errors="backslashreplace").decode().split()) for name in class_names]
     names = [f"{word}_{label}" if words.count(word) > 1 else word for label, word in enumerate(words)]
     features = {
         "image": tfds.features.Image(shape=(image_size, image_size, 3), encoding_format="jpeg"),
-        "label": tfds.features.ClassLabel(names=names),  # which must be one word each, all different
+        "label": tfds.features.ClassLabel(names=names),  # names must be single words, all different
         "file_name": tfds.features.Text(),
     }
     template = tfds.core.ShardedFileTemplate(directory, dataset_name=_NAME, filetype_suffix="array_record")

@@ -1,6 +1,5 @@
 """What a run prints: the experiment, the table of layers, a line an epoch, learning-rate drops, the result."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,6 @@ from alexnet_jax.experiment import Experiment
 from alexnet_jax.models.summary import LayerSummary
 from alexnet_jax.parallel import hosts
 from alexnet_jax.system import console
-
-_DUE = re.compile(r"division (\d+) of at least (\d+) in (.+) epochs is due")
-"""The reason in metrics.jsonl of a learning-rate drop that came by the plan, not by a validation error."""
 
 SLOW_INPUT = 0.1
 """Fraction of the time spent waiting for images from which on it is shown."""
@@ -85,11 +81,7 @@ def show_epoch(record: Mapping[str, Any], optimizer: ConfigDict, images_per_seco
 
 def show_drop(before: float, after: float, reason: str) -> None:
     """Prints that the learning rate was lowered, and why: `reason` is that of the record in metrics.jsonl."""
-    what, why = "learning-rate drop", f": {reason}"
-    if due := _DUE.fullmatch(reason):
-        number, least, epochs = int(due[1]), int(due[2]), float(due[3])
-        what, why = f"{what} {number} of {least}", f", due by epoch {number * epochs / (least + 1):g}"
-    console.show(f"  {what}: {before:.3g} -> {after:.3g}{why}", style="bold")
+    console.show(f"  learning rate {before:.3g} -> {after:.3g}: {reason}", style="bold")
 
 
 def show_end(result: Mapping[str, Any], state: str, workdir: Path, commands: Mapping[str, str]) -> None:

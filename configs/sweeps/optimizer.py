@@ -1,10 +1,10 @@
-"""Ranges to draw from: the optimizer's settings, and dropout."""
+"""A random search over settings of the optimizer and the dropout rate."""
 
 from typing import Any
 
 
 def get_space() -> dict[str, dict[str, Any]]:
-    """Keys of the config and what they are tried at."""
+    """Config keys and the ranges from which their values are drawn."""
     return {
         "optimizer.learning_rate": {"log_uniform": (0.0003, 0.1)},
         "optimizer.momentum": {"uniform": (0.5, 0.98)},

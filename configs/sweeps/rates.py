@@ -1,10 +1,10 @@
-"""A grid: learning rates, with two momenta."""
+"""A grid search over three learning rates and two momenta."""
 
 from typing import Any
 
 
 def get_space() -> dict[str, dict[str, Any]]:
-    """Keys of the config and what they are tried at."""
+    """Config keys and the values to try."""
     return {
         "optimizer.learning_rate": {"values": [0.003, 0.01, 0.03]},
         "optimizer.momentum": {"values": [0.5, 0.9]},

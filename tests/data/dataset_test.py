@@ -18,13 +18,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from alexnet_jax.data.dataset import Dataset, get_dataset, open_prepared
-from alexnet_jax.data.preparation import Storing, prepare
+from alexnet_jax.data.preparation import StorageOptions, prepare
 from alexnet_jax.data.sources import SPLITS, Chunk, Original, Source
 from alexnet_jax.errors import MissingSourceError, UserError
 from tests.conftest import REPOSITORY
 
 without_tensorflow = pytest.mark.skipif(find_spec("tensorflow") is not None, reason="TensorFlow is installed")
-STORING = Storing(8, "raw", 90, 0.25, 0.1, 0.01, 100.0)
+STORING = StorageOptions(8, "raw", 90, 0.25, 0.1, 0.01, 100.0)
 
 
 def images(dataset: Dataset, split: str) -> np.ndarray:
@@ -145,7 +145,7 @@ class Whole(Greys):
 
 
 class Secrets(Greys):
-    """As ImageNet: the labels of the test split are not given."""
+    """As in ILSVRC-2012, the labels of the test split are not public."""
 
     TEST_LABEL = -1
 
@@ -180,7 +180,7 @@ class Reviews(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(autouse=True)
 def no_other_tfds(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user's own folder is not looked at."""
+    """Keeps TFDS from reading the user's own folder."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.getbasetemp() / "no_tfds"))
 
 

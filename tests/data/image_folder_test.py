@@ -46,7 +46,7 @@ def split_by_file(dataset: Dataset) -> dict[str, str]:
 
 
 def refusal(folder: Path | str) -> str:
-    """The one line with which a folder is refused."""
+    """The error of one line with which a folder is refused."""
     return refused(lambda: ImageFolder(str(folder)))
 
 
@@ -142,7 +142,7 @@ def test_files_that_lie_in_no_class_are_ignored_and_reported(tmp_path: Path, tra
     make_folder(tmp_path, {f"{train}cat": 1, f"{train}dog": 1})
     save(tmp_path / train / "stray.png", noise(1))
     assert len(listed(ImageFolder(str(tmp_path)))) == 2
-    assert "1 files that lie in no class" in remarks_of(tmp_path)
+    assert "1 files outside the folders of classes" in remarks_of(tmp_path)
 
 
 def test_what_lies_beside_train_is_reported(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_names_that_are_no_utf_8_are_taken(tmp_path: Path, storage: str) -> None
 
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
     make_folder(tmp_path, {"train/cat": 2, "val/cat": 2})
-    assert "one class only, 'cat'" in refusal(tmp_path)
+    assert "only one class, 'cat'" in refusal(tmp_path)
 
 
 def test_an_empty_class_is_ignored_and_reported(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train/cat/x.txt").write_text("?")
     assert "no images" in refusal(tmp_path)
     file = save(tmp_path / "x.png", noise(0))
-    assert "no folder" in refusal(file)
+    assert "not a folder" in refusal(file)
     assert "config.data.dir" in refusal("")
     with pytest.raises(UserError, match=r"config\.data\.dir"):
         get_dataset("folder", "", str(tmp_path / "p"), 0, storing())

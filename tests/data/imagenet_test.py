@@ -1,4 +1,4 @@
-"""ImageNet 2012 from small tars of the official layout."""
+"""ILSVRC-2012 from small tar files of the official layout."""
 
 import dataclasses
 import io
@@ -21,7 +21,7 @@ from alexnet_jax.data import imagenet
 from alexnet_jax.data.dataset import Dataset, get_dataset, open_prepared
 from alexnet_jax.data.imagenet import ImageNet
 from alexnet_jax.data.images import resize_image
-from alexnet_jax.data.preparation import Storing
+from alexnet_jax.data.preparation import StorageOptions
 from alexnet_jax.data.sources import Original
 from alexnet_jax.errors import MissingSourceError, UserError
 from tests.conftest import REPOSITORY
@@ -32,17 +32,17 @@ SYNSETS = (TEXTS / "labels.txt").read_text().split()
 OFFICIAL = (TEXTS / "validation_labels.txt").read_text().split()
 VALIDATION_IMAGES = 60
 PRINTED, MISNAMED, THRICE = SYNSETS[9], SYNSETS[7], SYNSETS[500]  # classes with a CMYK JPEG, a PNG, three images
-STORING = Storing(16, "raw", 90, 0.1, 0.1, 0.0, 100.0)
+STORING = StorageOptions(16, "raw", 90, 0.1, 0.1, 0.0, 100.0)
 Files = list[tuple[str, bytes]]
 
 
 def colour(number: int) -> tuple[int, int, int]:
-    """Tells numbers below 1,000 apart, even in a JPEG."""
+    """A colour for each number below 1,000, distinct even in a JPEG."""
     return number // 32 * 8, number % 32 * 8, 128
 
 
 def number_of(pixels: np.ndarray) -> int:
-    """Undoes `colour`."""
+    """The inverse of `colour`."""
     red, green, _ = (round(mean / 8) for mean in pixels.mean(axis=(0, 1)))
     return red * 32 + green
 
@@ -77,7 +77,7 @@ def train_files(photographs: Mapping[str, bytes] | None = None) -> dict[str, Fil
 
 
 def write_train(path: Path, files: Mapping[str, Files]) -> None:
-    """In no order."""
+    """Writes the training file, with classes and images in no order."""
     inner = [(f"{synset}.tar", write_tar(io.BytesIO(), images)) for synset, images in files.items()]
     write_tar(path, random.Random(0).sample(inner, len(inner)))
 
@@ -104,7 +104,7 @@ def own_tars(tars: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tars, tmp_path / "tars"))
 
 
-def open_imagenet(folder: Path, prepared: Path, storing: Storing = STORING) -> Dataset:
+def open_imagenet(folder: Path, prepared: Path, storing: StorageOptions = STORING) -> Dataset:
     return get_dataset("imagenet2012", str(folder), str(prepared), 0, storing)
 
 
@@ -205,7 +205,7 @@ def test_imagenet_is_prepared_from_the_tars_where_they_lie_and_works_without_the
 def test_reading_imagenet_takes_fewer_open_files_than_systems_allow(storage: str, tars: Path, tmp_path: Path) -> None:
     prepared = open_imagenet(tars, tmp_path, dataclasses.replace(STORING, storage=storage))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))  # 1,024 is usual, with a run beside it
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))  # the usual limit of 1,024 serves a run as well
     try:
         labels = [number_of(image) for image in images(open_prepared(prepared.directory), "train")]
     finally:
@@ -246,14 +246,14 @@ def overwrite(path: Path, offset: int, content: bytes) -> None:
 
 
 def cut_inside(path: Path, number: int) -> None:
-    """In the middle of a member's content."""
+    """Cuts a tar file in the middle of a member's content."""
     with tarfile.open(path) as tar:
         member = tar.getmembers()[number]
     os.truncate(path, member.offset_data + member.size // 2)
 
 
 def cut_between(path: Path, number: int) -> None:
-    """Before the header of a member."""
+    """Cuts a tar file before the header of a member."""
     with tarfile.open(path) as tar:
         os.truncate(path, tar.getmembers()[number].offset)
 

@@ -1,4 +1,4 @@
-"""From any file to a square of pixels."""
+"""Decoding and resizing of images from files of many kinds."""
 
 import io
 import time
@@ -17,7 +17,7 @@ SIZE = 16
 
 
 def waves(height: int, width: int) -> np.ndarray:
-    """Smooth and different in each corner and channel, so that JPEG changes little and a mix-up much."""
+    """A smooth image that differs in each corner and channel: JPEG changes it little, swapped axes or channels much."""
     y, x = np.mgrid[0:height, 0:width]
     channels = (x * 255 / max(width, 2), y * 255 / max(height, 2), 127 + 100 * np.sin((x + 2 * y) / 15))
     return np.stack(channels, axis=-1).astype(np.uint8)
@@ -49,7 +49,7 @@ def central_square(pixels: np.ndarray) -> np.ndarray:
 
 
 def rgb(data: bytes) -> np.ndarray:
-    """As Pillow understands an image."""
+    """The pixels of an image as Pillow decodes them."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
@@ -289,7 +289,7 @@ def test_huge_images_are_refused_by_their_header(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "the file is empty"), (b"no image", "of a known kind"), (bytes(999), "of a known kind")],
+    [(b"", "the file is empty"), (b"no image", "of a known format"), (bytes(999), "of a known format")],
     ids=["empty", "text", "zeros"],
 )
 def test_what_is_no_image_is_said_to_be_none(data: bytes, reason: str) -> None:

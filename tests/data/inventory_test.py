@@ -1,4 +1,4 @@
-"""What a preparation knows about its images, and how it reports it; what cannot be read."""
+"""The inventory and the report of a preparation; unreadable images."""
 
 import csv
 import shutil
@@ -92,7 +92,7 @@ def test_the_classes_of_each_split_are_counted(tmp_path: Path) -> None:
 
 
 def make_odd_folder(root: Path) -> Path:
-    """One image of each oddity, two that are grey and tiny."""
+    """An image with each unusual property, two of them grey and tiny."""
     make_folder(root, {"train/a": 3, "train/b": 4, "val/a": 2, "val/b": 1})
     for seed in range(2):
         save(root / f"train/a/grey-{seed}.png", noise(70 + seed, 5, 9)[:, :, 0])
@@ -115,7 +115,7 @@ def test_the_report_tells_what_there_is(tmp_path: Path, capsys: pytest.CaptureFi
     dataset = prepared(source, tmp_path / "p", max_quarantined=0.5)
     report = capsys.readouterr().out
     assert "18 images of 2 classes" in report and str(dataset.directory) in report
-    assert "train 13 (6 to 7 a class)" in report and "validation 5 (2 to 3 a class)" in report
+    assert "train 13 (6 to 7 per class)" in report and "validation 5 (2 to 3 per class)" in report
     for count in ("2 grey", "1 CMYK", "1 transparent", "1 animated", "1 rotated", "3 tiny"):
         assert count in report
     assert "16 x 16 raw" in report and "classes.tsv" in report
@@ -133,7 +133,7 @@ def test_a_class_that_lost_all_training_images_is_named(tmp_path: Path, capsys: 
 
 
 def png_of_zeros(size: int) -> bytes:
-    """Black in one bit a pixel: little to store, much to decode."""
+    """A black image of one bit per pixel: a small file that decodes to many pixels."""
     chunks = {b"IHDR": struct.pack(">IIBBBBB", size, size, 1, 0, 0, 0, 0), b"IDAT": b"", b"IEND": b""}
     chunks[b"IDAT"] = zlib.compress(bytes((size // 8 + 1) * size), 1)
     return b"\x89PNG\r\n\x1a\n" + b"".join(

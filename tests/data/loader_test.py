@@ -1,4 +1,4 @@
-"""Order, position, reading ahead, padding and residence of batches."""
+"""Batches: order, position, reading ahead, padding and the cache of training images."""
 
 import functools
 import gc
@@ -33,7 +33,7 @@ BATCHES = {
 
 
 def pictures(ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The images of some ids: no two of 256 are alike, nor two pixels of one."""
+    """Images for some ids: no two of 256 are equal, nor two pixels of one image."""
     numbers = np.asarray(ids, np.uint8).reshape(-1, 1, 1, 1)
     return numbers + np.arange(SIDE * SIDE * 3, dtype=np.uint8).reshape(1, SIDE, SIDE, 3)
 
@@ -83,7 +83,7 @@ def pairs(batches: Generator[HostBatch], count: int) -> list[tuple[int, int]]:
 def read_pairs(
     size: int, batch_size: int, count: int, seed: int = 0, start: int = 0, threads: int = 2
 ) -> list[tuple[int, int]]:
-    """The same of batches with images, of reads that take random times."""
+    """The same for batches with images, when reads take random times."""
     delay = np.random.default_rng(1)
 
     def checked() -> Generator[HostBatch]:
@@ -146,7 +146,7 @@ def test_starting_late_costs_nothing() -> None:
 
 
 def settled(records: Pictures) -> int:
-    """Images read, once no more come."""
+    """The number of images read, once it no longer changes."""
     before = -1
     while before != len(records.seen):
         before = len(records.seen)

@@ -38,7 +38,7 @@ from tests.helpers.pictures import (
 )
 
 STORAGES = ("raw", "jpeg")
-COUNT = 200  # images of `source`: parts of 64, 64, 64 and 8
+COUNT = 200  # images of `source`: chunks of 64, 64, 64 and 8
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
-    """What an undisturbed preparation makes of `source`, by storage."""
+    """The folder that an uninterrupted preparation of `source` makes, by storage."""
     folder = tmp_path_factory.mktemp("expected")
     return {storage: contents(prepared(source, folder, storage=storage).directory) for storage in STORAGES}
 
@@ -100,7 +100,7 @@ def test_the_room_asked_for_is_enough(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A disk of its own, of so many KiB; call again to change its size."""
+    """A separate disk of some KiB; call again to change its size."""
     mount = tmp_path / "disk"
     mount.mkdir()
 
@@ -127,8 +127,8 @@ def test_a_full_disk_is_told_and_what_is_written_by_then_is_kept(
     storage: str,
     step: int,
 ) -> None:
-    """However little more room there is each time."""
-    monkeypatch.setattr(_Job, "_choose_storage", lambda job: job.storing.storage)
+    """With only a little more space each time."""
+    monkeypatch.setattr(_Job, "_choose_storage", lambda job: job.options.storage)
     for attempt in range(1, 40):
         disk = small_disk(attempt * step)
         try:
@@ -153,7 +153,7 @@ def test_room_made_on_a_full_disk_lets_the_same_command_continue(
     small_disk: Callable[[int], Path],
     storage: str,
 ) -> None:
-    monkeypatch.setattr(_Job, "_choose_storage", lambda job: job.storing.storage)
+    monkeypatch.setattr(_Job, "_choose_storage", lambda job: job.options.storage)
     monkeypatch.setattr(preparation, "available_cores", lambda: 1)
     disk = small_disk(700 if storage == "jpeg" else 70)
     assert "the disk is full" in refused(lambda: prepared(source, disk, storage=storage))
@@ -206,7 +206,7 @@ def test_a_killed_preparation_goes_on_where_it_stood(
         reads.clear()
         prepared(source, tmp_path / kind, storage=kind)
         assert "continuing the preparation" in capsys.readouterr().out
-        assert len(reads) == COUNT - 64  # the first two parts were complete
+        assert len(reads) == COUNT - 64  # the first two chunks were complete
         assert_whole(tmp_path / kind, expected[kind])
 
 
@@ -286,7 +286,7 @@ PROGRAMS = {"main.py": ["main.py"], "prepare": ["-m", "alexnet_jax", "prepare"]}
 def test_a_signal_ends_the_process_soon_and_loses_nothing(
     program: str, number: signal.Signals, message: str, make_config: Callable[..., ConfigDict], tmp_path: Path
 ) -> None:
-    """From outside, while the largest part is being prepared and a smaller one is complete."""
+    """A signal from outside, while the largest chunk is being prepared and a smaller one is complete."""
     if signal.getsignal(number) is signal.SIG_IGN:
         pytest.skip(f"whatever started the tests ignores {number.name}, and so do the processes that they start")
 
@@ -302,7 +302,7 @@ def test_a_signal_ends_the_process_soon_and_loses_nothing(
     out, err = process.communicate(timeout=10)
     assert process.returncode == 128 + number, out + err
     (partial,) = into.glob("*.partial")
-    assert out.endswith(f"what is prepared is kept in {partial}; the same command continues\n")
+    assert out.endswith(f"the work so far is kept in {partial}; the same command continues it\n")
     assert err == f"error: {message}\n"
 
     complete = {int(path.stem.removeprefix("part-")) for path in partial.glob("part-*.npz")}
@@ -401,7 +401,7 @@ def test_a_very_long_folder_name_does_no_harm(source: Path, tmp_path: Path) -> N
 def test_a_damaged_half_made_folder_is_mended(
     source: Path, expected: dict[str, dict[str, bytes]], tmp_path: Path, name: str, content: bytes
 ) -> None:
-    """As a power failure leaves it."""
+    """Such a file is what a power failure may leave."""
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, _Job, "_complete", 1, after=False)
         with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Prepared images on disk: every kind reads the same, TFDS reads them too, damage is noticed."""
+"""Prepared images on disk: all formats read the same, TFDS reads them too, damage is detected."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def jpegs() -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def pixels(jpegs: list[bytes]) -> np.ndarray:
-    """What is in the JPEGs."""
+    """The pixels of the JPEG images."""
     images = np.empty((len(jpegs), SIZE, SIZE, 3), np.uint8)
     for jpeg, image in zip(jpegs, images, strict=True):
         decode_jpeg(jpeg, image)
@@ -127,7 +127,7 @@ def test_the_jpeg_writer_stores_bytes_as_they_are(tmp_path: Path, jpegs: list[by
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two parts of images, so two shards of each split; some are JPEGs that need no change."""
+    """Two chunks of images, so two shards of each split; some are JPEG files that are stored unchanged."""
     root = make_folder(tmp_path_factory.mktemp("shards") / "source", {"train/a cat": 20, "train/dog": 14})
     make_folder(root, {"val/a cat": 3, "val/dog": 4, "test/dog": 2}, seed=50)
     save(root / "train/dog/exact.jpg", noise(900, SIZE, SIZE), quality=60)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from alexnet_jax.data.dataset import Dataset, get_dataset
-from alexnet_jax.data.preparation import Storing
+from alexnet_jax.data.preparation import StorageOptions
 from alexnet_jax.data.storage import Records
 from alexnet_jax.errors import UserError
 
@@ -35,7 +35,7 @@ def make_folder(root: Path, counts: dict[str, int], suffix: str = ".png", seed: 
     return root
 
 
-def storing(**changes: Any) -> Storing:
+def storing(**changes: Any) -> StorageOptions:
     settings = {
         "image_size": SIZE,
         "storage": "raw",
@@ -45,7 +45,7 @@ def storing(**changes: Any) -> Storing:
         "max_quarantined": 0.01,
         "max_megapixels": 1.0,
     }
-    return Storing(**(settings | changes))  # type: ignore[arg-type]
+    return StorageOptions(**(settings | changes))  # type: ignore[arg-type]
 
 
 def prepared(source: Path, into: Path, **changes: Any) -> Dataset:
