@@ -124,7 +124,7 @@ def partners(values: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
     """
     if len(values) % 2:
         raise UserError(
-            f"config.data.mixup needs an even number of images on each device, not {len(values)}: change batch_size"
+            f"config.data.mixup needs pairs, but a device has {len(values)} images at a time: change config.batch_size"
         )
     pairs = values.reshape(-1, 2, *values.shape[1:])
     return pairs[:, ::-1].reshape(values.shape)

@@ -379,7 +379,7 @@ def test_two_processes_may_prepare_at_once(source: Path, expected: dict[str, dic
         process.stdin.flush()
     said = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert sorted("waiting for it" in text for text in said) == [False, True]
+    assert sorted("waiting for another process" in text for text in said) == [False, True]
     assert sorted("preparing 200 images" in text for text in said) == [False, True]
     assert len({text.splitlines()[-1] for text in said}) == 1 and "images" in said[0].splitlines()[-1]
     assert_whole(tmp_path, expected["jpeg"])
