@@ -130,7 +130,7 @@ def test_after_a_signal_the_run_is_saved_and_goes_on_later(
     with pytest.raises(SystemExit) as caught:
         for outcome in run_trials(trials, on_epoch=interrupt):
             pytest.fail(str(outcome.failure))  # it was not saved
-    assert caught.value.code == 143 and "the same command goes on" in capsys.readouterr().out
+    assert caught.value.code == 143 and "the same command continues" in capsys.readouterr().out
     assert not (tmp_path / "1").exists()
     before = len(read_metrics(trials[0].workdir))
     outcomes = list(run_trials(trials))
@@ -147,7 +147,7 @@ def test_a_signal_while_another_process_is_waited_for_ends_the_wait(
     monkeypatch.setattr(time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     with claim, pytest.raises(Terminated):
         list(run_trials([trial]))
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "the same command continues" in capsys.readouterr().out
 
 
 def test_a_trial_finished_before_a_key_was_added_is_not_repeated(tmp_path: Path, make_config: MakeConfig) -> None:
