@@ -23,7 +23,7 @@ from alexnet_jax.experiment import Evaluate, Experiment, open_experiment
 from alexnet_jax.inference.loaded_run import start_from
 from alexnet_jax.optimizer import averaged_params
 from alexnet_jax.parallel import hosts
-from alexnet_jax.parallel.memory import exhaustion_in_a_line
+from alexnet_jax.parallel.memory import out_of_memory_as_user_error
 from alexnet_jax.run import audit, display, run_folder
 from alexnet_jax.run.metrics_log import MetricWriter
 from alexnet_jax.run.profiling import StepTrace
@@ -59,7 +59,7 @@ def train_and_evaluate(
       KeyboardInterrupt: SIGINT, or SIGTERM while images are being prepared (Terminated).
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
-    with hosts.session(config.parallel), exhaustion_in_a_line():
+    with hosts.session(config.parallel), out_of_memory_as_user_error():
         experiment = open_experiment(config, dataset)
         with StopSignals() as stop:
             return Run(experiment, Path(workdir), command, stop, on_epoch).execute()
@@ -91,7 +91,7 @@ class Run:
         self.progress = Progress()
         self.learning_rates = experiment.make_learning_rates()
         self.throughput = Throughput()
-        self.measured = self.throughput.measured()
+        self.measured, self.images_per_second = self.throughput.measured(), 0.0
         self.step_rates = self.learning_rates.at(0.0)
         self.rates_in_state: Any = None
         self.agreed_to_stop = False
@@ -192,8 +192,8 @@ class Run:
         if step % self.config.log_every_steps == 0:
             learning_rate = self.learning_rates.of_kernels(self.plan.epoch(position - self.plan.batch_size))
             self.writer.write("step", position, {"loss": loss, "learning_rate": learning_rate})
-        images_per_second = self.throughput.measured()["images_per_second"]
-        self.bar.update(step, f"epoch {self._epoch(position)}  loss {loss:.3f}", images_per_second)
+        self.images_per_second = self.throughput.recent()
+        self.bar.update(step, f"epoch {self._epoch(position)}  loss {loss:.3f}", self.images_per_second)
 
     def _pause(self) -> None:
         """Waits for the devices, then stops the run, evaluates and saves, or only saves."""
@@ -228,7 +228,7 @@ class Run:
         old, self.step_rates = self.step_rates.kernels, self.learning_rates.at(self.plan.epoch(self.position))
         if self.step_rates.drop:
             new = self.step_rates.kernels
-            console.show(f"  learning rate {old:.3g} -> {new:.3g}: {self.step_rates.drop}", style="bold")
+            display.show_drop(old, new, self.step_rates.drop)
             values = {"learning_rate_before": old, "learning_rate": new, "reason": self.step_rates.drop}
             self.writer.write("division", self.position, values)
         if self.step_rates.by_parameter != self.rates_in_state:
@@ -256,7 +256,7 @@ class Run:
         }
         self.writer.write("epoch", self.position, record)
         self.writer.write_timing(self.position, {"evaluate_seconds": time.monotonic() - began})
-        display.show_epoch(record, self.config.optimizer.patience, self.measured)
+        display.show_epoch(record, self.config.optimizer, self.images_per_second, self.measured["input_share"])
         if progress.best_top1_error is None or validation["top1_error"] < progress.best_top1_error:
             progress.best_top1_error, progress.best_examples_seen = validation["top1_error"], self.position
         progress.totals, progress.ids_sha256, progress.evaluated_at = {}, "", self.position
@@ -281,7 +281,8 @@ class Run:
         params = averaged_params(self.state.opt_state, self.state.params)
         for totals_so_far in evaluate(params, self.state.batch_stats, split):
             self.watchdog.progress(f"the evaluation at epoch {self._epoch(self.position)}")
-            if hosts.any_of_them(self.stop.received is not None):
+            self.bar.describe(f"evaluating {split}")
+            if hosts.any_process(self.stop.received is not None):
                 self._save_and_exit()
             totals = totals_so_far
         return totals

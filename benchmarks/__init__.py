@@ -1,1 +1,1 @@
-"""Measured comparisons: each prints ratios against a named peer, both timed in one run."""
+"""Benchmarks. Comparisons with other programs time both in one run and print the ratios."""

@@ -1,4 +1,4 @@
-"""Before anything is timed: our step learns, and computes the loss that PyTorch computes."""
+"""Checks before timing that our step learns and that its loss agrees with PyTorch's."""
 
 import dataclasses
 import math
@@ -16,23 +16,35 @@ from alexnet_jax.train_state import init_variables
 from benchmarks.torch_alexnet import TorchAlexNet
 
 STEPS = 30
-"""Steps on one batch, after which its loss must be lower."""
+"""Training steps on one batch, after which its loss must be lower."""
 
 TOLERANCE = {"float32": 0.005, "bfloat16": 0.02}
-"""Of the loss, as a share of it; float32 products are TF32 on a GPU."""
+"""Relative tolerance of the loss; on a GPU, float32 products are computed in TF32."""
 
 
 def check(config: ConfigDict, dtype: str, device: str) -> str:
-    """What was found, in a line. Raises RuntimeError if there is nothing worth timing."""
+    """Runs both checks.
+
+    Args:
+      config: the config of the run.
+      dtype: "float32" or "bfloat16", the type of computation.
+      device: "cpu" or "cuda", as PyTorch names it.
+
+    Returns:
+      A line with the losses.
+
+    Raises RuntimeError if a check fails.
+    """
     losses = _losses_of_steps(config)
     if not all(map(math.isfinite, losses)) or losses[-1] >= losses[0]:
-        raise RuntimeError(f"{dtype}: our loss goes {', '.join(f'{loss:.4g}' for loss in losses)} on one batch")
+        values = ", ".join(f"{loss:.4g}" for loss in losses)
+        raise RuntimeError(f"{dtype}: our loss does not decrease on one batch: {values}")
     ours, theirs = _first_losses(config, dtype, device)
     if not abs(ours - theirs) <= TOLERANCE[dtype] * theirs:
-        raise RuntimeError(f"{dtype}: the first loss is {ours:.6g}, PyTorch's {theirs:.6g}")
+        raise RuntimeError(f"{dtype}: our first loss is {ours:.6g}, PyTorch's {theirs:.6g}")
     return (
-        f"our loss goes from {losses[0]:.3f} to {losses[-1]:.3f} in {STEPS} steps on one batch; of equal "
-        f"parameters it is {ours:.6g}, PyTorch's {theirs:.6g} (may differ by {TOLERANCE[dtype]:.1%})"
+        f"our loss goes from {losses[0]:.3f} to {losses[-1]:.3f} in {STEPS} steps on one batch; with equal "
+        f"parameters it is {ours:.6g}, PyTorch's is {theirs:.6g} (tolerance {TOLERANCE[dtype]:.1%})"
     )
 
 
@@ -47,9 +59,10 @@ def _losses_of_steps(config: ConfigDict) -> list[float]:
 
 
 def _first_losses(config: ConfigDict, dtype: str, device: str) -> tuple[float, float]:
-    """Our loss and PyTorch's, without dropout, of parameters that keep the scale of grey levels up to the logits.
+    """Our loss and PyTorch's with the same parameters, without dropout.
 
-    With the preset's own parameters all logits are about 0, and the loss is ln(classes) whatever the layers do.
+    Kernels follow He's rule, so that logits have the scale of the inputs. With the preset's initialisation all logits
+    would be about 0, and the loss ln(classes) whatever the layers compute.
     """
     model = get_model(config.model, config.model.num_classes)
     layers = tuple(dataclasses.replace(layer, init="he") for layer in model.layers)

@@ -1,4 +1,4 @@
-"""Who is timed: our step and PyTorch's, as functions that do so many steps, each in a process of its own."""
+"""The contenders of the benchmarks: our step and PyTorch's, each run in a process of its own."""
 
 import multiprocessing
 import os
@@ -15,33 +15,33 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.system.machine import peak_memory_bytes
 
-# Nothing at the top may import JAX or torch: a process that starts others lends them its own peak memory (Linux counts
-# from the fork on), and neither contender should hold the other's library.
+# Neither JAX nor torch may be imported at the top: a child process inherits the peak memory of its parent (Linux counts
+# from the fork), and no contender should load the other's library.
 
 Steps = Callable[[int], object]
-"""Does so many steps and returns when their results are there."""
+"""A function that runs a number of steps and returns once their results are ready."""
 
 
 class ContenderError(Exception):
-    """A contender could not start or go on, for the reason in the text."""
+    """A contender failed to start or to continue, for the reason in the text."""
 
 
 class Child:
-    """A contender in a process of its own, warmed up. Raises ContenderError, from `round` too."""
+    """A warmed-up contender in a process of its own. Its methods raise ContenderError if the process fails."""
 
     def __init__(self, make_steps: Callable[[], Steps], batch_size: int, round_seconds: float) -> None:
-        """Starts it.
+        """Starts the process and times one step.
 
         Args:
-          make_steps: called in the process; something that can be pickled.
-          batch_size: images a step.
-          round_seconds: how long a round is to take.
+          make_steps: creates the contender in the process; must be picklable.
+          batch_size: images per step.
+          round_seconds: target duration of a round.
         """
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make_steps), daemon=True)
         self._process.start()
-        theirs.close()  # so that the end of the child ends the wait for its answer
+        theirs.close()  # so that recv() raises EOFError when the child ends
         self._batch_size, self._steps = batch_size, 1
         try:
             rate, _ = self.round()
@@ -51,33 +51,33 @@ class Child:
         self._steps = max(1, round(round_seconds * rate / batch_size))
 
     def round(self) -> tuple[float, float]:
-        """Images/s of a round, and the process' peak memory so far in GB."""
+        """Runs a round; returns its images/s and the peak memory of the process so far in GB."""
         try:
             self._connection.send(self._steps)
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise ContenderError("its process was ended") from error
+            raise ContenderError("its process was killed") from error
         if isinstance(answer, str):
             raise ContenderError(answer)
         seconds, gigabytes = answer
         return self._steps * self._batch_size / seconds, gigabytes
 
     def cpu_seconds(self) -> float:
-        """Time that the process has spent on all cores."""
+        """CPU time of the process on all cores, in seconds."""
         times = psutil.Process(self._process.pid).cpu_times()
         return times.user + times.system
 
     def close(self) -> None:
-        """Ends the process, by force if it is busy."""
+        """Ends the process, and kills it if it is busy."""
         self._connection.close()
         self._process.join(timeout=10)
         self._process.kill()
 
 
 def _serve(connection: Connection, make_steps: Callable[[], Steps]) -> None:
-    """Compiles, warms up, and answers each number of steps with their seconds and the peak memory in GB.
+    """Main loop of a contender's process: receives a number of steps, sends their seconds and the peak memory in GB.
 
-    An exception is answered with its text and ends the process.
+    If an exception occurs, its text is sent and the process ends.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -95,7 +95,7 @@ def _serve(connection: Connection, make_steps: Callable[[], Steps]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent ends, whatever it is doing then."""
+    """Waits for the parent process to end, then ends this one at once."""
     parent = multiprocessing.parent_process()
     assert parent
     parent.join()
@@ -103,26 +103,26 @@ def _end_with_parent() -> None:
 
 
 def spread(values: list[float], form: str) -> str:
-    """The median with the smallest and the largest value."""
+    """Formats the median, smallest and largest of some values."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def our_steps(config: ConfigDict, training: bool = True) -> Steps:
-    """Training steps, or forward passes in testing, of this project."""
+    """Creates this project's training steps, or its forward passes in testing."""
     from benchmarks.jax_alexnet import load_steps
 
     return load_steps(config, training)
 
 
 def torch_steps(config: ConfigDict, path: Path, training: bool = True, **settings: Any) -> Steps:
-    """The same in PyTorch, of the network that `save_network` left; see `torch_alexnet.load_steps` for settings."""
+    """Creates PyTorch's steps for the network that `save_network` wrote; see `torch_alexnet.load_steps`."""
     from benchmarks.torch_alexnet import load_steps
 
     return load_steps(config, path, training, **settings)
 
 
 def save_network(config: ConfigDict, path: Path) -> None:
-    """Leaves the network in PyTorch, so that the peers need no JAX."""
+    """Writes the network as a PyTorch module, so that PyTorch's processes need not load JAX."""
     from benchmarks.torch_alexnet import save_network
 
     save_network(config, path)

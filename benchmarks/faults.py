@@ -1,4 +1,4 @@
-"""Does a stuck run name its fault, and does a healthy one go on? Six planted faults and 20 healthy runs; Markdown.
+"""Tests the diagnosis of stuck runs on six planted faults and 20 healthy runs; prints Markdown.
 
     python -m benchmarks.faults
 
@@ -28,20 +28,20 @@ from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
 
 STEPS = 150
-"""That a faulty run may take to start."""
+"""Steps within which a faulty run must start."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A set-up that cannot learn.
+    """A planted fault, with which a run cannot learn.
 
     Attributes:
-      name: what is wrong.
-      cause: what the diagnosis should name first.
-      choices: for configs/alexnet.py.
-      settings: config keys.
-      layer: fields of the network's layers to replace, made from each layer.
-      shuffled: whether labels are dealt anew.
+      name: a description of the fault.
+      cause: the cause that the diagnosis should name first.
+      choices: the choices of configs/alexnet.py.
+      settings: config values to change, by key.
+      layer: returns the fields to replace in a layer of the network.
+      shuffled: shuffle the labels.
     """
 
     name: str
@@ -77,11 +77,11 @@ HEALTHY: tuple[tuple[str, int, int], ...] = (
     ("digits,source", 300, 2),
     ("digits,bn", 200, 2),
 )
-"""Data and preset, steps until a run may be called stuck, and seeds."""
+"""Data and preset, `stuck_after_steps`, and number of seeds."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints a line for each fault and one for each healthy set-up."""
+    """Prints a line for each fault and for each healthy configuration, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prepared-dir", default="data", help="folder of prepared data sets")
     parser.add_argument("--output", type=Path, default=Path("results/faults.json"))
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_fault(fault: Fault, prepared_dir: str) -> UserError | None:
-    """The error that ends a run with the fault; None if it goes through."""
+    """Runs a config with the fault; returns the error that ended the run, or None."""
     config = alexnet.get_config(fault.choices)
     config.stuck_after_steps = STEPS
     config.update_from_flattened_dict(fault.settings)
@@ -122,7 +122,7 @@ def run_fault(fault: Fault, prepared_dir: str) -> UserError | None:
 
 
 def run_healthy(choices: str, steps: int, seed: int, prepared_dir: str) -> UserError | None:
-    """The error that ends a run of a config as it is; None if it goes through."""
+    """Runs an unchanged config; returns the error that ended the run, or None."""
     config = alexnet.get_config(choices)
     config.seed, config.batch_size, config.stuck_after_steps = seed, 32, steps
     if config.model.hidden_width:
@@ -131,7 +131,7 @@ def run_healthy(choices: str, steps: int, seed: int, prepared_dir: str) -> UserE
 
 
 def run(config: ConfigDict, steps: int, prepared_dir: str) -> UserError | None:
-    """Trains so many steps in silence; what ended the run before, if anything did."""
+    """Trains without output for a number of steps; returns the error that ended the run early, or None."""
     config.max_steps, config.eval_every_epochs, config.data.prepared_dir = steps, 1e9, prepared_dir
     workdir = tempfile.mkdtemp()
     try:
@@ -145,7 +145,7 @@ def run(config: ConfigDict, steps: int, prepared_dir: str) -> UserError | None:
 
 
 def cause_of(error: UserError | None) -> str:
-    """What the diagnosis names first."""
+    """The first cause that the diagnosis names, or the kind of another error."""
     if not isinstance(error, TrainingStuckError):
         return "none" if error is None else type(error).__name__
     return str(error).partition("most likely cause: ")[2].partition(" (")[0]
@@ -153,7 +153,7 @@ def cause_of(error: UserError | None) -> str:
 
 @contextlib.contextmanager
 def _planted(fault: Fault, config: ConfigDict) -> Iterator[None]:
-    """Plants what no config can express: other layers as a preset of their own, other labels in the data set."""
+    """Plants faults that no config can express: changed layers as a new preset, shuffled labels in the data set."""
     with contextlib.ExitStack() as stack:
         if fault.layer is not None:
             preset = PRESETS[config.model.preset]

@@ -1,4 +1,4 @@
-"""CIFAR-10 as a folder of JPEGs: how long preparing takes, and what share of training waits for images.
+"""CIFAR-10 as a folder of JPEGs: time of preparation, and fraction of training time spent waiting for images.
 
     python -m benchmarks.folder_cifar10 CIFAR10.zip
 
@@ -15,11 +15,11 @@ import zipfile
 from pathlib import Path
 
 NETWORKS = {"cifar_18pct": 800, "lenet": 1600}
-"""Presets and how many steps of them."""
+"""Presets, and the number of training steps of each."""
 
 
 def main() -> None:
-    """Prints seconds, images/s and shares."""
+    """Prints seconds, images/s and fractions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
     archive = parser.parse_args().archive

@@ -1,13 +1,13 @@
-"""Training on an NVIDIA GPU: our step against PyTorch's, its roofline and layers, and the loop; prints Markdown.
+"""Training on an NVIDIA GPU: our step against PyTorch's, its roofline by layer, and the training loop; Markdown.
 
     python -m pip install -r requirements.txt -r benchmarks/requirements.txt "jax[cuda12]==0.12.0.1"
     python -m benchmarks.gpu
 
-0.12.0.1 is the jax that requirements.txt pins; "jax[cuda13]" for a driver of CUDA 13. Ours is the step as the training
-loop compiles it, with random crops, mirror images and mean out of bytes. PyTorch is given ready float32 crops on the
-device, which is in its favour, and runs in channels_last with torch.compile, the fused optimizer and cuDNN's fastest
-algorithms; in bfloat16 by autocast, in float32 with TF32, as is JAX's default. Each contender has a process of its own,
-and ours takes turns with its peer. Before that a check that both compute the same; it ends the script if they do not.
+0.12.0.1 is the version of jax that requirements.txt pins; use "jax[cuda13]" with a CUDA 13 driver. Our step is the one
+of the training loop, including random crops, mirror images and mean subtraction from bytes. PyTorch is given float32
+crops on the device, which is in its favour, and uses channels_last, torch.compile, the fused optimizer and cuDNN's
+fastest algorithms; bfloat16 by autocast, float32 with TF32, as JAX does by default. Each contender has a process of its
+own, and they take turns. First a check that both compute the same; the script ends if they do not.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from configs import alexnet
 if TYPE_CHECKING:
     from benchmarks.roofline import Part, Peaks
 
-# Nothing at the top may import JAX or torch: every process that is started imports this file.
+# Neither JAX nor torch may be imported at the top: every child process imports this file.
 
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
 PEERS: dict[str, dict[str, Any]] = {
@@ -45,21 +45,21 @@ PEERS: dict[str, dict[str, Any]] = {
     "PyTorch, compiled": {"compiled": {}, "lrn_by_slices": False},
     "PyTorch, max-autotune, LRN by slices": {"compiled": {"mode": "max-autotune"}, "lrn_by_slices": True},
 }
-"""The first one is timed at every batch size, all at that at which it is fastest."""
+"""PyTorch's settings. The first is timed at every batch size, all at the batch size at which the first is fastest."""
 
 SMOKE_PEERS: dict[str, dict[str, Any]] = {"PyTorch": {"compiled": {"backend": "eager"}, "lrn_by_slices": True}}
-"""What takes no minute to compile."""
+"""PyTorch's settings for --smoke, which compile in seconds."""
 
 Contender = tuple[Callable[[], Steps], int]
-"""What makes its steps, and their batch size."""
+"""A function that creates the contender's steps, and their batch size."""
 
 Run = Callable[..., Any]
-"""Calls a function with arguments in another process."""
+"""A function that calls another one with arguments in another process."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is timed, how often, and where: `smoke` on the CPU, with a small network."""
+    """The options of the benchmark; `smoke` tries it on the CPU with a small network."""
 
     preset: str
     batches: Sequence[int]
@@ -71,12 +71,12 @@ class Settings:
 
     @property
     def device(self) -> str:
-        """As PyTorch calls it."""
+        """The device as PyTorch names it."""
         return "cpu" if self.smoke else "cuda"
 
     @property
     def network(self) -> Path:
-        """Where PyTorch's network is."""
+        """The file of PyTorch's network."""
         return self.folder / "network.pt"
 
     @property
@@ -85,7 +85,7 @@ class Settings:
         return SMOKE_PEERS if self.smoke else PEERS
 
     def config(self, batch_size: int, dtype: str) -> ConfigDict:
-        """The whole config of a run of ours."""
+        """The config of our step."""
         config = alexnet.get_config(f"synthetic,{self.preset}" + ",smoke" * self.smoke)
         config.batch_size = batch_size
         config.model.num_classes = 1000
@@ -94,11 +94,11 @@ class Settings:
         return config
 
     def ours(self, batch_size: int, dtype: str) -> Contender:
-        """Our step."""
+        """Our contender."""
         return functools.partial(our_steps, self.config(batch_size, dtype)), batch_size
 
     def theirs(self, batch_size: int, peer: str) -> Contender:
-        """PyTorch's, in the first of the types."""
+        """PyTorch's contender with the settings of that name, in the first of `dtypes`."""
         options = {"device": self.device, "autocast": self.dtypes[0] == "bfloat16", **self.peers[peer]}
         config = self.config(batch_size, self.dtypes[0])
         return functools.partial(torch_steps, config, self.network, **options), batch_size
@@ -106,48 +106,48 @@ class Settings:
 
 @dataclasses.dataclass
 class Measured:
-    """Images/s of each round, or why there are none."""
+    """Images/s of each round, or the reason why a contender failed."""
 
     rates: list[float] = dataclasses.field(default_factory=list)
     failure: str = ""
 
     @property
     def median(self) -> float:
-        """0 after a failure, which is never the best."""
+        """The median of the rounds; 0 after a failure, so that it is never the best."""
         return 0.0 if self.failure else statistics.median(self.rates)
 
     def __str__(self) -> str:
         return self.failure or spread(self.rates, ",.0f")
 
     def against(self, other: "Measured") -> str:
-        """The ratio of each round, of both together."""
+        """The median and range of the ratios to another contender, round by round."""
         if self.failure or other.failure:
             return "-"
         return spread([mine / theirs for mine, theirs in zip(self.rates, other.rates, strict=True)], ".2f")
 
     @contextlib.contextmanager
     def noting_failure(self) -> Iterator[None]:
-        """A batch that does not fit is a result and not the end."""
+        """Context that records a ContenderError, such as an out-of-memory error, as the result."""
         try:
             yield
         except ContenderError as error:
             text = str(error)
-            full = any(words in text.lower() for words in ("out of memory", "resource_exhausted"))
-            self.failure = self.failure or ("out of memory" if full else text.splitlines()[0][:200])
+            out_of_memory = any(words in text.lower() for words in ("out of memory", "resource_exhausted"))
+            self.failure = self.failure or ("out of memory" if out_of_memory else text.splitlines()[0][:200])
 
 
 def main() -> None:
-    """Prints all sections as they are measured."""
+    """Parses the options and prints all sections as they are measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="caffe", choices=("caffe", "caffenet", "owt", "lenet"))
     parser.add_argument("--batches", type=int, nargs="+", default=(128, 256, 512, 1024, 2048, 4096))
-    parser.add_argument("--dtypes", nargs="+", default=("bfloat16", "float32"), help="the first is PyTorch's too")
+    parser.add_argument("--dtypes", nargs="+", default=("bfloat16", "float32"), help="the first is also PyTorch's")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--round_seconds", type=float, default=1.0)
     parser.add_argument("--smoke", action="store_true", help="a small network on the CPU, to try the script")
     arguments = parser.parse_args()
     if not arguments.smoke and not shutil.which("nvidia-smi"):
-        raise SystemExit("There is no NVIDIA GPU here (no nvidia-smi); --smoke tries the script on the CPU")
+        raise SystemExit("no NVIDIA GPU found (no nvidia-smi); --smoke tries the script on the CPU")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAX_PLATFORMS"] = "cpu" if arguments.smoke else "cuda"
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the contenders share the device's memory
@@ -156,21 +156,21 @@ def main() -> None:
 
 
 def measure(settings: Settings) -> None:
-    """Prints each section when it is known, and what was to be found out at the end."""
+    """Prints each section as it is measured, and a summary at the end."""
     dtype = settings.dtypes[0]
     with other_process() as run:
         try:
             show_machine(settings, run)
             show_agreement(settings, run)
         except RuntimeError as error:
-            raise SystemExit(f"There is nothing to measure: {error}") from error
+            raise SystemExit(f"not measured: {error}") from error
         peaks = show_peaks(settings, run)
         run(save_network, settings.config(settings.batches[0], dtype), settings.network)
     ours, theirs = compare_batches(settings)
     batch, their_batch = (max(rates, key=lambda size: rates[size].median) for rates in (ours, theirs))
     rate = ours[batch].median
     if not rate:
-        raise SystemExit("Our step ran at no batch size")
+        raise SystemExit("our step failed at every batch size")
     ratio = compare_best(settings, batch, their_batch)
     cost = compare_deterministic(settings, batch)
     with other_process() as run:
@@ -178,16 +178,16 @@ def measure(settings: Settings) -> None:
     bare, loop = time_loop(settings, batch, rate)
     show_header("GPU", "measured", "goal")
     show_row(f"training step, {dtype}, best batch, against PyTorch", f"{ratio:.2f}x", ">= 1.0x, aim 1.3x")
-    share = f"{loop / bare:.1%} ({loop:,.0f} of {bare:,.0f} images/s)"
-    show_row("end to end from data on the device, share of the bare step's rate", share, ">= 90 %, aim 98 %")
-    show_row("bare step with config.parallel.deterministic, share of its rate", f"{cost:.1%}", "")
+    fraction = f"{loop / bare:.1%} ({loop:,.0f} of {bare:,.0f} images/s)"
+    show_row("end to end from data on the device, fraction of the bare step's images/s", fraction, ">= 90 %, aim 98 %")
+    show_row("bare step with config.parallel.deterministic, fraction of its images/s", f"{cost:.1%}", "")
     show_row(
         f"{EPOCHS} epochs of ImageNet at {loop:,.0f} images/s", console.duration(EPOCHS * IMAGENET_IMAGES / loop), ""
     )
 
 
 def show_machine(settings: Settings, run: Run) -> None:
-    """The card and the versions."""
+    """Prints the GPU and the versions of the libraries."""
     card = "CPU"
     if not settings.smoke:
         query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader", "--id=0"]
@@ -198,7 +198,7 @@ def show_machine(settings: Settings, run: Run) -> None:
 
 
 def find_versions(device: str) -> str:
-    """Raises RuntimeError if one of the two sees no device."""
+    """Versions of the libraries and platforms. Raises RuntimeError if torch or JAX sees no device."""
     import jax
     import torch
 
@@ -210,7 +210,7 @@ def find_versions(device: str) -> str:
 
 
 def show_agreement(settings: Settings, run: Run) -> None:
-    """That there is something worth timing."""
+    """Prints the result of the check before timing, for each type."""
     print("\nChecked first:\n", flush=True)
     for dtype in settings.dtypes:
         config = settings.config(settings.batches[0], dtype)
@@ -218,14 +218,14 @@ def show_agreement(settings: Settings, run: Run) -> None:
 
 
 def find_agreement(config: ConfigDict, dtype: str, device: str) -> str:
-    """`agreement.check` in a process that has both libraries."""
+    """Calls `agreement.check`, in a process that may load both libraries."""
     from benchmarks.agreement import check
 
     return check(config, dtype, device)
 
 
 def show_peaks(settings: Settings, run: Run) -> "Peaks":
-    """What the device reaches at the simplest work."""
+    """Prints and returns the measured peaks of the device."""
     peaks: Peaks = run(find_peaks, settings)
     show_header("peak", "measured")
     for precision, flops in peaks.flops.items():
@@ -235,7 +235,7 @@ def show_peaks(settings: Settings, run: Run) -> "Peaks":
 
 
 def find_peaks(settings: Settings) -> "Peaks":
-    """`roofline.measure_peaks` in a process that has JAX."""
+    """Calls `roofline.measure_peaks`, in a process that may load JAX."""
     from benchmarks.roofline import measure_peaks
 
     size, length = (256, 1 << 20) if settings.smoke else (8192, 1 << 29)
@@ -243,7 +243,7 @@ def find_peaks(settings: Settings) -> "Peaks":
 
 
 def compare_batches(settings: Settings) -> tuple[dict[int, Measured], dict[int, Measured]]:
-    """Shows a row for each batch size; returns ours, in the first type, and the first peer's by batch size."""
+    """Prints a row per batch size; returns the results of our step and of the first peer by batch size."""
     peer, first = next(iter(settings.peers)), settings.dtypes[0]
     show_header(
         "images/s, batch", *(f"ours, {dtype}" for dtype in settings.dtypes), f"{peer}, {first}", "ours / theirs"
@@ -258,7 +258,7 @@ def compare_batches(settings: Settings) -> tuple[dict[int, Measured], dict[int, 
 
 
 def compare_best(settings: Settings, our_batch: int, their_batch: int) -> float:
-    """Shows ours and every peer at its best batch size; returns the ratio to the fastest."""
+    """Compares our step with every peer at the best batch sizes; returns the ratio to the fastest peer."""
     dtype = settings.dtypes[0]
     show_header(f"images/s, {dtype}, batch {their_batch}", "theirs", f"ours, batch {our_batch}", "ours / theirs")
     ratios = []
@@ -272,7 +272,7 @@ def compare_best(settings: Settings, our_batch: int, their_batch: int) -> float:
 
 
 def compare_deterministic(settings: Settings, batch: int) -> float:
-    """The rate with the same bits each time, as a share of the rate without that promise."""
+    """The images/s with `config.parallel.deterministic` as a fraction of those without."""
     config = settings.config(batch, settings.dtypes[0])
     config.parallel.deterministic = True
     same_bits = functools.partial(our_steps, config), batch
@@ -281,7 +281,7 @@ def compare_deterministic(settings: Settings, batch: int) -> float:
 
 
 def take_turns(settings: Settings, contenders: Sequence[Contender]) -> list[Measured]:
-    """Times the contenders round by round; nobody else holds memory of the device meanwhile."""
+    """Times the contenders in turns, round by round; no other process uses the device's memory meanwhile."""
     measured = [Measured() for _ in contenders]
     children: list[tuple[Measured, Child]] = []
     with contextlib.ExitStack() as stack:
@@ -299,7 +299,7 @@ def take_turns(settings: Settings, contenders: Sequence[Contender]) -> list[Meas
 def show_parts(
     settings: Settings, batch: int, rate: float, peaks: "Peaks", parts: Sequence["Part"], alone: Sequence[float]
 ) -> None:
-    """The roofline: what each part needs at least by either limit, and what it takes."""
+    """Prints the roofline: the least time of each part of the step by either limit, and its time when run alone."""
     dtype, step = settings.dtypes[0], batch / rate
     names = ["GFLOP", "GB", "ms by FLOP/s", "ms by memory", "ms alone", "of the step"]
     show_header(f"{dtype}, batch {batch}", *names)
@@ -313,7 +313,7 @@ def show_parts(
 
 
 def find_parts(settings: Settings, batch: int) -> tuple[list["Part"], list[float]]:
-    """`roofline.get_parts` and `time_parts` in a process that has JAX."""
+    """Calls `roofline.get_parts` and `time_parts`, in a process that may load JAX."""
     from benchmarks.roofline import get_parts, time_parts
 
     config = settings.config(batch, settings.dtypes[0])
@@ -321,7 +321,7 @@ def find_parts(settings: Settings, batch: int) -> tuple[list["Part"], list[float
 
 
 def time_loop(settings: Settings, batch: int, rate: float) -> tuple[float, float]:
-    """Images/s of the bare step, in rounds before and after, and of the loop with images on the device."""
+    """Images/s of the bare step, mean of a round before and one after, and of the loop with data on the device."""
     dtype = settings.dtypes[0]
     config = settings.config(batch, dtype)
     config.data.update({"cache": "device", "prepared_dir": f"{settings.folder}/data"})
@@ -338,7 +338,7 @@ def time_loop(settings: Settings, batch: int, rate: float) -> tuple[float, float
 
 
 def train(config: ConfigDict, workdir: Path) -> float:
-    """Images/s of a run between its first step, which compiles, and its only evaluation."""
+    """Trains and returns the images/s between the first step, which compiles, and the only evaluation."""
     from alexnet_jax.train import train_and_evaluate
 
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -348,20 +348,20 @@ def train(config: ConfigDict, workdir: Path) -> float:
 
 @contextlib.contextmanager
 def other_process() -> Iterator[Run]:
-    """Calls functions in a process that ends with this context, and its hold on the device's memory with it."""
+    """Context with a process that functions can be called in; its end frees the device's memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 def show_header(*names: str) -> None:
-    """The first two lines of a table."""
+    """Prints the first two lines of a Markdown table."""
     print()
     show_row(*names)
     show_row("---", *["--:" for _ in names[1:]])
 
 
 def show_row(*cells: object) -> None:
-    """A line of a table, at once."""
+    """Prints a line of a Markdown table."""
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 

@@ -1,12 +1,12 @@
-"""From prepared JPEGs of 256 x 256 to batches of 227-pixel crops: this project, tf.data and PyTorch's DataLoader.
+"""Input pipelines from JPEGs of 256 x 256 pixels to batches: this project, tf.data and PyTorch's DataLoader.
 
     python -m pip install -r benchmarks/requirements.txt
     python -m benchmarks.input_pipeline PHOTOGRAPHS
 
-PHOTOGRAPHS is a folder or a tar of JPEGs; 4,000 squares are made of them once and read by all, in one run, by turns.
-The peers crop and mirror on the host. Here that happens in the compiled training step, so the host's batches are whole
-squares; "cache=host" decodes them once, before it begins; "with crops" adds the step's own crops, mean and colour
-noise, computed on the same cores.
+PHOTOGRAPHS is a folder or a tar of JPEGs, from which 4,000 resized images are made once. All pipelines read these, in
+turns, in one run. The peers crop and mirror on the host. This project does so in the compiled training step, so its
+batches are whole resized images; "in memory" decodes them once at the start; "with crops" adds the crops, mean and
+colour noise of the step, computed on the same cores.
 """
 
 import argparse
@@ -32,25 +32,25 @@ from alexnet_jax.data.storage import Records
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.parallel.devices import data_parallel
 from alexnet_jax.system.machine import available_cores
-from benchmarks.photographs import read_photographs, write_squares
+from benchmarks.photographs import read_photographs, write_resized
 from configs import alexnet
 
 IMAGES, BATCH, CROP, ROUNDS = 4000, 128, 227, 3
 
 
 def main() -> None:
-    """Prints images/s of everyone, medians of three rounds with their spread, and the ratios."""
+    """Prints the images/s of each pipeline, medians of three rounds with their range, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path)
     photographs = parser.parse_args().photographs
     with tempfile.TemporaryDirectory() as folder:
-        write_squares(read_photographs(photographs), Path(folder), IMAGES)
+        write_resized(read_photographs(photographs), Path(folder), IMAGES)
         files = sorted(Path(folder).rglob("*.jpg"))
         datasets = {storage: _prepare(folder, storage) for storage in ("jpeg", "raw")}
         in_memory = load_into_memory(datasets["jpeg"].splits["train"], num_threads=0)
         contenders: dict[str, Callable[[], Iterable[Any]]] = {
             "ours, JPEG": lambda: _ours(datasets["jpeg"].splits["train"]),
-            "ours, JPEG, cache=host": lambda: _ours(in_memory),
+            "ours, JPEG, in memory": lambda: _ours(in_memory),
             "ours, raw": lambda: _ours(datasets["raw"].splits["train"]),
             "ours, JPEG, with crops": lambda: _ours_with_crops(datasets["jpeg"]),
             "ours, raw, with crops": lambda: _ours_with_crops(datasets["raw"]),
@@ -95,7 +95,7 @@ def _ours_with_crops(dataset: Dataset) -> Iterator[jax.Array]:
 
 
 def _tf_data(files: list[Path], as_flax_example: bool) -> Iterator[Any]:
-    """flax/examples/imagenet in short: resized crop, mirror, normalised float32; or random crops as they are."""
+    """The pipeline of flax/examples/imagenet (resized crops, mirrored, normalised float32), or uint8 random crops."""
     import tensorflow as tf
 
     def load(path: Any) -> Any:
@@ -124,7 +124,7 @@ def _tf_data(files: list[Path], as_flax_example: bool) -> Iterator[Any]:
 
 
 def _data_loader(files: list[Path], workers: int, as_float: bool) -> Iterator[Any]:
-    """Pillow in worker processes; crops as bytes, or as the normalised float32 of PyTorch's ImageNet example."""
+    """Pillow in worker processes; uint8 crops, or normalised float32 as in PyTorch's ImageNet example."""
     import torch
     from PIL import Image
 
@@ -153,7 +153,7 @@ def _data_loader(files: list[Path], workers: int, as_float: bool) -> Iterator[An
 
 
 def _rate(batches: Any, seconds: float = 4.0) -> float:
-    """Images/s once the first ten batches, which start threads and processes, are there."""
+    """Images/s after the first ten batches, during which threads and processes start."""
     for _ in itertools.islice(batches, 10):
         pass
     count, began = 0, time.perf_counter()

@@ -1,12 +1,12 @@
-"""Kills training at random instants, continues it, and compares the end with that of a run that nobody disturbed.
+"""Kills training at random moments, resumes it, and compares the result with that of an undisturbed run.
 
     python -m benchmarks.interruptions --trials 30
 
-Each trial is a real `python main.py` on the synthetic images, which it prepares itself. SIGKILL comes from outside, at
-an instant of one of five kinds: at the start, while preparing images, in a step, in an evaluation, during a save. The
-same command continues the run, is perhaps killed again, and at last finishes. The parameters and the velocity of the
-last checkpoint, and metrics.jsonl, must be the same bytes as those of the undisturbed run. What a kill really hit is
-told from the files that it left: saving goes on beside steps and evaluations, so it may be two things.
+Each trial runs `python main.py` on synthetic images, which it prepares itself. It is killed by SIGKILL at a moment of
+one of five kinds: at the start, while preparing images, in a step, in an evaluation, during a save. The same command
+resumes the run, may be killed again, and finally finishes. Parameters and velocity of the last checkpoint, and
+metrics.jsonl, must be bit-for-bit those of the undisturbed run. What a kill really hit is inferred from the files left
+behind; it may be two things, as saving runs in parallel with steps and evaluations.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from alexnet_jax.run_plan import RunPlan
 from configs import alexnet
 
 KINDS = {"start": 4.0, "preparing": 0.4, "step": 0.03, "evaluation": 0.15, "save": 0.02}
-"""The kinds of instants, each with the most seconds to wait at random once the process is there."""
+"""The kinds of moments, each with the maximum of a random delay in seconds once the process has reached it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """A signal to a process: the kind of instant it was meant for, what it hit, and how the process ended."""
+    """A signal to a process: the intended kind of moment, what it hit, and how the process ended."""
 
     kind: str
     hit: tuple[str, ...]
@@ -55,7 +55,7 @@ class Stop:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """How a run was killed, how far it came, and in what it differs from the undisturbed one."""
+    """The result of a trial: its kills, the epochs reached, and the differences from the undisturbed run."""
 
     stops: list[Stop]
     epochs: float
@@ -67,7 +67,7 @@ class Trial:
 
 
 class Run:
-    """A training in a folder of its own, as it is seen from outside."""
+    """A training run in a folder of its own, observed from outside."""
 
     def __init__(self, folder: Path, compiled: Path, examples: int):
         self.folder, self.workdir, self.checkpoints = folder, folder / "run", folder / "run" / "checkpoints"
@@ -79,7 +79,7 @@ class Run:
             "eval_batch_size": 4,  # many steps, so that an evaluation lasts long enough to be hit
             "log_every_steps": 1,
             "checkpoint.every_steps": 7,
-            "optimizer.patience": 1,  # the rate is divided on the way
+            "optimizer.patience": 1,  # the learning rate drops during the run
         }
         config = alexnet.get_config("synthetic,lenet")
         config.update_from_flattened_dict(settings)
@@ -93,7 +93,7 @@ class Run:
         folder.mkdir(parents=True)
 
     def interrupt(self, kind: str, random: np.random.Generator, number: signal.Signals = signal.SIGKILL) -> Stop:
-        """Starts or continues the run and sends it a signal at an instant of a kind; it may have ended before that."""
+        """Starts or resumes the run and sends it a signal at a moment of a kind; it may have ended before that."""
         self._marks_before, self._begins_at = self._marks(), max([0, *checkpoint_names(self.checkpoints)])
         position = self._begins_at + random.uniform(0, 0.7) * (self.plan.total_examples - self._begins_at)
         process, began = self._start(), time.monotonic()
@@ -109,11 +109,11 @@ class Run:
         return Stop(kind, hit, self.epochs(), sent - began, time.monotonic() - sent, status)
 
     def finish(self) -> int:
-        """Starts or continues the run, leaves it alone and returns its exit status."""
+        """Starts or resumes the run, waits for its end and returns the exit status."""
         return self._start().wait(timeout=600)
 
     def outcome(self) -> dict[str, str]:
-        """SHA-256 of what the run ended with."""
+        """SHA-256 digests of the final parameters, velocity and metrics."""
         tree = restore(self.checkpoints, checkpoint_names(self.checkpoints)[-1]).tree
         leaves = jax.tree.leaves({name: tree[name] for name in ("params", "velocity")})
         contents = {
@@ -123,36 +123,36 @@ class Run:
         return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
     def epochs(self) -> float:
-        """How many are recorded."""
+        """The epochs that are recorded."""
         return self.plan.epoch(self._last_record()[1])
 
     def _start(self) -> subprocess.Popen[bytes]:
         with (self.folder / "log.txt").open("ab") as log:
-            place = Path(__file__).parent.parent
-            return subprocess.Popen(self._command, cwd=place, env=self._environment, stdout=log, stderr=log)
+            repository = Path(__file__).parent.parent
+            return subprocess.Popen(self._command, cwd=repository, env=self._environment, stdout=log, stderr=log)
 
     def _doing(self) -> tuple[str, ...]:
-        """What the process is at or was at when it ended, as the files tell it."""
+        """What the process is doing, or was doing when it ended, according to its files."""
         has_locked, has_opened_record = map(operator.ne, self._marks(), self._marks_before)
         if has_locked and list(self.folder.glob("data/*.partial")):
             return ("preparing",)
         kind, position = self._last_record()
         if not has_opened_record or position <= self._begins_at:
             return ("start",)
-        # Recorded is the last step before an evaluation, not its result; or the last result, and the test is to come.
+        # An evaluation runs if the last record is the step before it, or the last epoch, which the test follows.
         is_last = kind == "epoch" and position >= self.plan.total_examples
         is_evaluating = is_last or (kind == "step" and self.plan.is_evaluation(position))
-        # What an earlier process left half saved was removed before the first step.
+        # Incomplete checkpoints of earlier processes were removed before the first step.
         is_saving = bool(list(self.checkpoints.glob("*tmp*")))
         return ("evaluation" if is_evaluating else "step", *["save"] * is_saving)
 
     def _marks(self) -> tuple[list[int], list[int]]:
-        """Changed when a process begins to prepare, and when it has restored the run and opens the record anew."""
+        """Time stamps and inodes that change when a process starts to prepare, and when it has restored the run."""
         locks, records = self.folder.glob("data/*.lock"), self.workdir.glob("metrics.jsonl")
         return [path.stat().st_mtime_ns for path in locks], [path.stat().st_ino for path in records]
 
     def _last_record(self) -> tuple[str, int]:
-        """Its kind and position."""
+        """Kind and position (examples seen) of the last record in metrics.jsonl."""
         record = [{"kind": "none", "examples_seen": 0}, *read_metrics(self.workdir)][-1]
         return record["kind"], record["examples_seen"]
 
@@ -160,7 +160,16 @@ class Run:
 def fuzz(
     trials: int, kills: int, seed: int, folder: Path, kinds: Sequence[str] = tuple(KINDS), examples: int = 3001
 ) -> list[Trial]:
-    """Runs and prints trials of one to `kills` kills each, the first of each kind in turn; keeps runs that differ."""
+    """Runs and prints trials, and keeps the folders of runs that differ from the undisturbed one.
+
+    Args:
+      trials: number of trials.
+      kills: most kills in a trial; the kind of the first one cycles through `kinds`.
+      seed: seed of the random moments.
+      folder: where the runs are made.
+      kinds: the kinds of moments to kill at.
+      examples: number of synthetic images.
+    """
     undisturbed = Run(folder / "undisturbed", folder / "compiled", examples)
     if undisturbed.finish():
         raise RuntimeError((undisturbed.folder / "log.txt").read_text())
@@ -183,7 +192,7 @@ def fuzz(
 
 
 def summarize(results: Sequence[Trial]) -> str:
-    """How many runs are equal, and how often each kind was hit."""
+    """A summary: the number of equal runs, and how often each kind of moment was hit."""
     equal = sum(not trial.differences for trial in results)
     stops = [stop for trial in results for stop in trial.stops]
     hits = collections.Counter(kind for stop in stops for kind in stop.hit)
@@ -192,17 +201,17 @@ def summarize(results: Sequence[Trial]) -> str:
 
 
 def main() -> None:
-    """Prints a line a trial and a summary; the exit status is 1 if a run differs."""
+    """Prints a line per trial and a summary; exits with status 1 if a run differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=30)
-    parser.add_argument("--kills", type=int, default=2, help="at most so many in a trial")
+    parser.add_argument("--kills", type=int, default=2, help="most kills in a trial")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="interruptions"))
     results = fuzz(options.trials, options.kills, options.seed, folder)
     print(summarize(results))
     if any(trial.differences for trial in results):
-        sys.exit(f"the runs are kept in {folder}")
+        sys.exit(f"the runs that differ are kept in {folder}")
     shutil.rmtree(folder)
 
 

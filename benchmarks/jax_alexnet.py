@@ -13,12 +13,12 @@ from alexnet_jax.train_state import init_variables
 
 
 def load_steps(config: ConfigDict, training: bool) -> Callable[[int], object]:
-    """Returns what does so many training steps, or forward passes in testing, on one batch that is on the device."""
+    """Creates a function that runs a number of training steps, or forward passes, on one batch on the device."""
     return RandomTraining(config).run if training else _forward(config)
 
 
 def _forward(config: ConfigDict) -> Callable[[int], None]:
-    """Logits of float32 crops in testing, on the CPU."""
+    """Creates forward passes in testing on float32 crops, on the CPU."""
     model = get_model(config.model, config.model.num_classes)
     variables = init_variables(model, config.data.crop, config.seed)
     apply = jax.jit(lambda variables, images: model.apply(variables, images)[0])

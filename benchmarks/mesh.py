@@ -1,9 +1,9 @@
-"""What devices that share one network hold and tell each other, from the compiled training step; prints Markdown.
+"""Memory and communication of devices that share one network, from the compiled training step; prints Markdown.
 
     NPROC=16 XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m benchmarks.mesh
 
-compiles the full-size network of two towers on one device and on two as in 2012, and the network of 2014 on one, two
-and four. Nothing is trained: virtual devices show what is sent, not how fast.
+compiles the full-size network of two towers for one device and for two as in 2012, and the network of 2014 for one, two
+and four. Nothing is trained: virtual devices show how much is sent, not how fast.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from configs import alexnet
 FLOAT_BYTES = 4
 
 Moves = list[tuple[str, tuple[int, ...]]]
-"""Operations between devices and the shapes of their results."""
+"""Collectives and the shapes of their results."""
 
 
 def collectives(compiled: Any) -> Moves:
-    """What a program sends between the devices of a network, in float32; sums over devices apart."""
+    """The float32 collectives of a compiled program, except for all-reduces."""
     found = []
     for line in compiled.as_text().splitlines():
         match = re.search(r"= (.*?) (all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", line)
@@ -35,22 +35,22 @@ def collectives(compiled: Any) -> Moves:
 
 
 def received_bytes(moves: Moves, towers: int) -> float:
-    """Bytes that each of the devices of a network gets from the others."""
-    share = {
+    """Bytes that each device receives from the others that share its network."""
+    received_fraction = {
         "all-gather": (towers - 1) / towers,
         "reduce-scatter": towers - 1,
         "all-to-all": (towers - 1) / towers,
         "collective-permute": 1,
     }
-    return sum(FLOAT_BYTES * np.prod(shape) * share[operation] for operation, shape in moves)
+    return sum(FLOAT_BYTES * np.prod(shape) * received_fraction[operation] for operation, shape in moves)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints a line for each mesh."""
+    """Prints a row for each network and mesh."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--choices", default="synthetic", help="besides the preset, for configs/alexnet.py")
+    parser.add_argument("--choices", default="synthetic", help="choices of configs/alexnet.py besides the preset")
     choices = parser.parse_args(argv).choices
-    print("| network | data x tower | KB received an image | parameters and velocity, MB | working memory, MB |")
+    print("| network | data x tower | KB received per image | parameters and velocity, MB | working memory, MB |")
     print("|---|---|--:|--:|--:|")
     for preset, meshes in (("source", ((1, 1), (1, 2))), ("owt", ((1, 1), (1, 2), (1, 4)))):
         for rows, towers in meshes:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def describe(choices: str, rows: int, towers: int) -> str:
-    """The cells of a mesh: KB an image, MB of state, MB of everything else in a step."""
+    """The last cells of a row: KB received per image, MB of state, MB of temporary memory in a step."""
     config = alexnet.get_config(choices)
     config.batch_size = 128
     config.parallel.update({"mode": "mesh", "num_devices": rows * towers, "towers": towers})

@@ -1,4 +1,4 @@
-"""Photographs for the benchmarks: from a folder or a tar of JPEGs, and squares of 256 pixels made of them."""
+"""Photographs for the benchmarks: read from a folder or a tar of JPEGs, and resized to 256 x 256 pixels."""
 
 import io
 import tarfile
@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 
 def read_photographs(path: Path) -> list[bytes]:
-    """The JPEGs in a tar, or below a folder, sorted by name."""
+    """The contents of the JPEGs in a tar or in a folder and its subfolders, sorted by name."""
     if path.is_dir():
         return [file.read_bytes() for file in sorted(path.rglob("*")) if file.suffix.lower() in (".jpg", ".jpeg")]
     with tarfile.open(path) as tar:
@@ -16,12 +16,12 @@ def read_photographs(path: Path) -> list[bytes]:
         return [tar.extractfile(member).read() for member in members]  # type: ignore[union-attr]
 
 
-def write_squares(photographs: list[bytes], folder: Path, count: int) -> None:
-    """Writes `count` different JPEGs of 256 x 256 pixels and quality 90, half to each of two classes."""
+def write_resized(photographs: list[bytes], folder: Path, count: int) -> None:
+    """Writes `count` different JPEGs of 256 x 256 pixels and quality 90, divided equally into two classes."""
     for number in range(count):
         round_, index = divmod(number, len(photographs))
         picture = ImageOps.fit(Image.open(io.BytesIO(photographs[index])).convert("RGB"), (256 + round_,) * 2)
-        square = picture.crop((round_ // 2, round_ // 2, round_ // 2 + 256, round_ // 2 + 256))
+        resized = picture.crop((round_ // 2, round_ // 2, round_ // 2 + 256, round_ // 2 + 256))
         path = folder / "train" / f"class{number % 2}" / f"{number:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        square.save(path, quality=90)
+        resized.save(path, quality=90)

@@ -1,10 +1,10 @@
-"""Preparing photographs at their own size: this project against Pillow, in a loop over all cores and in a TFDS builder.
+"""Preparing full-size photographs: this project against Pillow, in a loop on all cores and in a TFDS builder.
 
     python -m pip install -r benchmarks/requirements.txt
     python -m benchmarks.prepare PHOTOGRAPHS
 
-PHOTOGRAPHS is a folder or a tar of JPEGs, which are copied twenty times over. All write squares of 256 pixels as JPEG
-of quality 90; this project also takes the hash of each file, the mean image and the colours' covariance.
+PHOTOGRAPHS is a folder or a tar of JPEGs, of which twenty copies are used. All write resized images of 256 x 256 pixels
+as JPEG of quality 90; this project also computes the hash of each file, the mean image and the covariance of colours.
 """
 
 import argparse
@@ -33,7 +33,7 @@ COPIES, ROUNDS = 20, 3
 
 
 def main() -> None:
-    """Prints images/s of each, medians of three rounds with their spread, the ratios and bytes an image."""
+    """Prints the images/s of each, medians of three rounds with their range, the ratios, and bytes per image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path)
     photographs = read_photographs(parser.parse_args().photographs)
@@ -55,11 +55,11 @@ def main() -> None:
             out.mkdir()
             began = time.perf_counter()
             with multiprocessing.Pool(available_cores()) as pool:
-                pool.starmap(_square, [(file, out / file.name) for file in files], chunksize=16)
+                pool.starmap(_resize, [(file, out / file.name) for file in files], chunksize=16)
             pillow.append(len(files) / (time.perf_counter() - began))
             began = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                Squares(files, data_dir=f"{folder}/tfds{round_}", file_format="array_record").download_and_prepare()
+                Resized(files, data_dir=f"{folder}/tfds{round_}", file_format="array_record").download_and_prepare()
             builder.append(len(files) / (time.perf_counter() - began))
         info = read_info(directory)
         assert info
@@ -68,11 +68,11 @@ def main() -> None:
         rate, ratio = statistics.median(rates), statistics.median(ours) / statistics.median(rates)
         print(f"{name:24} {rate:6,.0f} images/s ({min(rates):,.0f} to {max(rates):,.0f}); ours {ratio:.2f}x")
     for name, size in sizes.items():
-        print(f"{name}: {size / len(files):,.0f} bytes an image")
+        print(f"{name}: {size / len(files):,.0f} bytes per image")
 
 
-class Squares(tfds.core.GeneratorBasedBuilder):
-    """What `tfds build` runs: one image after the other."""
+class Resized(tfds.core.GeneratorBasedBuilder):
+    """A data set as `tfds build` would prepare it, one image after the other."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -90,16 +90,16 @@ class Squares(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for path in self._files:
-            square = io.BytesIO()
-            _square(path, square)
-            square.seek(0)
-            yield path.name, {"image": square, "label": path.parent.name}
+            resized = io.BytesIO()
+            _resize(path, resized)
+            resized.seek(0)
+            yield path.name, {"image": resized, "label": path.parent.name}
 
 
-def _square(source: Path, target: Path | io.BytesIO) -> None:
+def _resize(source: Path, target: Path | io.BytesIO) -> None:
     with Image.open(source) as picture:
-        square = ImageOps.fit(picture.convert("RGB"), (256, 256), Image.Resampling.BICUBIC)
-    square.save(target, format="JPEG", quality=90)
+        resized = ImageOps.fit(picture.convert("RGB"), (256, 256), Image.Resampling.BICUBIC)
+    resized.save(target, format="JPEG", quality=90)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The parts of our training step: their arithmetic, the fewest bytes they can move, and their time when run alone."""
+"""Roofline of our training step: FLOPs, fewest bytes moved, and time when run alone, of each of its parts."""
 
 import dataclasses
 import functools
@@ -25,11 +25,11 @@ Call = tuple[Any, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """What the device really reaches.
+    """The measured peaks of the device.
 
     Attributes:
-      flops: a second, of a large matrix product, by precision.
-      bandwidth: bytes a second, read and written, of a large array.
+      flops: FLOP/s of a large matrix product, by precision.
+      bandwidth: bytes/s read and written of a large array.
     """
 
     flops: Mapping[str, float]
@@ -38,12 +38,12 @@ class Peaks:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A part of a training step with the whole batch.
+    """A part of a training step on the whole batch.
 
     Attributes:
-      name: conv1, ... fc8 for a layer with what follows it, "crops" or "optimizer".
-      flops: of forward and backward pass, two for a multiply-accumulate of a convolution or a matrix product.
-      bytes: the fewest that must be moved if nothing is computed twice and what follows a product is one pass.
+      name: conv1, ... fc8 for a layer and the operations that follow it, "crops", or "optimizer".
+      flops: FLOPs of forward and backward pass, two per multiply-accumulate of convolutions and matrix products.
+      bytes: fewest bytes moved if nothing is recomputed and the operations after a product are fused into one pass.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Part:
 
 
 def measure_peaks(size: int, length: int, seconds: float) -> Peaks:
-    """Multiplies size x size matrices of noise, and adds 1 to `length` numbers."""
+    """Measures the peaks with products of random size x size matrices, and by adding 1 to `length` numbers."""
     a, b = (jax.random.normal(key, (size, size)) for key in jax.random.split(jax.random.key(0)))
 
     def flops(dtype: Any, precision: str) -> float:
@@ -71,22 +71,22 @@ def measure_peaks(size: int, length: int, seconds: float) -> Peaks:
 
 
 def get_parts(config: ConfigDict) -> list[Part]:
-    """All parts but the loss, in the order of the step.
+    """All parts of the step except the loss, in order.
 
-    Of a layer, the input is read twice and its gradient written; the output is written and its gradient read; the
-    product is written and read where pooling follows, else the output is read again; parameters are read twice. All
-    that is of the type of computation; gradients of parameters and what the optimizer reads and writes are float32.
+    Bytes of a layer: its input is read twice and the input's gradient written; its output is written and the output's
+    gradient read; the product is written and read if pooling follows, otherwise the output is read again; parameters
+    are read twice. All these are of the compute type. Parameter gradients and the optimizer's arrays are float32.
     """
     batch_size, itemsize = config.batch_size, jnp.dtype(config.model.compute_dtype).itemsize
     rows = summarize(get_model(config.model, config.model.num_classes), config.data.crop)
     pixels = math.prod(_image_shape(config))
     parts, parameters = [Part("crops", 0, pixels * (1 + itemsize))], 0
     values = pixels // batch_size
-    for _, of_layer in itertools.groupby(rows, lambda row: row.name.strip(string.ascii_letters + "_")):
-        product, *others = of_layer
+    for _, operations in itertools.groupby(rows, lambda row: row.name.strip(string.ascii_letters + "_")):
+        product, *others = operations
         output = math.prod([product, *others][-1].shape)
         kept = 2 * math.prod(product.shape) if output != math.prod(product.shape) else output
-        products = 2 if product is rows[0] else 3  # nobody needs the gradient of images
+        products = 2 if product is rows[0] else 3  # the gradient of the images is not needed
         activations = batch_size * (products * values + kept + 2 * output)
         moved = itemsize * (activations + 2 * product.parameters) + 4 * product.parameters
         parts.append(Part(product.name, products * 2 * product.macs * batch_size, moved))
@@ -95,7 +95,7 @@ def get_parts(config: ConfigDict) -> list[Part]:
 
 
 def time_parts(config: ConfigDict, seconds: float) -> list[float]:
-    """Seconds of each of `get_parts`, compiled and run alone."""
+    """Seconds of each part in `get_parts`, compiled and run alone."""
     training = RandomTraining(config)
     return [
         seconds_of(*_crops(training), at_least=seconds),
@@ -105,17 +105,17 @@ def time_parts(config: ConfigDict, seconds: float) -> list[float]:
 
 
 def _crops(training: RandomTraining) -> Call:
-    """Random crops, mirror images and mean."""
+    """Random crops, mirror images and mean subtraction."""
 
     def crops(batch: Any) -> Any:
         keys = jax.random.split(jax.random.key(0), len(batch["id"]))
         return training_images(training.experiment.preprocessing, batch["image"], keys, batch["epoch"])
 
-    return crops, jax.tree.map(lambda of_devices: of_devices[0], training.batch)
+    return crops, jax.tree.map(lambda array: array[0], training.batch)
 
 
 def _layers(model: AlexNet, config: ConfigDict) -> Iterator[Call]:
-    """Each layer with what follows it, as a network of its own: forward pass and both gradients."""
+    """Forward pass and both gradients of each layer with the operations that follow it, as a network of its own."""
     key = jax.random.key(0)
     keys = jax.random.split(key, config.batch_size)
     like = jax.ShapeDtypeStruct(_image_shape(config), jnp.float32)
@@ -134,7 +134,7 @@ def _forward(model: AlexNet, keys: Any, params: Any, x: Any) -> Any:
 
 
 def _forward_and_backward(forward: Callable[[Any, Any], Any], of_input: bool, params: Any, x: Any, dy: Any) -> Any:
-    """The output, the gradients of the parameters and, if asked for, that of the input."""
+    """The output, the gradient of the parameters and, if `of_input`, that of the input."""
     if of_input:
         y, gradients = jax.vjp(forward, params, x)
     else:
@@ -143,12 +143,12 @@ def _forward_and_backward(forward: Callable[[Any, Any], Any], of_input: bool, pa
 
 
 def _update(training: RandomTraining) -> Call:
-    """The optimizer's step, with a copy of the parameters in place of gradients."""
+    """The optimizer's update, with a copy of the parameters as gradients."""
     state = training.state
 
     def update(gradients: Any, opt_state: Any, params: Any) -> Any:
-        rates = {"learning_rates": state.learning_rates}
-        updates, opt_state = training.experiment.optimizer.update(gradients, opt_state, params, **rates)
+        extra = {"learning_rates": state.learning_rates}
+        updates, opt_state = training.experiment.optimizer.update(gradients, opt_state, params, **extra)
         return opt_state, optax.apply_updates(params, updates)
 
     return update, jax.tree.map(jnp.copy, state.params), state.opt_state, state.params
@@ -159,7 +159,7 @@ def _image_shape(config: ConfigDict) -> tuple[int, int, int, int]:
 
 
 def seconds_of(function: Callable[..., Any], *arguments: Any, at_least: float) -> float:
-    """Seconds of a call once compiled, the mean of as many as fill `at_least` seconds."""
+    """Mean seconds of a compiled call, over as many calls as take about `at_least` seconds."""
     compiled = jax.jit(function)
 
     def run(calls: int) -> float:

@@ -1,10 +1,10 @@
-"""What saving costs training: the share of time for which saves block it, and how much longer it takes.
+"""The cost of saving checkpoints: fraction of time for which it blocks training, and how much longer training takes.
 
     python -m benchmarks.saving synthetic,lenet synthetic,caffe
 
-trains each network on random images for a while without and with a checkpoint after every few steps, in turn, so that
-the machine's mood hits both alike. A checkpoint is left out where `train.py` leaves out one of
-`config.checkpoint.every_steps`; with --always none is, as if each were one of an evaluation, which waits.
+trains each network on random images with and without a checkpoint after every few steps, in turns, so that changes in
+the machine's load affect both alike. While an earlier checkpoint is still being written, the next is skipped, as
+`train.py` does for `config.checkpoint.every_steps`; with --always it waits instead, as after an evaluation.
 """
 
 import argparse
@@ -27,27 +27,27 @@ def main() -> None:
     parser.add_argument("networks", nargs="+", help="CHOICES of configs/alexnet.py")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--every", type=int, default=5, help="steps between checkpoints")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of training without checkpoints, each round")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of training without checkpoints in each round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--always", action="store_true", help="leave no checkpoint out")
-    parser.add_argument("--folder", help="where checkpoints are written; a temporary folder by default")
+    parser.add_argument("--always", action="store_true", help="skip no checkpoint")
+    parser.add_argument("--folder", help="parent of the temporary folder of checkpoints")
     arguments = parser.parse_args()
     for choices in arguments.networks:
         measure(choices, arguments)
 
 
 def measure(choices: str, arguments: argparse.Namespace) -> None:
-    """Trains one network with and without saves."""
+    """Trains one network with and without checkpoints and prints the cost."""
     config = alexnet.get_config(choices)
     config.batch_size = arguments.batch
     training = RandomTraining(config)
     step_seconds = min(training.run(4))
     intervals = max(1, round(arguments.seconds / step_seconds / arguments.every))
     megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tree(training))) / 1e6
-    print(f"{choices}: {megabytes:.1f} MB, a checkpoint each {arguments.every} steps of {1e3 * step_seconds:.1f} ms")
+    print(f"{choices}: {megabytes:.1f} MB, a checkpoint every {arguments.every} steps of {1e3 * step_seconds:.1f} ms")
     blocked, slower, saved, longest = [], [], 0, 0.0
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, Checkpoints(Path(folder), keep=2) as checkpoints:
-        checkpoints.save(0, tree(training), {}, None)  # the first also takes memory and imports modules
+        checkpoints.save(0, tree(training), {}, None)  # the first save also allocates memory and imports modules
         for round_number in range(arguments.rounds):
             checkpoints.wait()
             plain = sum(sum(training.run(arguments.every)) for _ in range(intervals))
@@ -68,7 +68,7 @@ def measure(choices: str, arguments: argparse.Namespace) -> None:
 
 
 def tree(training: RandomTraining) -> dict[str, object]:
-    """What `train.py` saves of a state, but for a few numbers."""
+    """The arrays of a state that `train.py` saves."""
     state = training.state
     velocity = optax.tree.get(state.opt_state, "trace")
     return {"params": state.params, "batch_stats": state.batch_stats, "velocity": velocity}

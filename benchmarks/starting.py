@@ -1,10 +1,10 @@
-"""How often each preset starts to learn at its full size, on CIFAR-10 enlarged to 256 pixels; prints Markdown.
+"""How often each full-size preset starts to learn, on CIFAR-10 enlarged to 256 pixels; prints Markdown.
 
     python -m benchmarks.starting --data-dir=cifar10
 
-cifar10 holds train/CLASS/*.jpg and test/CLASS/*.jpg. A run is the preset's own but for its batch; it ends once it has
-started (alexnet_jax/diagnosis/start_watch.py) or after --steps. results/starting.json is written after each run; what
-is there already is not run again.
+cifar10 holds train/CLASS/*.jpg and test/CLASS/*.jpg. A run differs from the preset only in its batch size; it ends once
+it has started (alexnet_jax/diagnosis/start_watch.py) or after --steps. results/starting.json is written after each run;
+runs that it already holds are not repeated.
 """
 
 import argparse
@@ -37,20 +37,20 @@ Run = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Does the runs that are missing, then prints a line for each preset."""
+    """Does the missing runs, then prints a row for each preset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="CIFAR-10 as a folder")
     parser.add_argument("--prepared-dir", default="data", help="folder of prepared data sets")
     parser.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS)
-    parser.add_argument("--seeds", type=int, help="of each preset; by default 3, and 5 of source")
-    parser.add_argument("--steps", type=int, default=150, help="that a run may take to start")
-    parser.add_argument("--batch", type=int, default=32, help="images a step, small for a CPU; papers have 128 or more")
+    parser.add_argument("--seeds", type=int, help="seeds of each preset; by default 3, and 5 of source")
+    parser.add_argument("--steps", type=int, default=150, help="steps within which a run must start")
+    parser.add_argument("--batch", type=int, default=32, help="images per step; small for a CPU, papers use 128 or 256")
     parser.add_argument("--output", type=Path, default=Path("results/starting.json"))
     options = parser.parse_args(argv)
     folder = _subset(options.data_dir, Path(options.prepared_dir) / "starting")
     runs: list[Run] = json.loads(options.output.read_text())["results"]["runs"] if options.output.exists() else []
     budget = {"steps": options.steps, "batch": options.batch}
-    print(f"batches of {options.batch}, {options.steps} steps at most, {IMAGES_A_CLASS['train']} images a class")
+    print(f"batches of {options.batch}, {options.steps} steps at most, {IMAGES_A_CLASS['train']} images per class")
     for preset in options.presets:
         for seed in range(options.seeds or (5 if preset == "source" else 3)):
             about = {"preset": preset, "seed": seed, **budget}
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def start(config: ConfigDict, steps: int) -> Run:
-    """Trains as main.py does until the run has started, for so many steps at most."""
+    """Trains as main.py does until the run has started, for at most `steps` steps."""
     began = time.monotonic()
     with console.muted():
         experiment = open_experiment(config)
@@ -74,8 +74,8 @@ def start(config: ConfigDict, steps: int) -> Run:
     batches = experiment.source.batches(0, batch_size=size, seed=config.seed, rows=slice(None))
     with contextlib.closing(batches):
         for step, batch in enumerate(itertools.islice(batches, steps)):
-            rates = learning_rates.at(experiment.plan.epoch(step * size)).by_parameter
-            state = experiment.with_learning_rates(state, rates)
+            current = learning_rates.at(experiment.plan.epoch(step * size)).by_parameter
+            state = experiment.with_learning_rates(state, current)
             state, sums = experiment.train_step(state, experiment.devices.shard(batch))
             loss = float(sums["loss_sum"]) / float(sums["count"])
             if not math.isfinite(loss) or watch.is_stuck(step + 1, loss) or watch.started_at is not None:
@@ -89,7 +89,7 @@ def start(config: ConfigDict, steps: int) -> Run:
 
 
 def summarize(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """Seeds, how many started and their median steps, by preset."""
+    """Number of seeds, number that started, and their median step, by preset."""
     cells = {}
     for preset in dict.fromkeys(run["preset"] for run in runs):
         steps = [run["started_at"] for run in runs if run["preset"] == preset]
@@ -107,7 +107,7 @@ def _config(folder: Path, prepared_dir: str, about: Run) -> ConfigDict:
 
 
 def _subset(source: Path, folder: Path) -> Path:
-    """The first images of each class, copied, so that they are soon prepared."""
+    """Copies the first images of each class to a folder, which takes less time to prepare."""
     for split, images in IMAGES_A_CLASS.items():
         for directory in sorted(path for path in (source / split).iterdir() if path.is_dir()):
             (folder / split / directory.name).mkdir(parents=True, exist_ok=True)

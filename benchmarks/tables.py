@@ -1,8 +1,8 @@
-"""The tables of docs/results.md that come from files under results/, as Markdown.
+"""Prints the tables of docs/results.md that are made from files under results/, as Markdown.
 
     python -m benchmarks.tables
 
-Each ends with what was measured where, and by which command. A test compares the page with them.
+Each table ends with a line on data, seeds, hardware and command. A test compares the page with the tables.
 """
 
 import json
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def table(path: Path) -> list[str]:
-    """The lines of a file's table."""
+    """The lines of the table of a results file."""
     content = json.loads(path.read_text())
     kind, results = path.stem.partition("_")[0], content["results"]
     lines = {"ablations": _ablations, "figure1": _figure1, "starting": _starting, "faults": _faults}[kind](results)
@@ -47,13 +47,13 @@ def _ablations(results: dict[str, Any]) -> Iterator[str]:
     measured = [RowResult(tuple(row["errors"])) for row in rows]
     for row, result in zip(rows, measured, strict=True):
         if not result.errors:
-            continue  # all seeds failed, as the file says
+            continue  # all seeds failed
         theirs = f" {row['paper']} | {row['source']} |" if claims else ""
         yield f"| {row['what']} | {result.text()} | {result.difference(measured[0])} |{theirs}"
 
 
 def _figure1(results: dict[str, Any]) -> Iterator[str]:
-    yield "| network | activation | best rate | epochs to 25 % error | tanh : ReLU | to tanh's last error |"
+    yield "| network | activation | best learning rate | epochs to 25 % error | tanh : ReLU | to tanh's last error |"
     yield "|---|---|--:|--:|--:|--:|"
     for network, of_network in results.items():
         ratios = of_network["ratios_at_the_last_error_of_tanh"]

@@ -1,4 +1,4 @@
-"""The network of an `AlexNet` module, written in PyTorch: the peer of `train_step.py` and `gpu.py`."""
+"""`AlexNet` in PyTorch, the network against which `train_step.py` and `gpu.py` time this project."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 class TorchAlexNet(nn.Module):
-    """Convolutional and fully connected layers with what follows them; images are NCHW, best in channels_last.
+    """AlexNet as a PyTorch module; images are NCHW, best in channels_last.
 
-    It can be pickled, and the process that reads it back imports no JAX: its memory is PyTorch's alone.
+    It can be pickled, and unpickling imports no JAX, so that a process's memory is PyTorch's alone.
 
     Attributes:
-      operations: everything in order; a layer with weights has its Flax name: conv1, ... fc8.
-      kernels: by that name, the rows, columns and channels that one unit of the layer sees.
+      operations: all operations in order; a layer with weights has its Flax name, conv1 to fc8.
+      kernels: rows, columns and channels of a kernel of each layer, by that name.
     """
 
     def __init__(self, model: "AlexNet", crop: int) -> None:
-        """The network for crop x crop images, initialised as PyTorch does it.
+        """Builds the network for crop x crop images, with PyTorch's default initialisation.
 
-        Raises ValueError for an operation, a kind of layer or an activation that is not written here.
+        Raises ValueError for a kind of layer, an operation or an activation that is not implemented here.
         """
-        from alexnet_jax.ops.windows import output_size, window_padding  # here and not above: see the class
+        from alexnet_jax.ops.windows import output_size, window_padding  # here, so that unpickling imports no JAX
 
         super().__init__()
         self.operations = nn.Sequential()
@@ -45,7 +45,7 @@ class TorchAlexNet(nn.Module):
                 groups = model.towers if layer.own_tower else 1
                 window = extent, layer.kernel, layer.stride, layer.pad, model.conv_ceil
                 before, after = window_padding(*window)
-                if after > before:  # Conv2d pads all sides alike
+                if after > before:  # Conv2d pads all sides equally
                     self.operations.append(nn.ZeroPad2d((0, after - before, 0, after - before)))
                 weighted: nn.Module = nn.Conv2d(
                     channels, features, layer.kernel, layer.stride, layer.pad, groups=groups
@@ -58,7 +58,7 @@ class TorchAlexNet(nn.Module):
                 self.kernels[name] = extent, extent, channels
                 extent = 1
             else:
-                raise ValueError(f"{name}: only conv and fc are written in PyTorch")
+                raise ValueError(f"{name}: only conv and fc are implemented in PyTorch")
             self.operations.add_module(name, weighted)
             for operation in layer.then:
                 self.operations.extend(_operation(operation, model, layer.pool))
@@ -67,17 +67,17 @@ class TorchAlexNet(nn.Module):
             channels = features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits, [batch, classes], of normalised images, [batch, 3, crop, crop]."""
+        """Computes logits, [batch, classes], of preprocessed images, [batch, 3, crop, crop]."""
         return self.operations(images)
 
     def normalise_by_slices(self) -> None:
-        """Takes `F.local_response_norm` apart into sums, which `torch.compile` makes one loop of."""
+        """Replaces `F.local_response_norm` by sums of slices, which `torch.compile` fuses into one loop."""
         for module in self.modules():
             if isinstance(module, CrossMapNorm):
                 module.by_slices = True
 
     def load_flax(self, params: Mapping[str, Any]) -> None:
-        """Copies the parameters of the Flax network; our first fully connected layer flattens NHWC, this one NCHW."""
+        """Copies the parameters of the Flax network, whose first fully connected layer flattens NHWC, not NCHW."""
         with torch.no_grad():
             for name, window in self.kernels.items():
                 layer: Any = self.operations.get_submodule(name)
@@ -87,7 +87,7 @@ class TorchAlexNet(nn.Module):
 
 
 def _operation(name: str, model: "AlexNet", pool: str) -> list[nn.Module]:
-    """What one name in `Layer.then` stands for."""
+    """The modules for one name in `Layer.then`. Raises ValueError for one that is not implemented."""
     match name:
         case "act" if model.activation == "relu":
             return [nn.ReLU(inplace=True)]
@@ -106,7 +106,7 @@ def _operation(name: str, model: "AlexNet", pool: str) -> list[nn.Module]:
         case "dropout":
             return [nn.Dropout(float(model.dropout_rate)), Scale(1 - float(model.dropout_rate))]
         case _:
-            raise ValueError(f"{name} (activation {model.activation}) is not written in PyTorch")
+            raise ValueError(f"{name} (activation {model.activation}) is not implemented in PyTorch")
 
 
 class CrossMapNorm(nn.Module):
@@ -117,12 +117,12 @@ class CrossMapNorm(nn.Module):
     def __init__(self, lrn: "LRN", towers: int) -> None:
         super().__init__()
         self.size, self.alpha, self.k = lrn.size, lrn.alpha, lrn.k
-        self.parts = towers if lrn.per_tower else 1
+        self.groups = towers if lrn.per_tower else 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps keep their shape and, where sums and powers are of another, their type."""
-        parts = [self._normalise(part).to(x.dtype) for part in x.chunk(self.parts, dim=1)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        """Normalises maps, keeping their type."""
+        normalised = [self._normalise(group).to(x.dtype) for group in x.chunk(self.groups, dim=1)]
+        return normalised[0] if len(normalised) == 1 else torch.cat(normalised, dim=1)
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
         if not self.by_slices:  # torch divides alpha by the size
@@ -141,7 +141,7 @@ class WithinMapNorm(nn.Module):
         self.size, self.alpha = size, alpha
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps keep their shape and type."""
+        """Normalises maps, keeping their type."""
         wide = x.float()
         mean = F.avg_pool2d(wide * wide, self.size, stride=1, padding=self.size // 2)
         return (wide * _power_minus_three_quarters(1 + self.alpha * self.size**2 * mean)).to(x.dtype)
@@ -153,19 +153,19 @@ def _power_minus_three_quarters(x: torch.Tensor) -> torch.Tensor:
 
 
 class Scale(nn.Module):
-    """Multiplies by a constant: after `nn.Dropout`, which rescales in training, it makes the 2012 convention."""
+    """Multiplies by a constant; after `nn.Dropout`, which rescales in training, this gives the 2012 convention."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """A number for a number."""
+        """Scales all elements."""
         return x * self.factor
 
 
 def save_network(config: ConfigDict, path: Path) -> None:
-    """Writes what `config.model` describes, with the parameters that our own training starts from."""
+    """Writes the network of `config.model` as a PyTorch module, with the initial parameters of our training."""
     from alexnet_jax.models.alexnet import get_model
     from alexnet_jax.train_state import init_variables
 
@@ -184,19 +184,19 @@ def load_steps(
     device: str = "cpu",
     autocast: bool = False,
 ) -> Callable[[int], None]:
-    """Returns what does so many training steps, or forward passes in testing, on one batch of crops in memory.
+    """Creates a function that runs a number of training steps, or forward passes, on one batch of crops in memory.
 
-    With what PyTorch recommends: channels_last, the fused optimizer, on a GPU TF32 and cuDNN's fastest algorithms, and
-    for testing constant weights, which the compiler lays out once.
+    It uses what PyTorch recommends: channels_last, the fused optimizer, on a GPU TF32 and cuDNN's fastest algorithms,
+    and in testing frozen weights, which the compiler lays out once.
 
     Args:
-      config: batch size, crop and training rule.
-      path: what `save_network` wrote.
-      training: training steps; else logits in testing.
+      config: batch size, crop and optimizer settings.
+      path: the file that `save_network` wrote.
+      training: run training steps; otherwise forward passes in testing.
       compiled: arguments of `torch.compile`; None to run eagerly.
       lrn_by_slices: see `TorchAlexNet.normalise_by_slices`.
       device: "cpu" or "cuda".
-      autocast: products in bfloat16.
+      autocast: compute products in bfloat16.
     """
     torch.set_num_threads(available_cores())
     if device == "cuda":
@@ -208,8 +208,8 @@ def load_steps(
     crops = 70 * torch.randn(config.batch_size, 3, config.data.crop, config.data.crop, device=device)
     crops = crops.to(memory_format=torch.channels_last)
     labels = torch.randint(config.model.num_classes, (config.batch_size,), device=device)
-    rule = {name: config.optimizer[name] for name in ("momentum", "weight_decay")}
-    optimizer = torch.optim.SGD(network.parameters(), config.optimizer.learning_rate, **rule, fused=True)
+    options = {name: config.optimizer[name] for name in ("momentum", "weight_decay")}
+    optimizer = torch.optim.SGD(network.parameters(), config.optimizer.learning_rate, **options, fused=True)
 
     def loss() -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=autocast):

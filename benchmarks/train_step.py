@@ -1,13 +1,12 @@
-"""Our training step and forward pass against the same network in PyTorch, on the CPU, both at their best settings.
+"""Our training step and forward pass against the same network in PyTorch, on the CPU, each at its best settings.
 
     python -m pip install -r benchmarks/requirements.txt
     python -m benchmarks.train_step --rounds 5
 
-Ours is the step as the training loop compiles it, with random crops, mirror images and mean out of bytes; PyTorch is
-given ready float32 crops in memory, which is in its favour. PyTorch runs in channels_last, eager and compiled (which
-needs a C++ compiler), and with response normalisation also in a form that it compiles better than its own; the ratio is
-taken against the fastest. Each contender has a process of its own; they take turns, so that the machine's mood hits all
-alike.
+Our step is the one of the training loop, including random crops, mirror images and mean subtraction from bytes; PyTorch
+is given float32 crops in memory, which is in its favour. PyTorch runs in channels_last, eager and compiled (which needs
+a C++ compiler); response normalisation also runs in a form that it compiles better. The ratio is to the fastest of
+these. Each contender has a process of its own, and they take turns, so that changes in load affect all alike.
 """
 
 import argparse
@@ -43,7 +42,7 @@ PEERS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What is timed: the choices of a config with changes, its training step or the forward pass in testing."""
+    """A config with changes, of which the training step or the forward pass in testing is timed."""
 
     choices: str
     changes: Mapping[str, Any]
@@ -51,14 +50,14 @@ class Workload:
 
     @property
     def config(self) -> ConfigDict:
-        """The whole config."""
+        """The complete config."""
         config = alexnet.get_config(self.choices)
         config.update_from_flattened_dict(self.changes)
         return config
 
     @property
     def has_lrn(self) -> bool:
-        """Whether the network normalises responses, as the presets used here do."""
+        """Whether the network has response normalisation, which the presets used here have by default."""
         return self.config.model.lrn != "none"
 
 
@@ -73,10 +72,10 @@ WORKLOADS = {
 
 
 def main() -> None:
-    """Prints the machine, then images/s, ratios and memory of each workload."""
+    """Prints versions and processor, then images/s, ratios and memory for each workload."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=WORKLOADS, help="one workload")
+    parser.add_argument("--only", choices=WORKLOADS, help="time only this workload")
     arguments = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "torch"))
@@ -88,7 +87,7 @@ def main() -> None:
 
 
 def compare(name: str, workload: Workload, rounds: int) -> Iterator[str]:
-    """Times the contenders by turns; yields a row of the table for each."""
+    """Times the contenders in turns; yields a row of the table for each."""
     peers = [peer for peer in PEERS if workload.has_lrn or not PEERS[peer]["lrn_by_slices"]]
     rates: dict[str, list[float]] = {contender: [] for contender in (OURS, *peers)}
     memory: dict[str, float] = {}
@@ -106,9 +105,9 @@ def compare(name: str, workload: Workload, rounds: int) -> Iterator[str]:
                 rate, memory[contender] = child.round()
                 rates[contender].append(rate)
         seconds = (time.perf_counter() - began) * (psutil.cpu_count() or 1)
-        share = (_taken_by_others(children.values()) - taken) / seconds
-    if share > 0.05:
-        yield f"{name:26}worth nothing: other processes took {share:.0%} of the cores, PyTorch's threads suffer most"
+        fraction = (_taken_by_others(children.values()) - taken) / seconds
+    if fraction > 0.05:
+        yield f"{name:26}unreliable: other processes used {fraction:.0%} of the cores, which slows PyTorch most"
     best = max(peers, key=lambda peer: statistics.median(rates[peer]))
     ratios = [ours / theirs for ours, theirs in zip(rates[OURS], rates[best], strict=True)]
     for contender, values in rates.items():
@@ -120,9 +119,9 @@ def compare(name: str, workload: Workload, rounds: int) -> Iterator[str]:
 
 
 def _taken_by_others(children: Iterable[Child]) -> float:
-    """Seconds so far in which a core worked for another process than these."""
+    """CPU seconds so far that were used by processes other than the children."""
     times = psutil.cpu_times()
-    idle = times.idle + getattr(times, "iowait", 0.0)  # Linux counts waiting for disks apart
+    idle = times.idle + getattr(times, "iowait", 0.0)  # Linux counts waiting for disks separately
     return sum(times) - idle - sum(child.cpu_seconds() for child in children)
 
 

@@ -18,7 +18,7 @@ os.environ["NPROC"] = "16"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiled programs are shared by the tests and the processes that they start.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import jax
 import pytest
@@ -47,14 +47,22 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     is_worker = "PYTEST_XDIST_WORKER" in os.environ
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if is_whole and not is_worker and config.option.numprocesses is None:
-        config.option.numprocesses = len(os.sched_getaffinity(0))
-        config.option.dist = "worksteal" if config.option.markexpr == "slow" else "loadfile"
+        is_slow = config.option.markexpr == "slow"
+        config.option.numprocesses = len(os.sched_getaffinity(0)) + is_slow  # slow tests often wait for other processes
+        config.option.dist = "worksteal" if is_slow else "loadfile"
+        config.option.loadscopereorder = False  # the files with few tests are not the quick ones
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     """Counts the tests of the other ring."""
     config = items[0].config
-    config.stash[LEFT_OUT] = config.stash.get(LEFT_OUT, 0) + len(items)
+    of_other_ring = [item for item in items if is_slow(item) != (config.option.markexpr == "slow")]
+    config.stash[LEFT_OUT] = config.stash.get(LEFT_OUT, 0) + len(of_other_ring)
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a test belongs to the slow ring."""
+    return item.get_closest_marker("slow") is not None
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -95,7 +103,8 @@ def forget_programs() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def prepared_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One folder of prepared data sets for all tests."""
-    return str(tmp_path_factory.getbasetemp() / "data")
+    folder = tmp_path_factory.getbasetemp()
+    return str((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "data")
 
 
 @pytest.fixture

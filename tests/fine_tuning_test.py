@@ -160,7 +160,7 @@ def test_all_differences_are_told_at_once(trained: TrainedRun, make_config: Make
     with pytest.raises(UserError) as caught:
         train_and_evaluate(config, tmp_path / "run")
     message = str(caught.value)
-    assert message.startswith(f"config.init_from={trained.path} does not suit: ") and "\n" not in message
+    assert message.startswith(f"config.init_from={trained.path} does not fit this run: ") and "\n" not in message
     for part in (
         "64.0] there, [1.0, 2.0, 3.0] here",
         "params/fc3/kernel is (256, 120), not (256, 50)",
@@ -200,8 +200,8 @@ def of_arrays_alone(folder: Path) -> Path:
     [
         (lambda folder: folder / "nowhere", "no such run"),
         (without_checkpoint, "holds no checkpoint"),
-        (damaged, "no whole .safetensors file"),
-        (of_arrays_alone, "convert makes a run of it"),
+        (damaged, "not a complete .safetensors file"),
+        (of_arrays_alone, "holds only arrays"),
     ],
 )
 def test_what_is_no_run_is_refused(

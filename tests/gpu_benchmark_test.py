@@ -1,4 +1,4 @@
-"""The GPU's benchmark runs to its end on a CPU; what it would measure on a GPU no test knows."""
+"""The GPU benchmark completes on a CPU; its measurements on a GPU are not tested."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ SECTIONS = (
     *(f"| {part} |" for part in ("crops", "conv1", "conv2", "fc3", "fc4", "fc5", "optimizer")),
     "The step takes ",
     "| training step, float32, best batch, against PyTorch |",
-    "| end to end from data on the device, share of the bare step's rate |",
+    "| end to end from data on the device, fraction of the bare step's images/s |",
     "| bare step with config.parallel.deterministic, share of its rate |",
     "| 90 epochs of ImageNet at ",
 )

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.cli.config_files import find_config
-from alexnet_jax.cli.flags import _check_keys
+from alexnet_jax.cli.flags import _check_keys, find_config
 from alexnet_jax.cli.main import COMMANDS
 from benchmarks import tables
 from configs import alexnet

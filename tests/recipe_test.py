@@ -136,6 +136,7 @@ def trained(devices: Devices, steps: int = 4) -> tuple[Any, Any]:
     return copied(devices, averaged_params(state.opt_state, None)), losses
 
 
+@pytest.mark.slow
 def test_devices_change_neither_pairs_nor_averages() -> None:
     model = setup("lenet,smoke")[1]
     places = data_parallel(1), data_parallel(2), mesh_parallel(2, 2, model)
@@ -158,6 +159,7 @@ def test_towers_hold_their_part_of_the_average() -> None:
 # Runs
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, make_config: MakeConfig) -> None:
     config = make_config("synthetic,small_modern,smoke", max_steps=6)
     train_and_evaluate(config, tmp_path / "whole")

@@ -48,7 +48,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -
 @pytest.mark.parametrize(
     ("point", "status"),
     [
-        ("step", -9),
+        pytest.param("step", -9, marks=pytest.mark.slow),
         pytest.param("evaluation", -9, marks=pytest.mark.slow),
         pytest.param("save", -9, marks=pytest.mark.slow),
         ("SIGTERM", 143),
@@ -69,6 +69,7 @@ def test_killed_and_continued(
     assert outcome(tmp_path) == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_is_left_alone(tmp_path: Path, prepared_dir: str) -> None:
     assert run(tmp_path, prepared_dir, "none").returncode == 0
     before = outcome(tmp_path)

@@ -130,3 +130,8 @@ def test_a_batch_that_devices_can_share_stays_as_it_is(
 def test_an_empty_training_split_is_refused(make_plan: Callable[..., RunPlan]) -> None:
     with pytest.raises(UserError, match=r"config\.data\.name='tfds:nothing'"):
         make_plan(0, **{"data.name": "tfds:nothing"})
+
+
+def test_micro_batches_that_cannot_be_equal_are_named(make_plan: Callable[..., RunPlan]) -> None:
+    with pytest.raises(UserError, match=r"config\.parallel\.micro_batches=2.*: 8 or 12$"):
+        make_plan(100, 2, batch_size=10, **{"parallel.micro_batches": 2})

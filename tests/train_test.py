@@ -36,7 +36,7 @@ def test_a_run_leaves_its_record_and_is_evaluated_from_its_folder(
     config = make_config(max_steps=0, epochs=3.0)
     result = train_and_evaluate(config, tmp_path, command=["main.py", "--config=c.py"])
     shown = capsys.readouterr().out
-    for part in ("fc5", "MACs an image", "epoch   3.00", "test error: top-1", "python main.py --config=c.py"):
+    for part in ("fc5", "MACs an image", "epoch  3.00", "test error: top-1", "python main.py --config=c.py"):
         assert part in shown
 
     metrics = read_metrics(tmp_path)
@@ -91,6 +91,7 @@ def test_compiled_programs_are_kept_and_a_damaged_one_does_no_harm(prepared_dir:
     assert records[0] == records[1]
 
 
+@pytest.mark.slow
 def test_a_run_continues_on_other_devices(tmp_path: Path, make_config: MakeConfig) -> None:
     def steps(workdir: Path, *runs: tuple[int, int, int]) -> list[float]:
         for devices, towers, max_steps in runs:

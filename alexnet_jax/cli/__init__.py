@@ -1,1 +1,1 @@
-"""The commands of `alexnet` and `python -m alexnet_jax`, one file each, and what finds them."""
+"""The commands of `alexnet` and `python -m alexnet_jax`, one module each, and their command line."""

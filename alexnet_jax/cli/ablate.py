@@ -1,11 +1,10 @@
 """`python -m alexnet_jax ablate --table=paper`: what each idea of the paper is worth, all else equal.
 
-Trains the network of --config as it is and without each idea, with each seed, and shows the test errors next to
-those of the paper and of its source. Runs lie in WORKDIR/ROW/seed-N, where main.py can continue them; finished ones are
-not repeated. With --table=presets the rows are the presets, with --table=modern the recipes of 2012 and of today.
+Trains the network of --config as it is and without each idea, with each seed, and prints the test errors beside those
+of the paper and of its source. Runs lie in WORKDIR/ROW/seed-N, where main.py can continue them; finished ones are not
+repeated. With --table=presets the rows are the presets, with --table=modern the recipes of 2012 and of today.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.cli import flags, workers
+from alexnet_jax.cli import arguments, flags, workers
 from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.experiments.ablations import TABLES, Ablation, RowResult
@@ -30,22 +29,22 @@ DEFAULTS = {
     "presets": ["--config=configs/alexnet.py:digits"],
     "modern": ["--config=configs/alexnet.py:folder", "--config.epochs=8"],
 }
-"""What is measured if no --config is given: CIFAR-10 as a folder, --config.data.dir=DIR; or the digits."""
-
+"""The config of each table if no --config is given: CIFAR-10 as a folder, in --config.data.dir=DIR, or the digits."""
 
 Results = dict[str, RowResult]
-"""By the name of the row."""
+"""The results by the name of the row."""
 
 
 def main(argv: list[str]) -> None:
-    """Does the runs that are missing, then shows the table."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax ablate", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--table", choices=TABLES, default="paper")
-    parser.add_argument("--rows", nargs="+", help="names of rows, the first of the table always; by default all")
+    """Trains the runs that are missing, then prints the table."""
+    program = arguments.program("ablate")
+    parser = arguments.config_parser(program, __doc__, f"[{arguments.CONFIG}] [--table=TABLE] [OPTION ...]")
+    parser.add_argument("--table", choices=TABLES, default="paper", help="decides the rows and the default of --config")
+    parser.add_argument("--rows", nargs="+", help="names of rows beside the first of the table; by default all")
     parser.add_argument("--workdir", type=Path, help="folder of the runs; by default runs/ablate-TABLE")
-    parser.add_argument("--output", type=Path, help="by default results/ablations_TABLE.json")
+    parser.add_argument("--output", type=Path, help="JSON file of the results; by default results/ablations_TABLE.json")
     workers.add_flags(parser, seeds=SEEDS)
-    options, words = parser.parse_known_args(argv)
+    options, words = arguments.parse(parser, argv)
     if not any(word.startswith("--config=") for word in words):
         words = [*DEFAULTS[options.table], *words]
     workdir = options.workdir or Path("runs") / f"ablate-{options.table}"
@@ -65,7 +64,7 @@ def main(argv: list[str]) -> None:
                     _write(output, command, rows, results, baseline)
     if not options.train_only:
         _show(options.table, rows, results, baseline)
-        console.show(f"The numbers lie in {output}, the runs in {workdir}")
+        console.show(f"The results lie in {output}, the runs in {workdir}")
 
 
 def _choose(table: str, names: Sequence[str] | None) -> list[Ablation]:
@@ -80,7 +79,7 @@ def _choose(table: str, names: Sequence[str] | None) -> list[Ablation]:
 def make_trials(
     rows: Sequence[Ablation], words: Sequence[str], seeds: Sequence[int], workdir: Path
 ) -> dict[tuple[str, int], Trial]:
-    """The runs by row and seed, all rows of a seed before the next seed; rows that train nothing have none."""
+    """The runs by row and seed, all rows of a seed before the next seed; rows that only test have no run."""
     trials = {}
     for seed, row in itertools.product(seeds, rows):
         if row.views is not None:
@@ -95,7 +94,7 @@ def make_trials(
 
 
 def _measure(rows: Sequence[Ablation], trials: Mapping[tuple[str, int], Trial]) -> Iterator[Results]:
-    """Does the runs, and yields all results after each."""
+    """Trains the missing runs, and yields all results so far after each."""
     results = {row.name: RowResult() for row in rows}
     for (name, seed), outcome in run_named_trials(trials):
         results[name] = results[name].with_seed(outcome.test, outcome.failure)
@@ -108,7 +107,10 @@ def _measure(rows: Sequence[Ablation], trials: Mapping[tuple[str, int], Trial]) 
 
 
 def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | None, str | None]:
-    """The test of a run once more, kept beside it; or why there is none."""
+    """Tests a run with another number of views, and keeps the result beside it; or says why there is none.
+
+    Returns the test record and None, or None and the reason.
+    """
     if outcome.test is None:
         return None, "the baseline failed"
     run, seen = outcome.trial.workdir, outcome.test["examples_seen"]
@@ -138,7 +140,7 @@ def _write(
 
 
 def _data(baseline: Sequence[Trial]) -> str:
-    """The data set, as a finished run knows it."""
+    """The data set, as a finished run describes it; "unknown" if none is finished."""
     finished = next(filter(is_finished, baseline), None)
     return "unknown" if finished is None else describe_data(finished.config, finished.workdir)
 
@@ -157,4 +159,4 @@ def _show(table: str, rows: Sequence[Ablation], results: Results, baseline: Sequ
     seeds = ", ".join(str(trial.config.seed) for trial in baseline)
     console.show(f"Ours: test top-1 error on {_data(baseline)}; {network}; seeds {seeds}, mean ± standard deviation.")
     if table == "paper":
-        console.show("The paper's and its source's: ImageNet, 90 epochs, top-1 / top-5; + is worse than with the idea.")
+        console.show("Paper and source: ImageNet, 90 epochs, top-1 / top-5; + means worse than with the idea.")

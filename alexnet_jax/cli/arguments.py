@@ -1,31 +1,87 @@
-"""Command-line arguments that the commands on a trained run share."""
+"""Command-line arguments that several commands share, and what --help prints."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from alexnet_jax.augment import VIEWS
+from ml_collections import ConfigDict
+
+from alexnet_jax.cli.flags import config_from_flags, show_keys
 
 RUN = "the folder of a run, or a .safetensors file that export made of it"
 
+CONFIG = "--config=FILE.py:CHOICES"
+"""How a usage line shows that a config must be given."""
+
+CONFIG_HELP = "such as configs/alexnet.py:digits; --config.KEY=VALUE changes a key, and --help then lists all keys"
+
+
+def program(command: str) -> str:
+    """The words that start a command as this process was started: `alexnet NAME` or `python -m alexnet_jax NAME`."""
+    return f"{'alexnet' if Path(sys.argv[0]).stem == 'alexnet' else 'python -m alexnet_jax'} {command}"
+
 
 def run_parser(
-    command: str, description: str | None, run: str = RUN, views: bool = False, data: bool = False
+    command: str, doc: str | None, run: str = RUN, checkpoint: bool = True, views: bool = False, data: bool = False
 ) -> argparse.ArgumentParser:
-    """A parser of RUN and --checkpoint.
+    """A parser for the commands on a run, with the argument RUN.
 
     Args:
       command: its name.
-      description: of the command.
+      doc: the docstring of its module, which becomes the description.
       run: what RUN may be.
+      checkpoint: whether there is --checkpoint.
       views: whether there is --views.
       data: whether there are --data-dir and --prepared-dir.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m alexnet_jax {command}", description=description)
+    parser = argparse.ArgumentParser(prog=program(command), description=_purpose(doc))
     parser.add_argument("run", type=Path, help=run)
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a number of examples seen")
+    if checkpoint:
+        parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or its examples seen")
     if views:
-        parser.add_argument("--views", type=int, choices=VIEWS, help="views averaged over; as the run's tests")
+        from alexnet_jax.augment import VIEWS  # here: it imports JAX, which takes seconds
+
+        parser.add_argument("--views", type=int, choices=VIEWS, help="views to average over; by default as in training")
     if data:
-        parser.add_argument("--data-dir", help="where the images are by now, in place of config.data.dir")
+        parser.add_argument("--data-dir", help="where the images are now, in place of config.data.dir")
         parser.add_argument("--prepared-dir", help="folder of prepared data sets, in place of config.data.prepared_dir")
     return parser
+
+
+def config_parser(program: str, doc: str | None, *usage: str) -> argparse.ArgumentParser:
+    """A parser for the commands that take a config, with the argument --config; see `parse`.
+
+    Args:
+      program: the words that start the command.
+      doc: the docstring of its module, which becomes the description.
+      usage: the words of its usage line, between `program` and the keys of the config.
+    """
+    line = " ".join([program, *usage, "[--config.KEY=VALUE ...]"])
+    parser = argparse.ArgumentParser(program, line, _purpose(doc), allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE.py:CHOICES", help=CONFIG_HELP)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a `config_parser`, and the words that are left: --config and keys of it.
+
+    Raises SystemExit after --help, which lists the keys of the config if there is one.
+    """
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        show_keys(argv)
+        raise SystemExit(0)
+    options, words = parser.parse_known_args(argv)
+    return options, words if options.config is None else [f"--config={options.config}", *words]
+
+
+def parse_config(command: str, doc: str | None, argv: Sequence[str]) -> ConfigDict:
+    """The config of a command that takes nothing but a config, checked."""
+    _, words = parse(config_parser(program(command), doc, CONFIG), argv)
+    return config_from_flags(command, words)
+
+
+def _purpose(doc: str | None) -> str:
+    """The docstring of a command's module without the command line that it begins with."""
+    return (doc or "").partition("`: ")[2]

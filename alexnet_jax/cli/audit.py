@@ -1,8 +1,6 @@
-"""`python -m alexnet_jax audit RUN`: proof that a run used every image once an epoch, in the order of its seed."""
+"""`python -m alexnet_jax audit RUN`: checks that a run used every image once an epoch, in the order of its seed."""
 
-import argparse
-from pathlib import Path
-
+from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.errors import AuditFailedError, UserError
 from alexnet_jax.run import audit
 from alexnet_jax.run.metrics_log import read_metrics
@@ -10,16 +8,14 @@ from alexnet_jax.system import console
 
 
 def main(argv: list[str]) -> None:
-    """Prints a line for each stretch between evaluations. Raises AuditFailedError if one is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax audit", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a run")
-    run = parser.parse_args(argv).run
+    """Prints a line for each stretch between two evaluations. Raises AuditFailedError if one used other images."""
+    run = run_parser("audit", __doc__, "the folder of a run", checkpoint=False).parse_args(argv).run
     records = read_metrics(run)
     stretches = list(audit.check(records))
     if not stretches:
         raise UserError(f"{run}: no evaluation is recorded yet, so there is nothing to audit")
     for stretch in stretches:
-        verdict = "as they should be" if stretch.is_right else "NOT those that stand there"
+        verdict = "in the expected order" if stretch.is_right else "MISMATCH with the expected order"
         images = f"{stretch.end - stretch.begin:,} images from {stretch.begin:,} on"
         console.show(f"epoch {stretch.epoch:6.2f}  {images}: {verdict}")
     wrong = [stretch for stretch in stretches if not stretch.is_right]

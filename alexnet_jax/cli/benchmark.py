@@ -6,19 +6,19 @@ import platform
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax.cli.flags import config_from_flags
+from alexnet_jax.cli.arguments import parse_config
 from alexnet_jax.experiments import step_timing
 from alexnet_jax.experiments.step_timing import IMAGENET_IMAGES, RandomTraining
 from alexnet_jax.parallel.devices import Devices
 from alexnet_jax.system import console, machine
 
 SECONDS, MIN_STEPS = 10.0, 3
-"""How long steps are timed."""
+"""Steps are timed for so many seconds, and at least so many of them."""
 
 
 def main(argv: list[str]) -> None:
-    """Prints times and rates, what they mean for ImageNet, and what to change."""
-    config = config_from_flags("benchmark", argv)
+    """Prints the time and speed of a step, the time that ImageNet would take, and what to change."""
+    config = parse_config("benchmark", __doc__, argv)
     training = RandomTraining(config)
     experiment, devices = training.experiment, training.experiment.devices
     console.show(describe_devices(devices))
@@ -27,12 +27,12 @@ def main(argv: list[str]) -> None:
     seconds = training.run(max(MIN_STEPS, round(SECONDS / expected)))
     of_device, of_process = devices.peak_memory_bytes, machine.peak_memory_bytes()  # before the next lines need some
     flops = step_timing.training_flops(experiment.layers)
-    matmul_rate = step_timing.matmul_rate(devices, jnp.dtype(config.model.compute_dtype))
-    memory_rate = step_timing.memory_rate(devices)
+    matmul_flops = step_timing.matmul_flops(devices, jnp.dtype(config.model.compute_dtype))
+    memory_bandwidth = step_timing.memory_bandwidth(devices)
     lower, median, upper = (float(value) for value in np.percentile(seconds, (25, 50, 75)))
     images_per_second = experiment.plan.batch_size / median
-    peak_share = images_per_second * flops / matmul_rate
-    optimizer_share = step_timing.optimizer_bytes(experiment.layers) / memory_rate / median
+    peak_share = images_per_second * flops / matmul_flops
+    optimizer_share = step_timing.optimizer_bytes(experiment.layers) / memory_bandwidth / median
     days = console.duration(config.epochs * IMAGENET_IMAGES / images_per_second)
     tiles = "; may exceed 100%: tiles on the CPU save products" if devices.on_cpu else ""
     facts = {
@@ -42,9 +42,9 @@ def main(argv: list[str]) -> None:
         f"of {len(seconds):,} steps",
         "speed": f"{images_per_second:,.1f} images/s",
         "arithmetic": f"{flops / 1e9:,.3g} GFLOP an image, {images_per_second * flops / 1e9:,.1f} GFLOP/s",
-        "matrix products": f"{matmul_rate / 1e9:,.1f} GFLOP/s in {config.model.compute_dtype}, large ones alone",
-        "share of these": f"{peak_share:.0%}{tiles}",
-        "memory traffic": f"{memory_rate / 1e9:,.1f} GB/s; "
+        "matrix products": f"{matmul_flops / 1e9:,.1f} GFLOP/s in {config.model.compute_dtype}, large ones alone",
+        "fraction of it": f"{peak_share:.0%}{tiles}",
+        "memory traffic": f"{memory_bandwidth / 1e9:,.1f} GB/s; "
         f"the optimizer takes at least {optimizer_share:.0%} of a step",
         "peak memory": f"{(of_device or of_process) / 1e9:.2f} GB of {'a device' if of_device else 'the process'}",
         "ImageNet": f"{days} for {config.epochs:g} epochs of {IMAGENET_IMAGES:,} images",
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
 
 
 def describe_devices(devices: Devices) -> str:
-    """What runs the step, and the versions that decide how fast."""
+    """The devices that run the step, and the versions of the packages that decide how fast."""
     processor = f"{machine.processor_name()}, {machine.available_cores()} cores"
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax"))
     kind = devices.devices[0].device_kind
@@ -64,9 +64,14 @@ def describe_devices(devices: Devices) -> str:
 def advice(peak_share: float, optimizer_share: float, on_cpu: bool) -> str:
     """What limits the step and what to try, by rule of thumb.
 
-    From 60 % of the rate of large matrix products on there is little but arithmetic; on a CPU from 150 % on, for tiles
-    leave 2.5 times fewer products than are counted (of `caffe`). Below that, a fifth of the step in the optimizer,
-    whose work is the same for any batch, says that the batch is small.
+    A step limited by arithmetic reaches 60 % of the speed of large matrix products; on a CPU 150 %, because Winograd
+    tiles do 2.5 times fewer products than are counted (of `caffe`). Otherwise, if the optimizer, whose work is the same
+    for any batch size, takes a fifth of the step, the batch is too small.
+
+    Args:
+      peak_share: speed of the step as a fraction of that of large matrix products.
+      optimizer_share: fraction of the step that the optimizer takes at least.
+      on_cpu: whether the devices are CPUs.
     """
     if peak_share >= (1.5 if on_cpu else 0.6):
         return "Limited by arithmetic. To try: more or faster devices, smaller crops, a smaller network."

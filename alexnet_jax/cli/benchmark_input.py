@@ -1,4 +1,4 @@
-"""`python -m alexnet_jax benchmark_input --config=FILE:CHOICES`: how fast images come to the step, and what limits."""
+"""`python -m alexnet_jax benchmark_input --config=FILE:CHOICES`: how fast images reach the step, and what limits it."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import augment
-from alexnet_jax.cli.flags import config_from_flags
+from alexnet_jax.cli.arguments import parse_config
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.images import decode_jpeg
 from alexnet_jax.data.loader import train_batches, training_order
@@ -23,18 +23,19 @@ from alexnet_jax.system import console
 from alexnet_jax.system.machine import available_cores
 
 SECONDS = 2.0
+"""Each stage is timed for so long."""
 
 
 def main(argv: list[str]) -> None:
-    """Prints images/s of each stage alone and of all together, and what to change."""
-    config = config_from_flags("benchmark_input", argv)
+    """Prints the images/s of each stage alone and of all together, and what to change."""
+    config = parse_config("benchmark_input", __doc__, argv)
     rates = measure(config, open_dataset(config.data))
     console.show_facts({stage: f"{rate:>12,.0f} images/s" for stage, rate in rates.items()})
     console.show(advice(rates, config.data.num_threads or available_cores()))
 
 
 def measure(config: ConfigDict, dataset: Dataset) -> dict[str, float]:
-    """Images/s by stage; read and decode are of one thread."""
+    """Images/s by the name of the stage; reading and decoding are measured in one thread."""
     batch_size = config.batch_size
     records, devices = dataset.splits["train"], data_parallel(config.parallel.num_devices)
     size = len(records.labels)
@@ -64,7 +65,7 @@ def measure(config: ConfigDict, dataset: Dataset) -> dict[str, float]:
 
 
 def advice(rates: dict[str, float], num_threads: int) -> str:
-    """The slowest stage and what would help."""
+    """Names the slowest stage and what would help, from the images/s of `measure` and the number of reading threads."""
     stages = {name: rate for name, rate in rates.items() if not name.endswith("one thread") and name != "end to end"}
     slowest = min(stages, key=lambda name: stages[name])
     decode, read = rates.get("decode, one thread"), rates["read, one thread"]
@@ -84,7 +85,7 @@ def advice(rates: dict[str, float], num_threads: int) -> str:
 
 
 def make_crops(config: ConfigDict, dataset: Dataset, devices: Devices) -> Callable[[Any], Any]:
-    """The part of the training step that makes crops of images, on all devices."""
+    """The augmentation of the training step alone: (batch on the devices) -> crops."""
     preprocessing = make_preprocessing(config.data, dataset.statistics)
 
     def crops(batch: dict[str, jax.Array]) -> jax.Array:
@@ -95,7 +96,7 @@ def make_crops(config: ConfigDict, dataset: Dataset, devices: Devices) -> Callab
 
 
 def _rate(work: Callable[[Any], Any], items: Iterable[Any], images: int) -> float:
-    """Images/s of work over items, again and again for some seconds; `images` is what one item has."""
+    """Images/s of work on the items, repeated for SECONDS; an item holds `images` images."""
     again = itertools.cycle(items)
     work(next(again))  # the first may compile
     count, seconds, began = 0, 0.0, time.perf_counter()
@@ -106,5 +107,6 @@ def _rate(work: Callable[[Any], Any], items: Iterable[Any], images: int) -> floa
 
 
 def _stream_rate(batches: Iterable[Any], batch_size: int) -> float:
+    """Images/s of an endless stream of batches."""
     iterator = iter(batches)
     return _rate(lambda _: next(iterator), itertools.repeat(None), batch_size)

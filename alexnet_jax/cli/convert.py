@@ -1,4 +1,4 @@
-"""`python -m alexnet_jax convert`: weights of torchvision or Caffe become a run, and a run becomes such weights."""
+"""`python -m alexnet_jax convert`: converts weights of torchvision or Caffe to a run, or a run to such weights."""
 
 import argparse
 from pathlib import Path
@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
+from alexnet_jax.cli import arguments
 from alexnet_jax.cli.flags import config_from_flags, refuse_words
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError
@@ -25,15 +26,17 @@ from alexnet_jax.train_state import create_train_state
 
 
 def main(argv: list[str]) -> None:
-    """Makes a run of a file of weights, or with --output a file of a run."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax convert", description=__doc__, allow_abbrev=False)
+    """Makes a run of a file of weights, or, with --output, a file of weights of a run."""
+    directions = f"{{--workdir=DIR {arguments.CONFIG} | --output=FILE}}"
+    usage = ("SOURCE", "--layout=LAYOUT", directions, "[OPTION ...]")
+    parser = arguments.config_parser(arguments.program("convert"), __doc__, *usage)
     parser.add_argument("source", type=Path, help=".pth, .safetensors or .npz file of weights; with --output, a run")
-    parser.add_argument("--layout", choices=LAYOUTS, required=True, help="whose names and order of axes")
+    parser.add_argument("--layout", choices=LAYOUTS, required=True, help="whose names and order of axes the file has")
     parser.add_argument("--output", type=Path, help=".safetensors or .npz file to write the weights of a run to")
     parser.add_argument("--checkpoint", default="latest", help="of the run: latest (default), best, or examples seen")
-    parser.add_argument("--workdir", type=Path, help="folder of the run that is made of the weights; with --config")
-    parser.add_argument("--class-names", type=Path, help="text file, a class a line; by default 0, 1, 2 and so on")
-    options, words = parser.parse_known_args(argv)
+    parser.add_argument("--workdir", type=Path, help="folder of the run to make of the weights; needs --config")
+    parser.add_argument("--class-names", type=Path, help="text file, a class name a line; by default 0, 1, 2 and so on")
+    options, words = arguments.parse(parser, argv)
     if (options.output is None) == (options.workdir is None):
         raise UserError("give --workdir=DIR to make a run of weights, or --output=FILE to write the weights of a run")
     if options.output:
@@ -41,13 +44,13 @@ def main(argv: list[str]) -> None:
         run = load_run(options.source, options.checkpoint)
         arrays = to_layout(options.layout, run.model, run.preprocessing.crop, run.params)
         write_arrays(options.output, arrays)
-        console.show(f"{_described(arrays)} as {options.layout} has them lie in {options.output}")
+        console.show(f"{_described(arrays)} in the layout of {options.layout} lie in {options.output}")
     else:
         _make_run(options, config_from_flags("convert", words), ["-m", "alexnet_jax", "convert", *argv])
 
 
 def _make_run(options: argparse.Namespace, config: ConfigDict, command: list[str]) -> None:
-    """Raises UserError for weights, settings or names that do not suit each other, before anything is written."""
+    """Writes a run of weights. Raises UserError before that if weights, config and class names do not fit together."""
     source, layout, workdir = options.source, options.layout, options.workdir
     if (workdir / "config.json").exists() or checkpoint_names(workdir / "checkpoints"):
         raise UserError(f"{workdir} holds a run already; give another --workdir")
@@ -69,12 +72,12 @@ def _make_run(options: argparse.Namespace, config: ConfigDict, command: list[str
     run_folder.write_description(workdir, config, versions)
     with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
         checkpoints.save(0, tree, metadata, best=None)
-    console.show(f"{_described(arrays)} of {source} are the run in {workdir}, for {outputs:,} classes")
-    console.show(f"Try:  python -m alexnet_jax predict {workdir} photo.jpg")
+    console.show(f"{_described(arrays)} of {source} make the run in {workdir}, for {outputs:,} classes")
+    console.show(f"Try:  {arguments.program('predict')} {workdir} photo.jpg")
 
 
 def _preprocessing(config: ConfigDict, layout: str) -> Preprocessing:
-    """What the config says by itself: there are no training images to measure."""
+    """The preprocessing that the config gives alone, for there are no training images to measure."""
     if config.data.mean_form != "channel" or config.data.mean is None:
         # The mean of Caffe's ilsvrc_2012_mean.npy; torchvision's is that of the preset owt.
         usual = {"caffe": "(123.0,117.0,104.0)", "torchvision": "(123.675,116.28,103.53)"}[layout]
@@ -86,7 +89,7 @@ def _preprocessing(config: ConfigDict, layout: str) -> Preprocessing:
 
 
 def _outputs(config: ConfigDict, layout: str, arrays: dict[str, np.ndarray]) -> int:
-    """Units of the last layer: as the config says, or as many as the file has biases for."""
+    """Units of the last layer: as the config says, or as many as the file has biases of it."""
     if config.model.num_classes is not None:
         return config.model.num_classes
     bias = arrays.get(last_bias(layout, get_model(config.model, 1)), np.zeros(1000))

@@ -1,4 +1,4 @@
-"""`python -m alexnet_jax evaluate RUN`: the exact error of a run, and its answer to every image."""
+"""`python -m alexnet_jax evaluate RUN`: the exact error of a run, and its predictions for every image."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +10,14 @@ from alexnet_jax.system import console
 from alexnet_jax.system.files import write_csv
 
 MOST_ROWS = 10
-"""Classes that are shown; the file has all."""
+"""Classes in the printed table; the file has all."""
 
 
 def main(argv: list[str]) -> None:
     """Prints top-1 and top-5 error and the classes with the most mistakes, and writes two tables."""
     parser = run_parser("evaluate", __doc__, views=True, data=True)
     parser.add_argument("--split", default="test", help="train, validation or test (default)")
-    parser.add_argument("--output", type=Path, help="folder of the tables; evaluation/ in that of the run")
+    parser.add_argument("--output", type=Path, help="folder of the tables; by default RUN/evaluation")
     options = parser.parse_args(argv)
     evaluation = evaluate_run(
         options.run, options.split, options.checkpoint, options.views, options.data_dir, options.prepared_dir
@@ -41,19 +41,19 @@ def _show(evaluation: Evaluation) -> None:
 
 
 def write_tables(evaluation: Evaluation, folder: Path) -> None:
-    """Writes predictions-SPLIT.csv, a row an image, and classes-SPLIT.csv; says where."""
-    ranks = range(1, evaluation.guesses.shape[1] + 1)
-    columns = [f"{name}{rank}" for rank in ranks for name in ("guess", "class", "probability")]
+    """Writes predictions-SPLIT.csv, a row an image, and classes-SPLIT.csv, a row a class; prints where they lie."""
+    ranks = range(1, evaluation.predicted.shape[1] + 1)
+    columns = [f"{name}{rank}" for rank in ranks for name in ("prediction", "class", "probability")]
     predictions, classes = (folder / f"{name}-{evaluation.split}.csv" for name in ("predictions", "classes"))
     write_csv(predictions, [["id", "file", "label", "class", *columns], *_prediction_rows(evaluation)])
     write_csv(classes, [["class", "images", "wrong_top1", "wrong_top5"], *evaluation.by_class()])
-    console.show(f"each image's answer lies in {predictions}, each class's errors in {classes}")
+    console.show(f"The predictions for each image lie in {predictions}, the errors of each class in {classes}")
 
 
 def _prediction_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
     run = evaluation.run
     for number, (file, label) in enumerate(zip(evaluation.files, evaluation.labels.tolist(), strict=True)):
         row = [number, file, label, run.name_of(label)]
-        for guess, probability in evaluation.predictions(number):
-            row += [guess, run.name_of(guess), f"{probability:.6g}"]
+        for predicted, probability in evaluation.predictions(number):
+            row += [predicted, run.name_of(predicted), f"{probability:.6g}"]
         yield row

@@ -1,8 +1,8 @@
-"""`python -m alexnet_jax explain --config=...`: where paper, source, Caffe and a run differ, and what that costs."""
+"""`python -m alexnet_jax explain --config=...`: where paper, source, Caffe and a run differ, and the cost in error."""
 
 from collections.abc import Iterator
 
-from alexnet_jax.cli.flags import config_from_flags
+from alexnet_jax.cli.arguments import parse_config
 from alexnet_jax.experiment import check_names
 from alexnet_jax.fidelity.decisions import REFERENCES, UNMEASURED, Comparison, bookkeeping, explain
 from alexnet_jax.models.alexnet import get_model
@@ -11,12 +11,12 @@ from alexnet_jax.system import console
 NAMES = dict(zip(REFERENCES, ("paper", "source", "Caffe"), strict=True))
 
 CLASSES = 1000
-"""Where the config does not say: ImageNet's."""
+"""Classes where the config does not say: those of ImageNet."""
 
 
 def main(argv: list[str]) -> None:
-    """Prints the decisions that not all made alike, then those that they did, then what changes no result."""
-    config = config_from_flags("explain", argv)
+    """Prints the decisions that differ, then those that are the same everywhere, and the keys that change no result."""
+    config = parse_config("explain", __doc__, argv)
     check_names(config)
     comparisons = explain(config, get_model(config.model, config.model.num_classes or CLASSES))
     disputed = [row for comparison in comparisons if comparison.is_disputed for row in _rows(comparison)]
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
 
 
 def _rows(comparison: Comparison) -> Iterator[list[str]]:
-    """A row for each choice, with all that made it, and what is known of the decision."""
+    """The rows of a decision: each choice with those that made it, its measured cost, and where that can be read."""
     decision, this_run = comparison.decision, str(comparison.this_run)
     choices = {this_run: ["this run"]}
     for reference, name in NAMES.items():

@@ -8,14 +8,14 @@ from alexnet_jax.inference.loaded_run import load_run
 from alexnet_jax.system import console
 
 SHOWN = 5
-"""Class names that are shown; the file has all."""
+"""Class names that are printed; the file has all."""
 
 
 def main(argv: list[str]) -> None:
-    """Writes the file, once it is seen to answer as the network does, and says what is in it."""
+    """Writes the file once its outputs are found to equal those of the network, and prints what is in it."""
     parser = run_parser("export", __doc__)
-    parser.add_argument("--format", required=True, choices=FORMATS, help="what is to read it; see docs/export.md")
-    parser.add_argument("--output", type=Path, help="the file; model with the format's suffix, in the run's folder")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="what will read it; see docs/export.md")
+    parser.add_argument("--output", type=Path, help="the file; by default RUN/model and the suffix of the format")
     options = parser.parse_args(argv)
     kind, run = FORMATS[options.format], load_run(options.run, options.checkpoint)
     path = options.output or run.folder / f"model{kind.suffix}"
@@ -28,6 +28,6 @@ def main(argv: list[str]) -> None:
         "input": f"uint8, [batch, {size}, {size}, 3], RGB; the batch of any size",
         "output": f"probabilities, float32, [batch, {len(run.outputs)}], the mean of {views} view{'s' * (views > 1)}",
         "classes": f"{len(run.class_names)}: {', '.join(run.class_names[:SHOWN])}{', ...' * more}",
-        "check": f"differs from the network by {difference:.2g} at most (limit {kind.limit:g})",
+        "check": f"differs from the network by at most {difference:.2g} (limit {kind.limit:g})",
     }
     console.show_facts(facts)

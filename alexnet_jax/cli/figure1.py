@@ -1,8 +1,9 @@
 """`python -m alexnet_jax figure1 --config=configs/cifar10_figure1.py:folder`: ReLU against tanh, as in Figure 1.
 
-For each network and activation, a short run at each rate finds the best one, by the training loss at its end; at that
-rate each seed then trains until the training error is down to 25 %. The training error of an epoch is that of its
-batches, as they were trained on. Ends with a table, a JSON file and the figure as PNG. Finished runs are not repeated.
+For each network and activation, a short run at each learning rate finds the best one, by the training loss at its end;
+at that learning rate each seed then trains until the training error is down to 25 %. The training error of an epoch is
+that of its batches under the parameters of their time. Ends with a table, a JSON file and the figure as PNG. Finished
+runs are not repeated.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.cli import flags, workers
+from alexnet_jax.cli import arguments, flags, workers
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments import figure1
 from alexnet_jax.experiments.figure1 import Race, epochs_to
@@ -25,23 +26,23 @@ ACTIVATIONS = ("relu", "tanh")
 PAPER = "the paper: six times"
 RATES = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05]
 DEFAULTS: dict[str, Any] = {"seeds": (0, 1, 2), "networks": ["cifar_19pct"], "rates": RATES, "probe_epochs": 1.0}
-"""Of the options that decide the results."""
+"""The defaults of the options that decide the results."""
 
 Contender = tuple[str, str]
 """Network and activation."""
 
 
 def main(argv: list[str]) -> None:
-    """Does the runs that are missing, on all cores, and shows the results."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax figure1", description=__doc__, allow_abbrev=False)
+    """Trains the runs that are missing, on all cores, and prints the results."""
+    parser = arguments.config_parser(arguments.program("figure1"), __doc__, arguments.CONFIG, "[OPTION ...]")
     parser.add_argument("--networks", nargs="+", help="presets: cifar_19pct, cifar_13pct")
-    parser.add_argument("--rates", nargs="+", type=float, help="learning rates that are tried")
-    parser.add_argument("--probe-epochs", type=float, help="length of a run that tries a learning rate")
+    parser.add_argument("--rates", nargs="+", type=float, help="learning rates to try")
+    parser.add_argument("--probe-epochs", type=float, help="epochs of a run that tries a learning rate")
     parser.add_argument("--workdir", type=Path, default=Path("runs/figure1"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=Path("results/figure1.json"), help="the figure lies beside it")
     workers.add_flags(parser, seeds=DEFAULTS["seeds"])
     parser.set_defaults(**DEFAULTS)
-    options, words = parser.parse_known_args(argv)
+    options, words = arguments.parse(parser, argv)
     runs = Runs(options, words)
     with workers.share_out("figure1", argv, options.processes, runs.configs[options.networks[0]]):
         races = runs.race(runs.try_rates())
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
 
 
 class Runs:
-    """Of each contender: those that try the learning rates, and at the best one those of all seeds."""
+    """The runs of each contender: one at each learning rate, then one a seed at the best of them."""
 
     def __init__(self, options: argparse.Namespace, words: Sequence[str]):
         self._options = options
@@ -69,13 +70,13 @@ class Runs:
         for (contender, rate), outcome in run_named_trials(trials):
             losses[contender][rate] = _final_loss(outcome)
             loss = f"training loss {losses[contender][rate]:.4f}"
-            console.show(f"{' '.join(contender)}, rate {rate:g}: {outcome.failure or loss}")
+            console.show(f"{' '.join(contender)}, learning rate {rate:g}: {outcome.failure or loss}")
         return losses
 
     def race(self, losses: Mapping[Contender, Mapping[float, float]]) -> dict[Contender, Race]:
-        """The runs at the learning rate of the lowest loss."""
+        """Trains each contender with each seed at the learning rate that had the lowest loss."""
         seeds = self._options.seeds
-        rates = {contender: figure1.best_rate(of_rates, " ".join(contender)) for contender, of_rates in losses.items()}
+        rates = {who: figure1.best_learning_rate(by_rate, " ".join(who)) for who, by_rate in losses.items()}
         slow_first = reversed(rates.items())  # tanh first: where the longest runs come last, cores are idle
         trials = {
             (contender, seed): self._trial(contender, rate, f"seed-{seed}", {"seed": seed})
@@ -96,7 +97,7 @@ class Runs:
         return races
 
     def folder(self, contender: Contender, rate: float, name: str) -> Path:
-        """Where a run lies."""
+        """The folder of a run."""
         return self._options.workdir.joinpath(*contender, f"rate-{rate:g}", name)
 
     def _trial(self, contender: Contender, rate: float, name: str, settings: Mapping[str, Any]) -> Trial:
@@ -108,7 +109,7 @@ class Runs:
 
 def _final_loss(outcome: Outcome) -> float:
     """The training loss at the end of a run, infinite if it diverged. Raises UserError if the run could not be done."""
-    if outcome.is_its_fault:
+    if outcome.cannot_train:
         return math.inf
     if outcome.test is None:
         raise UserError(str(outcome.failure))
@@ -116,6 +117,7 @@ def _final_loss(outcome: Outcome) -> float:
 
 
 def _reached(errors: Sequence[float], bound: float) -> str:
+    """After how many epochs the training error came down to the bound, or where it ended."""
     epochs = epochs_to(errors, bound)
     if epochs is None:
         return f"{errors[-1]:.2%} training error after {len(errors)} epochs"
@@ -134,7 +136,7 @@ def _show(
     for network, config in runs.configs.items():
         relu, tanh = (races[network, activation] for activation in ACTIVATIONS)
         sense, factor = figure1.ratio(relu, tanh)
-        ratios = map(figure1.ratio_at_the_last, relu.errors, tanh.errors)
+        ratios = map(figure1.ratio_at_last_error, relu.errors, tanh.errors)
         at_the_last = [times for times in ratios if times is not None]
         last = f"{Spread.of(at_the_last).text('.1f')} times" if at_the_last else ""
         rows.append([network, "relu", f"{relu.rate:g}", relu.text(), "", ""])
@@ -142,7 +144,7 @@ def _show(
         about = {"ratio": factor, "ratio_is": sense, "ratios_at_the_last_error_of_tanh": at_the_last}
         results[network] = {"batch_size": config.batch_size, **about, "relu": _plain(relu), "tanh": _plain(tanh)}
     to_bound = f"epochs to {bound:.0%} training error"
-    header = ["network", "activation", "best rate", to_bound, "tanh : ReLU", "to the last error of tanh"]
+    header = ["network", "activation", "learning rate", to_bound, "tanh : ReLU", "to the last error of tanh"]
     console.show_table(header, rows)
     console.show(f"{PAPER}. Measured on {data}")
     for contender, race in races.items():
@@ -152,10 +154,10 @@ def _show(
     picture = output.with_suffix(".png")
     curves = {network: {name: races[network, name].errors for name in ACTIVATIONS} for network in runs.configs}
     figure1.draw_figure1(picture, curves, bound, f"Training error on {data.partition(':')[0]}, {len(seeds)} seeds")
-    console.show(f"The figure lies in {picture}, the numbers in {output}")
+    console.show(f"The figure lies in {picture}, the results in {output}")
 
 
 def _plain(race: Race) -> dict[str, Any]:
-    """As JSON: infinite losses become None."""
+    """A race as JSON can hold it: infinite losses become None."""
     losses = {f"{rate:g}": None if math.isinf(loss) else loss for rate, loss in race.losses.items()}
     return {**dataclasses.asdict(race), "losses": losses}

@@ -1,4 +1,4 @@
-"""Reading a config from the command line; a mistake ends the program with one line and status 2.
+"""Reads a config from the command line; a mistake ends the program with one line and exit code 2.
 
 The configs that ship with the package are found by name: `--config=alexnet.py:digits` works in any folder.
 """
@@ -17,8 +17,9 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from alexnet_jax.config import check, flatten, nearest
-from alexnet_jax.config_keys import RENAMED
+from alexnet_jax.config_keys import KEYS, RENAMED
 from alexnet_jax.errors import UserError
+from alexnet_jax.system import console
 from alexnet_jax.system.signals import Terminated
 
 _PACKAGE = Path(__file__).parents[1]
@@ -27,7 +28,7 @@ _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
 def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-    """Wraps a program's main: a UserError or a signal becomes one line on stderr and the exit status."""
+    """Wraps the main function of a program: a UserError or a signal becomes one line on stderr and the exit code."""
 
     @functools.wraps(main)
     def wrapped(argv: list[str]) -> None:
@@ -50,7 +51,7 @@ def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parses absl flags with a --config; a mistake ends the program with one line and status 2."""
+    """Parses absl flags with a --config; returns the other words. A mistake ends the program: one line, exit code 2."""
     argv = find_configs(argv)
     given = [value for _, _, value in _values_of_config(argv)]
     try:
@@ -58,7 +59,7 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
             _check_keys(argv[1:], given[-1])
         remaining = values(argv)
         if not given:
-            raise UserError("which configuration? Give --config=configs/alexnet.py")
+            raise UserError("--config is required, such as --config=configs/alexnet.py; --help lists the options")
         return remaining
     except UserError as error:
         _exit(str(error))
@@ -67,7 +68,7 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
 
 
 def config_from_flags(program: str, argv: Sequence[str]) -> ConfigDict:
-    """The config that a program's `--config=FILE --config.KEY=VALUE` describe, checked."""
+    """The config that `--config=FILE:CHOICES --config.KEY=VALUE ...` describe, checked."""
     words, values = [program, *argv], flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "FILE.py:CHOICES", values, lock_config=True, sys_argv=words)
     refuse_words(parse_flags(words, values))
@@ -76,8 +77,17 @@ def config_from_flags(program: str, argv: Sequence[str]) -> ConfigDict:
     return config
 
 
+def show_keys(words: Sequence[str]) -> None:
+    """Prints every key of the config that a command line names, its default there and its meaning; else nothing."""
+    given = [value for _, _, value in _values_of_config(find_configs(words))]
+    if given:
+        defaults = dict(flatten(_load(given[-1])))
+        console.show(f"\nkeys of {given[-1]}, as --config.KEY=VALUE, with their defaults:\n")
+        console.show_facts({name: f"{defaults.get(name)!r:<8} {key.comment}" for name, key in KEYS.items()})
+
+
 def find_file(path: Path) -> Path:
-    """The path itself; if nothing is there, the shipped file of that name.
+    """The path itself; if there is no such file, the shipped file of that name.
 
     Args:
       path: of a config or a search space, such as alexnet.py, configs/alexnet.py or configs/sweeps/rates.py.
@@ -95,7 +105,7 @@ def find_config(text: str) -> str:
 
 
 def find_configs(words: Sequence[str]) -> list[str]:
-    """A command line in which each value of --config names a file that is there, if one can be found."""
+    """A command line in which each value of --config names an existing file, if one can be found."""
     found = list(words)
     for index, flag, value in _values_of_config(words):
         found[index] = flag + find_config(value)
@@ -103,7 +113,7 @@ def find_configs(words: Sequence[str]) -> list[str]:
 
 
 def _values_of_config(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """Of each value of --config: the place of its word, what stands before it in that word, and the value."""
+    """Of each value of --config: the index of its word, what stands before it in that word, and the value."""
     for index, word in enumerate(words):
         if flag := re.match(r"--?config=", word):
             yield index, flag[0], word[flag.end() :]
@@ -112,7 +122,7 @@ def _values_of_config(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
 
 
 def with_choice(words: Sequence[str], choice: str) -> list[str]:
-    """Words of a command line, with one more choice for the config file if `choice` is not empty."""
+    """The words of a command line, with one more choice for the config file if `choice` is not empty."""
     return [
         f"{word}{',' if ':' in word else ':'}{choice}" if choice and word.startswith("--config=") else word
         for word in words
@@ -120,7 +130,7 @@ def with_choice(words: Sequence[str], choice: str) -> list[str]:
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    """The value of a program's --seeds: "0,1,2". Raises ValueError for what is no list of different seeds."""
+    """Reads the value of --seeds, such as "0,1,2". Raises ValueError unless it lists different seeds."""
     values = tuple(int(part) for part in text.split(","))
     if len(set(values)) < len(values) or not all(0 <= value < 2**31 for value in values):
         raise ValueError
@@ -128,13 +138,13 @@ def seeds(text: str) -> tuple[int, ...]:
 
 
 def refuse_words(argv: list[str]) -> None:
-    """Raises UserError if something is left of a command line once its flags are parsed."""
+    """Raises UserError if words of a command line are left once its flags are parsed; the first is the program."""
     if argv[1:]:
-        raise UserError(f"what is {argv[1]!r}? Settings are given as --config.KEY=VALUE")
+        raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE")
 
 
 def _exit(message: str, status: int = 2) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", console.printable(message, keep="\n"), file=sys.stderr)
     sys.exit(status)
 
 
@@ -154,7 +164,7 @@ def _check_keys(words: list[str], config_file: str) -> None:
 
 
 def _load(config_file: str) -> ConfigDict:
-    """What the file's get_config returns. Raises UserError that names the file if it cannot be had."""
+    """What the get_config of a config file returns. Raises UserError that names the file if it fails."""
     path = Path(config_file.split(":", 1)[0])
     if not path.exists():
         raise UserError(f"--config={config_file}: no such file; there is configs/alexnet.py")

@@ -1,4 +1,4 @@
-"""`python -m alexnet_jax predict RUN photo.jpg|folder|-`: what a network takes images for. No data set is needed."""
+"""`python -m alexnet_jax predict RUN photo.jpg|folder|-`: the likeliest classes of images. No data set is needed."""
 
 import contextlib
 import csv
@@ -17,22 +17,22 @@ from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.system import console
 
 Answer = dict[str, Any]
-"""file, and guesses: class, label and probability of each, the likeliest first."""
+"""The predictions for an image: "file", and "predictions": class, label and probability, the most probable first."""
 
 
 def main(argv: list[str]) -> None:
-    """Prints the likeliest classes of each image. Raises UnreadableImagesError after all others if some are broken."""
+    """Prints the likeliest classes of each image. Raises UnreadableImagesError at the end if some could not be read."""
     parser = run_parser("predict", __doc__, views=True)
     parser.add_argument("images", nargs="+", help="image files, folders of them, or - for one from standard input")
-    parser.add_argument("--top", type=int, default=5, help="classes that are named, 5 by default")
+    parser.add_argument("--top", type=int, default=5, help="classes to name, 5 by default")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="an object a line: file, guesses")
-    form.add_argument("--csv", action="store_true", help="a row a guess: file, rank, class, label, probability")
+    form.add_argument("--json", action="store_true", help="prints one object a line: file, predictions")
+    form.add_argument("--csv", action="store_true", help="prints a row a class: file, rank, class, label, probability")
     options = parser.parse_args(argv)
     if options.top < 1:
-        raise UserError(f"--top={options.top}: at least 1")
+        raise UserError(f"--top={options.top} must be at least 1")
     files = list(_find(options.images))
-    with contextlib.redirect_stdout(sys.stderr):  # where warnings belong when answers are data
+    with contextlib.redirect_stdout(sys.stderr):  # warnings must not mix with predictions that a program reads
         run = load_run(options.run, options.checkpoint)
     show = _show_json if options.json else _show_csv if options.csv else _show_tables
     unreadable: list[str] = []
@@ -42,13 +42,13 @@ def main(argv: list[str]) -> None:
 
 
 def _find(names: Sequence[str]) -> Iterator[str]:
-    """The files that are meant, those of a folder in order."""
+    """The files that the names mean: image files, - for standard input, and the images of folders, sorted."""
     for name in names:
         path = Path(name)
         if path.is_dir():
             files = [file for file in path.rglob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file()]
             if not files:
-                raise UserError(f"{name} holds no image ({' '.join(SUFFIXES)})")
+                raise UserError(f"{name} holds no image file ({' '.join(SUFFIXES)})")
             yield from sorted(map(str, files))
         elif name == "-" or path.exists():
             yield name
@@ -59,39 +59,40 @@ def _find(names: Sequence[str]) -> Iterator[str]:
 def _answers(
     run: TrainedRun, files: Sequence[str], top: int, views: int | None, unreadable: list[str]
 ) -> Iterator[Answer]:
-    """A batch at a time; names those that cannot be read on standard error and adds them to `unreadable`."""
+    """Predicts a batch at a time. Reports files that cannot be read on stderr and adds them to `unreadable`."""
     most = run.config.eval_batch_size
     for first in range(0, len(files), most):
-        squares: list[np.ndarray] = []
+        images: list[np.ndarray] = []
         readable: list[str] = []
         for file in files[first : first + most]:
             try:
-                squares.append(run.square(sys.stdin.buffer.read() if file == "-" else file))
+                images.append(run.resize(sys.stdin.buffer.read() if file == "-" else file))
                 readable.append(file)
             except UserError as error:
-                print(f"skipped: {error}", file=sys.stderr)
+                print("skipped:", console.printable(str(error)), file=sys.stderr)
                 unreadable.append(file)
-        if squares:
-            probabilities = run.predict(np.stack(squares), views)
+        if images:
+            probabilities = run.predict(np.stack(images), views)
             if not np.isfinite(probabilities).all():
-                raise UserError(f"{run.path}: the network answers NaN; its weights are no good")
+                raise UserError(f"{run.path}: the network predicts NaN; its weights are unusable")
             for file, of_image in zip(readable, probabilities, strict=True):
-                yield {"file": file, "guesses": guesses(run, of_image, top)}
+                yield {"file": file, "predictions": top_predictions(run, of_image, top)}
 
 
-def guesses(run: TrainedRun, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
-    """The likeliest classes of an image, of equal ones the lower first."""
+def top_predictions(run: TrainedRun, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
+    """The `top` most probable classes of one image; of equally probable ones the lower label comes first."""
     order = np.argsort(-probabilities, kind="stable")[:top].tolist()
     return [{"class": run.outputs[k], "label": k, "probability": float(probabilities[k])} for k in order]
 
 
 def _show_tables(answers: Iterator[Answer]) -> None:
     for answer in answers:
-        console.show(answer["file"], style="bold")
-        width = max(len(guess["class"]) for guess in answer["guesses"])
-        for guess in answer["guesses"]:
-            bar = "█" * round(30 * guess["probability"])
-            console.show(f"  {guess['class']:<{width}}  {guess['probability']:>6.1%}  {bar}".rstrip())
+        console.show(console.printable(answer["file"]), style="bold")
+        predictions = answer["predictions"]
+        names = [console.printable(prediction["class"]) for prediction in predictions]
+        for name, prediction in zip(names, predictions, strict=True):
+            bar = "█" * round(30 * prediction["probability"])
+            console.show(f"  {name:<{max(map(len, names))}}  {prediction['probability']:>6.1%}  {bar}".rstrip())
 
 
 def _show_json(answers: Iterator[Answer]) -> None:
@@ -103,5 +104,6 @@ def _show_csv(answers: Iterator[Answer]) -> None:
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["file", "rank", "class", "label", "probability"])
     for answer in answers:
-        for rank, guess in enumerate(answer["guesses"], start=1):
-            table.writerow([answer["file"], rank, guess["class"], guess["label"], f"{guess['probability']:.6g}"])
+        for rank, prediction in enumerate(answer["predictions"], start=1):
+            row = [prediction["class"], prediction["label"], f"{prediction['probability']:.6g}"]
+            table.writerow([answer["file"], rank, *row])

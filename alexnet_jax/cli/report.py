@@ -9,10 +9,10 @@ from alexnet_jax.system.files import write_bytes, write_text
 
 
 def main(argv: list[str]) -> None:
-    """Writes report.html, or the figures alone."""
-    parser = run_parser("report", __doc__, "the folder of a run: finished, crashed or still going on", data=True)
-    parser.add_argument("--output", type=Path, help="the file, or with --png the folder; in that of the run")
-    parser.add_argument("--png", action="store_true", help="writes the figures alone, each a PNG file")
+    """Writes report.html, or with --png its figures alone."""
+    parser = run_parser("report", __doc__, "the folder of a run: finished, crashed or still training", data=True)
+    parser.add_argument("--output", type=Path, help="the file, or with --png the folder; by default in that of the run")
+    parser.add_argument("--png", action="store_true", help="writes the figures alone, each as a PNG file")
     options = parser.parse_args(argv)
     report = make_report(options.run, options.checkpoint, options.data_dir, options.prepared_dir)
     if options.png:

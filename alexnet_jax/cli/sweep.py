@@ -1,7 +1,7 @@
 """`python -m alexnet_jax sweep --config=... --space=configs/sweeps/NAME.py`: which settings train best.
 
-Start it on as many devices or machines as there are: all that name the same study share its settings. Each run lies in
-WORKDIR/trial-NNNN/seed-N and can be continued with main.py.
+Start it on as many devices or machines as there are: all that name the same study share its settings out. Each run lies
+in WORKDIR/trial-NNNN/seed-N and can be continued with main.py.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.cli import flags, workers
+from alexnet_jax.cli import arguments, flags, workers
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.experiments import search_space
@@ -25,17 +25,18 @@ from alexnet_jax.system.signals import raise_on_sigterm
 
 
 def main(argv: list[str]) -> None:
-    """Does the settings that no other worker does, and ends with the leaderboard."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax sweep", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--space", type=Path, required=True, help="file that says what is varied")
+    """Tries the settings that no other process tries, and prints the leaderboard at the end."""
+    usage = (arguments.CONFIG, "--space=FILE.py", "[OPTION ...]")
+    parser = arguments.config_parser(arguments.program("sweep"), __doc__, *usage)
+    parser.add_argument("--space", type=Path, required=True, help="file of the keys to vary and their values")
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="tpe (default), random or grid")
     parser.add_argument("--trials", type=int, help="settings to try; 20 by default, all of a grid")
-    parser.add_argument("--pruner", choices=PRUNERS, default="median", help="gives up what is worse than the median")
+    parser.add_argument("--pruner", choices=PRUNERS, default="median", help="median (default): stops what is worse")
     parser.add_argument("--storage", help="postgresql://USER@HOST/DATABASE; by default the file WORKDIR/study.log")
-    parser.add_argument("--study", help="its name in the storage; by default the name of the work directory")
+    parser.add_argument("--study", help="its name in the storage; by default the name of the folder of the runs")
     parser.add_argument("--workdir", type=Path, default=Path("runs/sweep"), help="folder of the runs")
     workers.add_flags(parser, seeds=(0,))
-    options, words = parser.parse_known_args(argv)
+    options, words = arguments.parse(parser, argv)
     config = flags.config_from_flags("sweep", words)
     plan = _plan(options, config)
     storage, name = options.storage or str(options.workdir / "study.log"), options.study or options.workdir.name
@@ -68,13 +69,13 @@ def _plan(options: argparse.Namespace, config: ConfigDict) -> SweepPlan:
 
 
 class Sweep:
-    """A worker: how settings become runs, and what it shows of them."""
+    """One process of a sweep: trains the runs of settings and prints their results."""
 
     def __init__(self, study: Study, config: ConfigDict, words: Sequence[str], seeds: Sequence[int], workdir: Path):
         self._study, self._config, self._words, self._seeds, self._workdir = study, config, words, seeds, workdir
 
     def run(self, count: int) -> None:
-        """Does what is left of the study; keeps the leaderboard up to date and shows a line about each setting."""
+        """Tries the settings that are left; keeps the leaderboard up to date and prints a line about each setting."""
         shown = {standing.number for standing in self._study.standings() if standing.state != "running"}
         with console.work_progress("settings", count, len(shown)) as bar:
 
@@ -96,7 +97,7 @@ class Sweep:
             trial = workers.make_trial(self._words, self._config, {**setting.values, "seed": seed}, workdir)
 
             def report(trial: Trial, record: dict[str, Any]) -> None:
-                """The first seed speaks for its setting."""
+                """Reports the validation error of the first seed, by which the pruner judges."""
                 if trial.config.seed == self._seeds[0]:
                     evaluation = round(record["epoch"] / trial.config.eval_every_epochs)
                     setting.report(evaluation, record["validation_top1_error"])
@@ -109,7 +110,7 @@ class Sweep:
 
 
 def _show(standings: Sequence[Standing], count: int, workdir: Path) -> None:
-    """The leaderboard as a table."""
+    """Prints the leaderboard as a table."""
     path = _write(standings, workdir)
     keys = _keys(standings)
     header = ["trial", "validation error", "test error", *map(_short, keys)]
@@ -126,7 +127,7 @@ def _show(standings: Sequence[Standing], count: int, workdir: Path) -> None:
 
 
 def _write(standings: Sequence[Standing], workdir: Path) -> Path:
-    """The leaderboard as a CSV file: errors in [0, 1]."""
+    """Writes the leaderboard as a CSV file, errors in [0, 1], and returns its path."""
     keys, path = _keys(standings), workdir / "leaderboard.csv"
     measures = [f"{name}_{part}" for name in ("validation_error", "test_error") for part in ("mean", "std")]
     rows: list[list[Any]] = [["rank", "trial", "state", "seeds", *measures, *keys, "failure"]]
@@ -140,7 +141,7 @@ def _write(standings: Sequence[Standing], workdir: Path) -> Path:
 
 
 def _keys(standings: Sequence[Standing]) -> list[str]:
-    """All keys that are varied; of settings just begun, not all have values yet."""
+    """All keys that are varied, in order; settings that have just begun may not have all of them yet."""
     return list(dict.fromkeys(key for standing in standings for key in standing.settings))
 
 

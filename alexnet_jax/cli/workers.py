@@ -1,4 +1,4 @@
-"""Many small runs on a CPU: one process a core does more of them in the same time than one process on all cores."""
+"""Many small runs on a CPU: one process a core trains more of them in the same time than one process on all cores."""
 
 import argparse
 import contextlib
@@ -22,18 +22,25 @@ from alexnet_jax.system.machine import available_cores
 from alexnet_jax.system.signals import raise_on_sigterm
 
 SMALL = 1_000_000
-"""Parameters of a network of which every core may train one."""
+"""Up to so many parameters a network is small: each core trains one."""
 
 
 def add_flags(parser: argparse.ArgumentParser, seeds: tuple[int, ...]) -> None:
-    """Adds what all commands of many runs take."""
-    parser.add_argument("--seeds", type=flags_lib.seeds, default=seeds, help="of the runs of each: 0,1,2")
-    parser.add_argument("--processes", type=int, help="that share the runs; by default one a core for small networks")
-    parser.add_argument("--train-only", action="store_true", help="show and write nothing: another process does")
+    """Adds the options that all commands of many runs have."""
+    parser.add_argument("--seeds", type=flags_lib.seeds, default=seeds, help="seeds of the runs of each setting: 0,1,2")
+    parser.add_argument("--processes", type=int, help="sharing the runs; by default one a core for small networks")
+    parser.add_argument("--train-only", action="store_true", help="print and write no results: another process does")
 
 
 def make_trial(words: Sequence[str], config: ConfigDict, settings: Settings, folder: Path) -> Trial:
-    """A run with settings of its own; `words` are those of the command line that gave the config."""
+    """A run of a config with other settings.
+
+    Args:
+      words: of the command line that gave the config.
+      config: without the settings.
+      settings: values by key.
+      folder: of the run.
+    """
     command = [*training_program(), *words, *flags(settings), f"--workdir={folder}"]
     return Trial(apply(settings, config), folder, command)
 
@@ -41,15 +48,16 @@ def make_trial(words: Sequence[str], config: ConfigDict, settings: Settings, fol
 def share_out(
     command: str, argv: Sequence[str], processes: int | None, config: ConfigDict
 ) -> contextlib.AbstractContextManager[None]:
-    """Has several processes do the runs of a command, if that is faster; whoever comes after them finds all done.
+    """Has several processes train the runs of a command, if that is faster; afterwards all are finished.
 
     Args:
-      command: of `python -m alexnet_jax`.
+      command: its name.
       argv: its words.
-      processes: how many; by default `default_count`.
+      processes: how many; None for `default_count`.
       config: of the first network.
 
-    Returns a context for the work after them, in which nothing is shown that they have shown.
+    Returns:
+      A context for the work after them, in which nothing is printed a second time.
     """
     processes = processes or default_count(config)
     if processes == 1:
@@ -59,19 +67,19 @@ def share_out(
 
 
 def default_count(config: ConfigDict) -> int:
-    """A process a core, where the processor trains and the network is small; else one."""
+    """Processes to train with: one a core if the network is small and trained on a CPU; else one."""
     layers = summarize(get_model(config.model, num_classes=1), config.data.crop)
     is_small = sum(layer.parameters for layer in layers) <= SMALL
     return available_cores() if is_small and jax.default_backend() == "cpu" else 1
 
 
 def run_on_each_core(words: Sequence[str], count: int) -> None:
-    """Runs `python -m alexnet_jax WORDS` so many times at once, each on a core; only the first shows its output.
+    """Runs `count` processes of `python -m alexnet_jax WORDS`, each on a core; only the first shows its output.
 
-    What they share out among them is for them to see to. A signal to this process reaches all.
+    They share the work out among themselves. SIGINT and SIGTERM to this process reach all.
 
     Raises:
-      SystemExit: with the status of the first that fails, once all have ended.
+      SystemExit: with the exit code of the first that fails, once all have ended.
     """
     command = [sys.executable, "-m", "alexnet_jax", *words]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

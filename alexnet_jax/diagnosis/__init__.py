@@ -1,1 +1,1 @@
-"""Why a run does not learn."""
+"""Diagnosis of training runs whose loss stays at chance level."""

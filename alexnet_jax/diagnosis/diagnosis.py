@@ -1,7 +1,7 @@
-"""The likely cause if a run has not started to learn.
+"""Finds the likely cause if a run has not started to learn.
 
-A network of 2012's kind may stay at the loss of guessing, ln(classes), for many thousands of steps and for different
-reasons (BVLC/caffe#401, #2085, #3243), which its loss alone does not tell apart.
+A network like that of 2012 may stay at chance level, a loss of ln(classes), for many thousands of steps. The loss alone
+does not tell why (BVLC/caffe#401, #2085, #3243); data and layer statistics do.
 """
 
 import dataclasses
@@ -21,15 +21,21 @@ from alexnet_jax.experiment import Experiment
 from alexnet_jax.train_state import init_variables
 
 DEAD = 0.9
-"""Fraction of a layer's units without which it is as good as closed."""
+"""A layer with at least this fraction of dead units counts as dead."""
 
 BATCH = 64
-"""Images on which the layers are measured."""
+"""Number of images on which the layer statistics are measured."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A likely cause: "labels", "inputs", "biases", "dead units", "initialisation", "learning rate" or "unknown"."""
+    """A likely cause of a run that does not learn.
+
+    Attributes:
+      cause: "labels", "inputs", "biases", "dead units", "initialisation", "learning rate" or "unknown".
+      evidence: the measurements that point to it.
+      remedy: what to try.
+    """
 
     cause: str
     evidence: str
@@ -38,22 +44,22 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """Findings, the most likely first, and the layers as they are."""
+    """Findings, the most likely first, and the current layer statistics."""
 
     findings: Sequence[Finding]
     layers: Sequence[LayerStatistics]
 
     def table(self) -> str:
-        """The statistics of each layer."""
-        header = ("layer", "kernel std", "of He's", "bias", "signal", "dead", "gradient/kernel", "moved")
+        """The layer statistics as a table of text, one row per layer."""
+        header = ("layer", "kernel std", "kernel/He", "bias", "output std", "dead", "gradient/kernel", "change/kernel")
         rows: list[tuple[str, ...]] = [header]
         for layer in self.layers:
-            scales = (f"{number:.2g}" for number in (layer.kernel_std, layer.of_he, layer.bias, layer.signal))
+            scales = (f"{number:.2g}" for number in (layer.kernel_std, layer.he_ratio, layer.bias, layer.output_std))
             rows.append((layer.name, *scales, f"{layer.dead:.0%}", f"{layer.gradient:.1g}", f"{layer.moved:.2g}"))
         return "\n".join("  ".join([f"{name:<6}", *(f"{cell:>15}" for cell in cells)]) for name, *cells in rows)
 
     def text(self) -> str:
-        """The findings in one line."""
+        """The findings and the first remedy in one line."""
         first, *others = self.findings
         also = "".join(f"; less likely: {other.cause} ({other.evidence})" for other in others)
         return f"most likely cause: {first.cause} ({first.evidence}). Try {first.remedy}{also}"
@@ -61,41 +67,41 @@ class Diagnosis:
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-    """What the findings rest on.
+    """The measurements that the findings are based on.
 
     Attributes:
-      losses: of training.
-      learning_rate: of the last step.
-      probe: how well thumbnails tell the labels; None if there are too few.
+      losses: the training losses so far.
+      learning_rate: the learning rate of the last step.
+      probe: accuracy of a linear classifier of thumbnails; None if there are too few images.
       input_rms: root mean square of the network's input.
-      input_signal: standard deviation of its input from image to image.
-      initial, present: the layers before the first step, and now.
-      has_batch_norm: whether the network scales signals anew.
+      input_std: standard deviation of the input across images.
+      initial, present: layer statistics before the first step, and now.
+      has_batch_norm: whether the network has batch normalisation.
     """
 
     losses: StartWatch
     learning_rate: float
     probe: ProbeResult | None
     input_rms: float
-    input_signal: float
+    input_std: float
     initial: Sequence[LayerStatistics]
     present: Sequence[LayerStatistics]
     has_batch_norm: bool
 
     @property
     def furthest(self) -> float:
-        """The largest distance of a kernel from its initial value, as a fraction of its size there."""
+        """The largest change of a kernel since the start, as a fraction of its initial norm."""
         return max(layer.moved for layer in self.present)
 
 
 def diagnose(experiment: Experiment, variables: dict[str, Any], losses: StartWatch, learning_rate: float) -> Diagnosis:
-    """Finds out why a run has not started.
+    """Measures data and layers and finds out why a run has not started to learn.
 
     Args:
-      experiment: what the run trains.
-      variables: params and batch_stats by now, whole and on the host.
+      experiment: the model and data of the run.
+      variables: the current params and batch_stats, on the host.
       losses: the training losses so far.
-      learning_rate: of the last step.
+      learning_rate: the learning rate of the last step.
     """
     records, model = experiment.dataset.splits["train"], experiment.model
     ids = np.random.default_rng(0).permutation(len(records.labels))[:BATCH]
@@ -107,7 +113,7 @@ def diagnose(experiment: Experiment, variables: dict[str, Any], losses: StartWat
         learning_rate=learning_rate,
         probe=probe_labels(records),
         input_rms=float(jnp.sqrt(jnp.mean(images**2))),
-        input_signal=float(jnp.sqrt(jnp.var(images, axis=0).mean())),
+        input_std=float(jnp.sqrt(jnp.var(images, axis=0).mean())),
         initial=measure_layers(model, initial, initial, images, labels),
         present=measure_layers(model, variables, initial, images, labels),
         has_batch_norm=any("bn" in layer.then for layer in model.layers),
@@ -116,40 +122,43 @@ def diagnose(experiment: Experiment, variables: dict[str, Any], losses: StartWat
 
 
 def find_causes(measured: Measurements) -> list[Finding]:
-    """The causes that the measurements show, each once, the most likely first.
+    """Lists the causes that the measurements point to, each once, the most likely first.
 
-    What would explain the evidence of another cause comes before it.
+    A cause that would explain the symptoms of another comes before it.
     """
     findings: dict[str, Finding] = {}
-    for search in (_unusable_data, _dead_units, _no_progress, _fainter_signs):
+    for search in (_unusable_data, _dead_units, _no_progress, _weaker_signs):
         for finding in search(measured):
             findings.setdefault(finding.cause, finding)
     return list(findings.values()) or [_nothing_found(measured)]
 
 
 def _unusable_data(measured: Measurements) -> Iterator[Finding]:
-    """Networks here are made for pixels of deviation 50 to 100, or 1: a hundred times less or more is neither."""
-    signal, rms = measured.input_signal, measured.input_rms
+    """Finds constant labels, constant images, and inputs of a wrong scale.
+
+    The presets expect inputs with a standard deviation of 50 to 100, or 1; the limits are a hundred times beyond.
+    """
+    std, rms = measured.input_std, measured.input_rms
     if measured.losses.chance == 0:
-        yield Finding("labels", "all training images have the same label", "a data set of two classes or more")
-    if signal < 1e-3 * rms:
-        yield Finding("inputs", f"images differ by {signal:.2g} alone", "other images: these are all alike")
+        yield Finding("labels", "all training images have the same label", "a data set with two or more classes")
+    if std < 1e-3 * rms:
+        yield Finding("inputs", f"the standard deviation across images is only {std:.2g}", "images that differ")
     elif not 0.01 < rms < 1e4:
         yield Finding(
             "inputs",
             f"the network's input has a root mean square of {rms:.2g}",
-            "config.data.std=(1.0, 1.0, 1.0) for 2012's networks, (64.0, 64.0, 64.0) for He-started ones",
+            "config.data.std=(1.0, 1.0, 1.0) for the networks of 2012, (64.0, 64.0, 64.0) with He's initialisation",
         )
 
 
 def _dead_units(measured: Measurements) -> Iterator[Finding]:
-    """Units that answer to no image, from the start or since."""
+    """Finds layers whose units output 0 for all images, since the start or since some later step."""
     first, now = (max(layers, key=lambda layer: layer.dead) for layers in (measured.initial, measured.present))
     if first.dead >= DEAD:
         yield Finding(
-            "biases" if first.bias < -first.product else "dead units",
-            f"{first.dead:.0%} of the units of {first.name} answer to no image from the start; its biases start from "
-            f"{first.bias:.2g}, its kernel makes {first.product:.2g} of the images",
+            "biases" if first.bias < -first.product_rms else "dead units",
+            f"{first.dead:.0%} of the units of {first.name} are dead from the start (0 for all images); its biases "
+            f"start at {first.bias:.2g}, the products of inputs and kernel are about {first.product_rms:.2g}",
             "a preset whose biases do not start below 0 (config.model.preset=caffe or bn), or leaky_relu as "
             "config.model.activation",
         )
@@ -157,78 +166,79 @@ def _dead_units(measured: Measurements) -> Iterator[Finding]:
     if now.dead >= DEAD and before <= now.dead / 2:
         yield _learning_rate_too_high(
             measured,
-            f"{now.dead:.0%} of the units of {now.name} answer to no image any more, {before:.0%} at the start; "
-            f"kernels have moved by up to {measured.furthest:.2g} of their size",
+            f"{now.dead:.0%} of the units of {now.name} are dead (0 for all images), {before:.0%} at the start; "
+            f"kernels have changed by up to {measured.furthest:.2g} of their norm",
         )
 
 
 def _no_progress(measured: Measurements) -> Iterator[Finding]:
-    """Gradients that vanish, biases that hide the images, kernels that hardly move.
+    """Finds vanishing gradients, biases that dominate the images, and kernels that hardly change.
 
-    With a relative gradient of 1e-5 and the customary learning rates a kernel needs 10^6 steps to change by its size.
-    The presets' biases are at most 6 times what their kernels make of the images.
+    With a relative gradient of 1e-5 and usual learning rates, a kernel needs 10^6 steps to change by its norm. The
+    biases of the presets are at most 6 times the products of inputs and kernel.
     """
     typical = statistics.median(layer.gradient for layer in measured.initial)
     if typical <= 1e-5 and max(layer.dead for layer in measured.initial) < DEAD:
-        evidence = f"gradients at the start are {typical:.1g} of the kernels in the typical layer; "
+        evidence = f"at the start, the median layer's gradient is {typical:.1g} of its kernel; "
         yield _initialisation(measured, evidence)
-    worst = max(measured.initial, key=lambda layer: abs(layer.bias) / max(layer.product, 1e-30))
-    if worst.bias != 0 and abs(worst.bias) >= 30 * worst.product:
+    worst = max(measured.initial, key=lambda layer: abs(layer.bias) / max(layer.product_rms, 1e-30))
+    if worst.bias != 0 and abs(worst.bias) >= 30 * worst.product_rms:
         yield Finding(
             "biases",
-            f"those of {worst.name} start from {worst.bias:.2g}; its kernel makes {worst.product:.2g} of the images",
-            "a preset with smaller biases, as caffe has (0.1), or bn (0): config.model.preset",
+            f"those of {worst.name} start at {worst.bias:.2g}; the products of inputs and kernel are about "
+            f"{worst.product_rms:.2g}",
+            "a preset with smaller biases: config.model.preset=caffe (0.1) or bn (0)",
         )
     learning_rate, steepest = measured.learning_rate, max(layer.gradient for layer in measured.present)
     if steepest != 0 and measured.furthest <= 0.01:
         yield Finding(
             "learning rate",
-            f"too low at {learning_rate:.2g}: no kernel has moved by more than {measured.furthest:.1g} of its size; "
-            f"a step of the steepest is {learning_rate * steepest:.1g} of it",
+            f"too low at {learning_rate:.2g}: no kernel has changed by more than {measured.furthest:.1g} of its norm; "
+            f"the largest relative update of a step is {learning_rate * steepest:.1g}",
             f"config.optimizer.learning_rate={max(100 * learning_rate, 0.001):.2g}",
         )
 
 
-def _fainter_signs(measured: Measurements) -> Iterator[Finding]:
-    """Labels that thumbnails do not tell, a loss that has risen, kernels far below He's rule."""
+def _weaker_signs(measured: Measurements) -> Iterator[Finding]:
+    """Finds labels that thumbnails do not predict, a loss that has risen, and kernels far smaller than He's rule."""
     losses, probe = measured.losses, measured.probe
     if probe is not None and probe.p_value >= 1e-3:
         yield Finding(
             "labels",
-            f"nothing in the images seems to tell them: a linear classifier of thumbnails is right in "
-            f"{probe.accuracy:.1%} of {probe.images} new images, {probe.chance:.1%} would be by chance "
+            f"they seem unrelated to the images: a linear classifier of thumbnails is right "
+            f"for {probe.accuracy:.1%} of {probe.images} new images, chance level is {probe.chance:.1%} "
             f"(p={probe.p_value:.2g})",
-            "to compare some training images with their labels: are they in the same order, is the data set shuffled?",
+            "to compare some training images with their labels: were they shuffled separately?",
         )
     if losses.highest >= 3 * max(losses.chance, losses.first) or measured.furthest >= 30:
         yield _learning_rate_too_high(
             measured,
-            f"the loss began with {losses.first:.3g} and rose to {losses.highest:.3g}, kernels have moved by up to "
-            f"{measured.furthest:.2g} of their size",
+            f"the loss started at {losses.first:.3g} and rose to {losses.highest:.3g}, kernels have changed by up to "
+            f"{measured.furthest:.2g} of their norm",
         )
-    if not measured.has_batch_norm and statistics.median(layer.of_he for layer in measured.initial) <= 0.5:
+    if not measured.has_batch_norm and statistics.median(layer.he_ratio for layer in measured.initial) <= 0.5:
         yield _initialisation(measured)
 
 
 def _learning_rate_too_high(measured: Measurements, evidence: str) -> Finding:
-    rate = measured.learning_rate
-    remedy = f"config.optimizer.learning_rate={rate / 10:.2g}"
-    return Finding("learning rate", f"too high at {rate:.2g}: {evidence}", remedy)
+    learning_rate = measured.learning_rate
+    remedy = f"config.optimizer.learning_rate={learning_rate / 10:.2g}"
+    return Finding("learning rate", f"too high at {learning_rate:.2g}: {evidence}", remedy)
 
 
 def _initialisation(measured: Measurements, evidence: str = "") -> Finding:
-    smallest = min(measured.initial, key=lambda layer: layer.of_he)
-    signals = " ".join(f"{layer.signal:.2g}" for layer in measured.initial)
+    smallest = min(measured.initial, key=lambda layer: layer.he_ratio)
+    deviations = " ".join(f"{layer.output_std:.2g}" for layer in measured.initial)
     return Finding(
         "initialisation",
-        f"{evidence}signals that tell images apart shrink from layer to layer: {signals}; the kernel of "
-        f"{smallest.name} starts from {smallest.kernel_std:.2g}, He's rule says {smallest.he_std:.2g}",
-        "a preset that starts by He's rule, bn, or nearly so, source: config.model.preset",
+        f"{evidence}the standard deviations of outputs across images shrink from layer to layer: {deviations}; the "
+        f"kernel of {smallest.name} starts with {smallest.kernel_std:.2g}, He's rule gives {smallest.he_std:.2g}",
+        "a preset initialised by He's rule (config.model.preset=bn), or close to it (source)",
     )
 
 
 def _nothing_found(measured: Measurements) -> Finding:
-    evidence = "inputs, labels, kernels, biases, units and gradients look as they should"
-    rates = " or ".join(f"{factor * measured.learning_rate:.2g}" for factor in (0.1, 10))
+    evidence = "inputs, labels, kernels, biases, units and gradients look normal"
+    values = " or ".join(f"{factor * measured.learning_rate:.2g}" for factor in (0.1, 10))
     others = "another config.seed, or config.model.preset=bn"
-    return Finding("unknown", evidence, f"config.optimizer.learning_rate={rates}, {others}")
+    return Finding("unknown", evidence, f"config.optimizer.learning_rate={values}, {others}")

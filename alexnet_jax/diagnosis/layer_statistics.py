@@ -1,4 +1,4 @@
-"""Statistics of a network's layers on a batch, for the diagnosis of one that does not learn; deterministic."""
+"""Layer statistics of a network on one batch, for the diagnosis of a run that does not learn; deterministic."""
 
 import dataclasses
 import functools
@@ -16,33 +16,33 @@ from alexnet_jax.models.alexnet import AlexNet
 
 @dataclasses.dataclass(frozen=True)
 class LayerStatistics:
-    """How a layer with weights stands, on one batch.
+    """Statistics of a layer with weights on one batch.
 
     Attributes:
-      name: like "conv1".
+      name: its name, like "conv1".
       kernel_std: root mean square of its kernel.
-      he_std: sqrt(2 / fan-in), with which the size of signals stays the same under ReLU (He et al. 2015).
+      he_std: sqrt(2 / fan-in), which keeps the variance of activations constant under ReLU (He et al. 2015).
       bias: mean of its biases.
-      product: root mean square of what its kernel makes of its input, without bias.
-      signal: standard deviation of its outputs from image to image, the root of the mean over units and places.
-      dead: fraction of features that are 0 at all places of all images after the ReLU.
+      product_rms: root mean square of its outputs without the bias.
+      output_std: standard deviation of its outputs across images; the root of the mean variance of all outputs.
+      dead: fraction of features that are 0 at every position of every image after the activation function.
       gradient: root mean square of the kernel's gradient, as a fraction of `kernel_std`.
-      moved: distance of the kernel from its initial value, as a fraction of its size there.
+      moved: distance of the kernel from its initial value, as a fraction of its initial norm.
     """
 
     name: str
     kernel_std: float
     he_std: float
     bias: float
-    product: float
-    signal: float
+    product_rms: float
+    output_std: float
     dead: float
     gradient: float
     moved: float
 
     @property
-    def of_he(self) -> float:
-        """The kernel's size in units of He's."""
+    def he_ratio(self) -> float:
+        """The ratio of `kernel_std` to `he_std`."""
         return self.kernel_std / self.he_std
 
 
@@ -53,14 +53,14 @@ def measure_layers(
     images: Float[Array, "batch crop crop 3"],
     labels: Int[Array, " batch"] | np.ndarray,
 ) -> list[LayerStatistics]:
-    """Measures the layers in training, but without dropout, whose noise would look like a signal.
+    """Measures all layers in training mode, but without dropout, whose noise would count as variation across images.
 
     Args:
       model: the network.
       variables: its params and batch_stats, on the host.
-      initial: those before the first step.
-      images: its input.
-      labels: of the images.
+      initial: its params and batch_stats before the first step.
+      images: the network's input.
+      labels: the true classes of the images.
     """
     keys = jax.random.split(jax.random.key(0), len(images))
     numbers = jax.device_get(_measure(model.clone(dropout_rate=0.0), variables, images, labels, keys))
@@ -74,7 +74,7 @@ def measure_layers(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(model: AlexNet, variables: dict[str, Any], images: Array, labels: Array, keys: Array) -> Any:
-    """The fields of LayerStatistics but `moved`, by layer."""
+    """The fields of LayerStatistics except `moved`, by layer."""
 
     def loss(params: Any) -> tuple[Array, dict[str, Array]]:
         (logits, activations), _ = model.apply({**variables, "params": params}, images, keys, mutable=["batch_stats"])
@@ -92,8 +92,8 @@ def _measure(model: AlexNet, variables: dict[str, Any], images: Array, labels: A
             "kernel_std": size,
             "he_std": math.sqrt(2 / _fan_in(kernel, name)),
             "bias": bias.mean(),
-            "product": _rms(output - jnp.broadcast_to(bias, output.shape)),
-            "signal": jnp.sqrt(jnp.var(output, axis=0).mean()),
+            "product_rms": _rms(output - jnp.broadcast_to(bias, output.shape)),
+            "output_std": jnp.sqrt(jnp.var(output, axis=0).mean()),
             "dead": jnp.mean(jnp.all(active == 0, axis=tuple(range(active.ndim - 1)))),
             "gradient": _rms(gradients[name]["kernel"]) / jnp.maximum(size, jnp.finfo(jnp.float32).tiny),
         }
@@ -101,7 +101,7 @@ def _measure(model: AlexNet, variables: dict[str, Any], images: Array, labels: A
 
 
 def _fan_in(kernel: Array, name: str) -> int:
-    """Inputs of a unit; a kernel that is not shared is [rows, columns, inputs, features]."""
+    """Inputs of one unit; the kernel of a local layer is [rows, columns, inputs, features]."""
     return math.prod(kernel.shape[-2:-1] if name.startswith(("fc", "local")) else kernel.shape[:-1])
 
 

@@ -1,4 +1,4 @@
-"""Whether images tell anything about their labels: a linear classifier of thumbnails. It is deterministic."""
+"""Tests whether images are related to their labels, with a linear classifier of thumbnails; deterministic."""
 
 import dataclasses
 import math
@@ -8,24 +8,24 @@ import numpy as np
 from alexnet_jax.data.storage import Records, read_images
 
 THUMBNAIL = 8
-"""Side of the images that are classified, in pixels."""
+"""Side of a thumbnail in pixels."""
 
 MOST_CLASSES, MOST_IMAGES, FEWEST_IMAGES = 20, 2000, 100
-"""100 images a class show a relation even if it is faint, whatever the number of classes."""
+"""Limits of the sample. 100 images per class show even a weak relation."""
 
 RIDGE = 0.1
-"""Penalty of the classifier, in units of the mean energy of its inputs."""
+"""Penalty of the ridge regression, relative to the mean sum of squares of a feature."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeResult:
-    """How well the classifier does on images that it was not fitted to.
+    """The accuracy of the classifier on images that it was not fitted to.
 
     Attributes:
-      accuracy: fraction of right predictions.
-      chance: fraction expected of predictions that have nothing to do with the labels.
-      p_value: probability of so many right predictions by chance.
-      images: how many were predicted.
+      accuracy: fraction of correct predictions.
+      chance: accuracy expected if predictions and labels were independent.
+      p_value: probability of at least this accuracy by chance.
+      images: number of images predicted.
     """
 
     accuracy: float
@@ -35,9 +35,12 @@ class ProbeResult:
 
 
 def probe_labels(records: Records) -> ProbeResult | None:
-    """Classifies thumbnails of half of the images, fitted to the other half.
+    """Fits a ridge regression to thumbnails of half of a sample, and classifies the other half.
 
-    The classes are those with the most images. None for fewer than FEWEST_IMAGES or a single class.
+    The sample has at most MOST_IMAGES images of the MOST_CLASSES largest classes.
+
+    Returns:
+      The result; None for fewer than FEWEST_IMAGES images or a single class.
     """
     counts = np.bincount(records.labels)
     classes = np.flatnonzero(counts)
@@ -55,15 +58,15 @@ def probe_labels(records: Records) -> ProbeResult | None:
 
 
 def _ridge_regression(features: np.ndarray, targets: np.ndarray, new_features: np.ndarray) -> np.ndarray:
-    """Targets of new features, [images, classes]."""
-    mean, energy = targets.mean(0), features.T @ features
-    penalty = RIDGE * np.trace(energy) / len(energy) + 1e-6
-    weights = np.linalg.solve(energy + penalty * np.eye(len(energy)), features.T @ (targets - mean))
+    """Fits a ridge regression of targets on features and predicts the targets of new features, [images, classes]."""
+    mean, gram = targets.mean(0), features.T @ features
+    penalty = RIDGE * np.trace(gram) / len(gram) + 1e-6
+    weights = np.linalg.solve(gram + penalty * np.eye(len(gram)), features.T @ (targets - mean))
     return new_features @ weights + mean
 
 
 def _result(predictions: np.ndarray, labels: np.ndarray, classes: int) -> ProbeResult:
-    """The number of right predictions of a blind classifier is nearly normal."""
+    """Compares predictions with labels; the p-value uses the normal approximation of the binomial distribution."""
     predicted, true = (np.bincount(values, minlength=classes) / len(labels) for values in (predictions, labels))
     chance, accuracy = float(predicted @ true), float((predictions == labels).mean())
     spread = math.sqrt(max(chance * (1 - chance), 1e-12) / len(labels))
@@ -71,7 +74,7 @@ def _result(predictions: np.ndarray, labels: np.ndarray, classes: int) -> ProbeR
 
 
 def _thumbnails(records: Records, ids: np.ndarray) -> np.ndarray:
-    """[ids, THUMBNAIL^2 x 3] means of the pixels of boxes."""
+    """Block means of the images' pixels, flattened, [images, THUMBNAIL^2 x 3]."""
     pixels = read_images(records, ids)
     box = max(records.image_size // THUMBNAIL, 1)
     side = records.image_size // box

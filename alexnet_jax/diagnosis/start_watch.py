@@ -1,4 +1,4 @@
-"""Whether a run has started to learn, told from its training losses alone."""
+"""Detects from training losses whether a run has started to learn."""
 
 import math
 import statistics
@@ -7,25 +7,25 @@ from collections import deque
 import numpy as np
 
 WINDOW = 100
-"""Steps over which the loss is averaged, or a fifth of those allowed if that is fewer."""
+"""Steps over which the loss is averaged; a fifth of the steps allowed if that is fewer."""
 
 STARTED, STANDARD_ERRORS = 0.99, 4
-"""A run has started once its mean loss is below this fraction of chance, and by so many standard errors."""
+"""A run has started once its mean loss is below this fraction of chance level, and this many standard errors below."""
 
 
 class StartWatch:
-    """Watches training losses until they show that images have told something about labels.
+    """Watches training losses until they are significantly below chance level.
 
-    Predictions that have nothing to do with the image cost at least the entropy of the labels: ln(classes) if all are
-    equally frequent. So a mean loss that is below it by more than chance explains is learning, however slow; 0.99
-    asks little more, and a run that has once started is never suspected again.
+    Predictions that do not depend on the image have a cross-entropy of at least the entropy of the labels, which is
+    ln(classes) if all classes are equally frequent. A mean loss significantly below it shows learning, however slow. A
+    run that has started is not watched any longer.
 
     Attributes:
-      chance: the entropy of the labels, in nats.
-      after: steps that a run may take to start; 0 for any number.
-      started_at: the step by which it had; None so far.
-      mean: of the last losses.
-      first, highest: losses since the watch began.
+      chance: chance level, the entropy of the labels in nats.
+      after: steps within which a run must start; 0: no limit.
+      started_at: the step at which it was found to have started; None so far.
+      mean: mean of the latest losses.
+      first, highest: the first and the highest loss seen.
     """
 
     def __init__(self, labels: np.ndarray, after: int):
@@ -39,7 +39,7 @@ class StartWatch:
         self._recent: deque[float] = deque(maxlen=self._window)
 
     def is_stuck(self, step: int, loss: float) -> bool:
-        """Takes the loss of a step; true if the run should have started by now."""
+        """Adds the loss of a step; returns whether the run is stuck: not started after `after` steps."""
         if self.started_at is not None:
             return False
         self.first = loss if math.isnan(self.first) else self.first
@@ -54,8 +54,8 @@ class StartWatch:
         return self.started_at is None and 0 < self.after <= step
 
     def text(self, step: int) -> str:
-        """That the run is stuck, in words."""
+        """The error message of a run that is stuck at a step."""
         return (
-            f"nothing is learned: the mean training loss is {self.mean:.4f} after {step:,} steps, "
-            f"guessing has {self.chance:.4f}"
+            f"the run does not learn: its mean training loss is {self.mean:.4f} after {step:,} steps, "
+            f"chance level is {self.chance:.4f}"
         )

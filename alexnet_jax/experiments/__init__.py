@@ -1,1 +1,1 @@
-"""Many runs: sweeps, ablations, Figure 1."""
+"""Experiments of several runs: sweeps, ablations, and the paper's Figure 1."""

@@ -1,4 +1,4 @@
-"""Tables of networks that differ in one idea each, and what it is worth; the rows are in ablations.toml."""
+"""Ablation tables: networks that differ from a baseline in one idea each; ablations.toml holds the rows."""
 
 import dataclasses
 import importlib.resources
@@ -11,17 +11,17 @@ from alexnet_jax.experiments.results import Spread
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """A row of a table.
+    """A row of an ablation table.
 
     Attributes:
-      name: of its folder.
-      what: is changed, in words.
-      choice: added to those of the config file.
-      changes: key of the config -> value.
-      learning_rate_factor: the learning rate is multiplied by it: not all networks learn at the same.
-      views: of a test image: the baseline's runs are evaluated again with so many; None: runs of its own are trained.
-      paper, source: what they found.
-      where: that can be read.
+      name: the name of the row and of its run folders.
+      what: what is changed, as a heading.
+      choice: a choice of configs/alexnet.py to add, like a preset.
+      changes: config values to change, by key.
+      learning_rate_factor: multiplies the learning rate, as the best one differs between networks.
+      views: evaluate the baseline's runs with this number of test views; None: train runs of its own.
+      paper, source: the results of the paper and of its source code, as text.
+      where: where these results are published.
     """
 
     name: str
@@ -42,17 +42,17 @@ def _row(changes: Mapping[str, Any] | None = None, **row: Any) -> Ablation:
 
 _TOML = importlib.resources.files(__package__).joinpath("ablations.toml").read_text()
 TABLES = {table: tuple(_row(**row) for row in rows) for table, rows in tomllib.loads(_TOML).items()}
-"""By name; the first row is what the others are compared with."""
+"""The rows of each table by its name; the first row is the baseline."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RowResult:
-    """What was measured for a row.
+    """The measurements of a row.
 
     Attributes:
-      errors: of the test, top-1, in [0, 1], by seed; without those that failed.
-      top5_errors: the same; empty where top-5 says nothing.
-      failure: of one of the seeds, in one line.
+      errors: top-1 test errors in [0, 1], one per seed that did not fail.
+      top5_errors: top-5 test errors; empty for data of five classes or fewer.
+      failure: the message of a seed that failed; None if none did.
     """
 
     errors: tuple[float, ...] = ()
@@ -60,21 +60,26 @@ class RowResult:
     failure: str | None = None
 
     def with_seed(self, test: Mapping[str, Any] | None, failure: str | None) -> "RowResult":
-        """These and those of one more seed: the record of its test, or why there is none."""
+        """Returns the result with one more seed added.
+
+        Args:
+          test: the record of its test in metrics.jsonl; None if the run failed.
+          failure: why it failed.
+        """
         if test is None:
             return dataclasses.replace(self, failure=failure)
         top1, top5 = test["top1_error"], test["top5_error"]
-        of_top5 = self.top5_errors if top5 is None else (*self.top5_errors, top5)
-        return RowResult((*self.errors, top1), of_top5, self.failure)
+        top5_errors = self.top5_errors if top5 is None else (*self.top5_errors, top5)
+        return RowResult((*self.errors, top1), top5_errors, self.failure)
 
     def text(self) -> str:
-        """Mean ± standard deviation over seeds, and what failed."""
+        """The top-1 error as mean ± standard deviation over seeds, and the failure if there was one."""
         if not self.errors:
             return f"failed: {self.failure}"
         return Spread.of(self.errors).text(".2%") + (f" (one failed: {self.failure})" if self.failure else "")
 
     def difference(self, first: "RowResult") -> str:
-        """How much worse than the first row, in points of percent."""
+        """The mean top-1 error minus that of the first row, in percentage points."""
         if self is first or not self.errors or not first.errors:
             return "-"
         return f"{100 * (Spread.of(self.errors).mean - Spread.of(first.errors).mean):+.2f}"

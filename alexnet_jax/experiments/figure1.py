@@ -1,4 +1,4 @@
-"""The paper's Figure 1: how many epochs ReLU and tanh take to a training error, and the picture."""
+"""The paper's Figure 1: epochs that ReLU and tanh networks need to reach a training error, and the plot."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.experiments.results import Spread
 
 Curves = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
-"""Training errors in [0, 1] after epochs 1, 2, ...: by network, by activation, one list a seed."""
+"""Training errors in [0, 1] after epochs 1, 2, ..., by network and activation; one list per seed."""
 
 STYLES: dict[str, dict[str, Any]] = {
     "relu": {"color": "#1f5fa8", "linestyle": "-", "label": "ReLU"},
@@ -20,14 +20,14 @@ STYLES: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Race:
-    """The runs of a network with one activation.
+    """The runs of a network with one activation, until they reach a bound on the training error.
 
     Attributes:
       rate: the best learning rate.
-      losses: of training, at the end of the run that tried each rate; infinite for one that diverged.
-      epochs: that each seed took to the bound; None where the run ended first.
-      errors: of training, after each epoch, by seed, in [0, 1].
-      cap: epochs after which a run ends.
+      losses: final training loss of the probe run at each learning rate; infinite if it diverged.
+      epochs: epochs to the bound, one per seed; None if the run ended before it.
+      errors: training errors in [0, 1] after each epoch, one tuple per seed.
+      cap: the length of a run in epochs.
     """
 
     rate: float
@@ -38,52 +38,60 @@ class Race:
 
     @property
     def is_over(self) -> bool:
-        """Whether all seeds came to the bound."""
+        """Whether all seeds reached the bound."""
         return None not in self.epochs
 
     @property
     def spread(self) -> Spread:
-        """Of the epochs, of which those that the end of a run cut short are the least possible."""
+        """Mean and standard deviation of the epochs; a run that did not reach the bound counts with its full length."""
         return Spread.of([float(self.cap if epochs is None else epochs) for epochs in self.epochs])
 
     def text(self) -> str:
-        """Mean ± standard deviation, or how many it takes at least."""
+        """The epochs as mean ± standard deviation, or as a lower bound if a seed did not reach the bound."""
         if self.is_over:
             return self.spread.text(".1f")
         reached = sum(epochs is not None for epochs in self.epochs)
         return f"more than {self.spread.mean:.1f} ({reached} of {len(self.epochs)} seeds within {self.cap})"
 
 
-def best_rate(losses: Mapping[float, float], who: str) -> float:
-    """The rate of the lowest loss. Raises UserError if all are infinite."""
-    best = min(losses, key=lambda rate: losses[rate])
+def best_learning_rate(losses: Mapping[float, float], who: str) -> float:
+    """The learning rate with the lowest loss. Raises UserError, naming `who`, if all losses are infinite."""
+    best = min(losses, key=lambda learning_rate: losses[learning_rate])
     if math.isinf(losses[best]):
-        raise UserError(f"{who} diverged at each of --rates; give smaller ones")
+        raise UserError(f"{who} diverged at every learning rate of --rates; give smaller ones")
     return best
 
 
-def is_at_the_edge(losses: Mapping[float, float], rate: float) -> bool:
-    """Whether the rate is the smallest or largest of several: one beyond it, which was not tried, may be better."""
-    return len(losses) > 1 and rate in (min(losses), max(losses))
+def is_at_the_edge(losses: Mapping[float, float], learning_rate: float) -> bool:
+    """Whether the learning rate is the smallest or largest of those tried, so that one beyond it may be better."""
+    return len(losses) > 1 and learning_rate in (min(losses), max(losses))
 
 
 def epochs_to(errors: Sequence[float], bound: float) -> int | None:
-    """Epochs until the error is at most the bound."""
+    """Epochs until the error is at most `bound`; None if it never is."""
     return next((number for number, error in enumerate(errors, 1) if error <= bound), None)
 
 
 def ratio(relu: Race, tanh: Race) -> tuple[str, float | None]:
-    """How many times the epochs of ReLU tanh takes: "exactly", "more than" or "less than" so many, or "unknown"."""
+    """The ratio of tanh's mean epochs to ReLU's.
+
+    Returns:
+      "exactly", "more than" or "less than" with the ratio, or "unknown" with None if neither reached the bound.
+    """
     if not (relu.is_over or tanh.is_over):
         return "unknown", None
     sense = "less than" if not relu.is_over else "exactly" if tanh.is_over else "more than"
     return sense, tanh.spread.mean / relu.spread.mean
 
 
-def ratio_at_the_last(relu: Sequence[float], tanh: Sequence[float]) -> float | None:
-    """How many times the epochs of ReLU tanh takes to the error that it ends with; None if ReLU does not come to it.
+def ratio_at_last_error(relu: Sequence[float], tanh: Sequence[float]) -> float | None:
+    """The ratio of tanh's epochs to ReLU's at the final training error of tanh, interpolated between epochs.
 
-    Errors after epochs 1, 2, ...; between two epochs they are taken to fall evenly.
+    Args:
+      relu, tanh: training errors after epochs 1, 2, ...
+
+    Returns:
+      The ratio; None if ReLU never reaches that error.
     """
     epochs = epochs_to(relu, tanh[-1])
     if epochs is None:
@@ -95,18 +103,18 @@ def ratio_at_the_last(relu: Sequence[float], tanh: Sequence[float]) -> float | N
 
 
 def ratio_text(sense: str, factor: float | None) -> str:
-    """A ratio in words."""
+    """The result of `ratio` as text, like "more than 1.4 times"."""
     return sense if factor is None else f"{sense} {factor:.1f} times".removeprefix("exactly ")
 
 
 def draw_figure1(path: Path, curves: Curves, bound: float, title: str) -> None:
-    """Draws training error against epochs as in the paper's Figure 1: a panel a network, a line a seed.
+    """Draws training error against epochs as in the paper's Figure 1: one panel per network, one line per seed.
 
     Args:
-      path: of the PNG file.
-      curves: the errors.
+      path: the PNG file to write.
+      curves: the training errors.
       bound: the error at which a run ends, in [0, 1].
-      title: above the panels.
+      title: the title of the figure.
     """
     from matplotlib.figure import Figure
 

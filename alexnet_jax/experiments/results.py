@@ -1,4 +1,4 @@
-"""Files of measured results, which say what was measured on which data, with which seeds, versions and hardware."""
+"""The files under results/: measurements with their data, seeds, versions and hardware."""
 
 import argparse
 import dataclasses
@@ -19,7 +19,7 @@ from alexnet_jax.system.versions import describe_environment
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation (of a sample) of values; the latter None for a single one."""
+    """Mean, sample standard deviation (None for a single value) and number of values."""
 
     mean: float
     std: float | None
@@ -27,16 +27,21 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Raises statistics.StatisticsError for no values."""
+        """Summarises values. Raises statistics.StatisticsError if there are none."""
         return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def text(self, form: str = ".2f") -> str:
-        """Mean ± standard deviation, each in a format like ".2f" or ".2%"."""
+        """Mean ± standard deviation, each formatted by `form`, like ".2f" or ".2%"."""
         return format(self.mean, form) + ("" if self.std is None else f" ± {format(self.std, form)}")
 
 
 def describe_data(config: ConfigDict, workdir: Path) -> str:
-    """The data set of a finished run, with the sizes of its splits."""
+    """Names the data set of a finished run and the sizes of its splits.
+
+    Args:
+      config: the config of the run.
+      workdir: its folder.
+    """
     records = {record["kind"]: record for record in read_metrics(workdir)}
     sizes = {
         "training": records["start"]["train_examples"],
@@ -50,7 +55,14 @@ def describe_data(config: ConfigDict, workdir: Path) -> str:
 def results_command(
     command: str, options: argparse.Namespace, defaults: Mapping[str, Any], words: Sequence[str]
 ) -> list[str]:
-    """The words after "python" that decide results: those of the config, and options that differ from `defaults`."""
+    """The arguments of `python` that reproduce a result, without those that only concern this machine.
+
+    Args:
+      command: the subcommand of alexnet_jax.
+      options: its parsed options.
+      defaults: the options that affect the results; those equal to their default are left out.
+      words: its arguments for the config.
+    """
     flags = []
     for name, default in defaults.items():
         value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
@@ -60,21 +72,21 @@ def results_command(
             flags += [flag, *map(str, value)]
         elif value != default:
             flags.append(f"{flag}={value:g}" if isinstance(value, float) else f"{flag}={value}")
-    folders = ("--config.data.dir", "--config.data.prep", "--config.comp")  # of this machine
-    return ["-m", "alexnet_jax", command, *(word for word in words if not word.startswith(folders)), *flags]
+    local = ("--config.data.dir", "--config.data.prep", "--config.comp")  # folders of this machine
+    return ["-m", "alexnet_jax", command, *(word for word in words if not word.startswith(local)), *flags]
 
 
 def write_results(
     path: Path, command: Sequence[str], data: str, seeds: Sequence[int], results: Mapping[str, Any]
 ) -> None:
-    """Writes a file under results/.
+    """Writes a result file with today's date and this machine's hardware and versions.
 
     Args:
-      path: of the JSON file.
-      command: the words after "python" that make it.
+      path: the JSON file to write.
+      command: the arguments of `python` that reproduce it.
       data: the data set, with the sizes of its splits.
-      seeds: of the runs.
-      results: what was measured.
+      seeds: the seeds of the runs.
+      results: the measurements, plain data that JSON can hold.
     """
     device = jax.devices()[0]
     hardware = {

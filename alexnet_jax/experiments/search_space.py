@@ -1,11 +1,11 @@
-"""What a sweep varies: keys of the config, and the values or ranges that each is tried at.
+"""Search spaces of sweeps: config keys, and the values or ranges that each may take.
 
-A file of it has a function get_space() that returns, for each key, one of
+A space is a Python file with a function get_space() that returns a dict from config keys to one of
 
-    {"values": [0.01, 0.003]}             these; a grid takes no other kind
-    {"uniform": (0.5, 0.99)}              any number between
-    {"log_uniform": (0.0001, 0.1)}        the same, each order of magnitude as often
-    {"int": (16, 256)}                    any whole number between, both included
+    {"values": [0.01, 0.003]}             one of these values; grid search accepts only this kind
+    {"uniform": (0.5, 0.99)}              a number in the interval
+    {"log_uniform": (0.0001, 0.1)}        a number in the interval, uniform on a log scale
+    {"int": (16, 256)}                    an integer in the interval, ends included
 """
 
 import copy
@@ -22,31 +22,31 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UserError, reason
 
 KINDS = {
-    "values": "a list of them",
+    "values": "a list of values",
     "uniform": "two numbers, the smaller first",
     "log_uniform": "two numbers above 0, the smaller first",
     "int": "two whole numbers, the smaller first",
 }
-"""What each kind of range takes."""
+"""The kinds of ranges, with the arguments that each takes, for error messages."""
 
 Settings = dict[str, Any]
-"""Key of the config -> value."""
+"""Config values by key."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """What one key is tried at: all of `values`, or, for another kind, what lies between the two of them."""
+    """The range of one key: the list of its values, or for the other kinds the two ends of an interval."""
 
     kind: str
     values: tuple[Any, ...]
 
     @property
     def choices(self) -> dict[Any, Any]:
-        """The values by what Optuna stores for them."""
+        """The values by their representation in Optuna."""
         return {storable(value): value for value in self.values}
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """The value that an Optuna trial chooses."""
+        """The value that an Optuna trial suggests for a key."""
         if self.kind == "values":
             return self.choices[trial.suggest_categorical(key, list(self.choices))]
         if self.kind == "int":
@@ -58,9 +58,16 @@ Space = Mapping[str, Range]
 
 
 def load_space(path: Path, config: ConfigDict) -> Space:
-    """Reads a file of a space for a config. Raises UserError that names the file and the key for what cannot work."""
+    """Reads a search space and checks it against a config.
+
+    Args:
+      path: the Python file that defines get_space().
+      config: the config whose keys are varied.
+
+    Raises UserError that names the file, and the key where one is wrong.
+    """
     if not path.is_file():
-        raise UserError(f"--space={path}: no such file; configs/sweeps holds examples")
+        raise UserError(f"--space={path}: no such file; see configs/sweeps for examples")
     try:
         content = runpy.run_path(str(path))
         if "get_space" not in content:
@@ -69,7 +76,7 @@ def load_space(path: Path, config: ConfigDict) -> Space:
         if not described or not isinstance(described, dict):
             raise ValueError("get_space() must return a dict that is not empty")
         return {key: _parse(key, range_, config) for key, range_ in described.items()}
-    except Exception as error:  # the file is code: anything can happen in it
+    except Exception as error:  # the file is code and may raise anything
         raise UserError(f"--space={path}: {reason(error)}") from error
 
 
@@ -79,7 +86,7 @@ def _parse(key: str, described: Any, config: ConfigDict) -> Range:
         near = config_lib.nearest(key, list(known))
         raise ValueError(f"unknown key {key}" + (f"; did you mean {near}?" if near else ""))
     if key == "seed":
-        raise ValueError("seed is no setting: each is repeated with all of --seeds")
+        raise ValueError("seed cannot be varied: every setting is run with all of --seeds")
     if not isinstance(described, dict) or len(described) != 1 or not described.keys() <= KINDS.keys():
         raise ValueError(f"{key}: {described!r} must be a dict of one of {', '.join(KINDS)}")
     ((kind, values),) = described.items()
@@ -100,7 +107,7 @@ def _is_interval(kind: str, values: list[Any] | tuple[Any, ...]) -> bool:
 
 
 def apply(settings: Settings, config: ConfigDict) -> ConfigDict:
-    """A copy of the config with these settings. Raises ValueError that names the key for a value of another type."""
+    """Returns a copy of the config with the settings. Raises ValueError that names a key whose type is wrong."""
     changed = copy.deepcopy(config)
     for key, value in settings.items():
         try:
@@ -112,20 +119,20 @@ def apply(settings: Settings, config: ConfigDict) -> ConfigDict:
 
 
 def grid(space: Space) -> list[Settings]:
-    """All combinations, the last key changing fastest. Raises UserError for a key with a range."""
+    """All combinations of values, the last key changing fastest. Raises UserError if a key has a range."""
     for key, range_ in space.items():
         if range_.kind != "values":
-            raise UserError(f"--sampler=grid takes values alone, but {key} has a range ({range_.kind})")
+            raise UserError(f"--sampler=grid needs a list of values, but {key} has a range ({range_.kind})")
     combinations = itertools.product(*(range_.values for range_ in space.values()))
     return [dict(zip(space, values, strict=True)) for values in combinations]
 
 
 def storable(value: Any) -> Any:
-    """A value as Optuna can store it."""
+    """The representation of a value that Optuna can store: itself, or its repr."""
     return value if isinstance(value, bool | int | float | str) else repr(value)
 
 
 def flags(settings: Settings) -> Iterator[str]:
-    """The settings as words of a command line."""
+    """Yields the settings as command-line flags."""
     for key, value in settings.items():
         yield f"--config.{key}={value!r}" if isinstance(value, float) else f"--config.{key}={value}"

@@ -1,4 +1,4 @@
-"""How much work a training step is, and how fast it and the devices are."""
+"""The cost of a training step and the speed of the devices: FLOPs, bytes, and timings on random images."""
 
 import dataclasses
 import itertools
@@ -20,30 +20,30 @@ from alexnet_jax.models.summary import LayerSummary
 from alexnet_jax.parallel.devices import Devices
 
 IMAGENET_CLASSES, IMAGENET_IMAGES = 1000, 1_281_167
-"""Of ILSVRC2012 and its training split."""
+"""Classes and training images of ILSVRC2012."""
 
 MATRIX_SIDE, MATRIX_SIDE_ON_CPU = 8192, 2048
-"""Of matrices whose product takes a millisecond or more, and not seconds."""
+"""Side of the matrices timed: their product takes more than a millisecond, but not seconds."""
 
 VECTOR_LENGTH = 2**26
-"""Of vectors that no cache holds."""
+"""Length of the vectors timed, too long for any processor cache."""
 
 REPEATS, ROUNDS = 5, 4
-"""Operations timed as one, and how often; the first round compiles, the fastest counts."""
+"""Operations timed together, and rounds of them: the first compiles, the fastest counts."""
 
 
 class RandomTraining:
-    """The training step of an experiment on random images that are on the devices already.
+    """The training step of an experiment on one batch of random images that is already on the devices.
 
     Attributes:
-      experiment: what the step is made of.
-      state, batch: on the devices; the step consumes the state.
+      experiment: the model, devices and optimizer.
+      state, batch: the arguments of the step, on the devices; the step donates the state.
     """
 
     def __init__(self, config: ConfigDict):
-        """Without a data set there are as many classes as the config says, or else ImageNet's."""
+        """Creates state and batch; without `config.model.num_classes` there are ImageNet's 1,000 classes."""
         config = config.copy_and_resolve_references()
-        config.data.cache = "disk"  # the images of each batch are given to the step
+        config.data.cache = "disk"  # pass the images of each batch to the step
         classes = IMAGENET_CLASSES if config.model.num_classes is None else config.model.num_classes
         self.experiment = Experiment.create(config, _random_dataset(config, classes))
         rates = self.experiment.make_learning_rates().at(0.0)
@@ -53,12 +53,12 @@ class RandomTraining:
         batches.close()
 
     def run(self, steps: int) -> list[float]:
-        """Does so many steps; returns the seconds of each, when the results of all are there."""
+        """Runs training steps and returns the seconds of each, once all results are ready."""
         ends, pending = [time.perf_counter()], None
         for _ in range(steps):
             self.state, sums = self.experiment.train_step(self.state, self.batch)
             if pending is not None:
-                jax.device_get(pending)  # one step late, as the loop does
+                jax.device_get(pending)  # one step late, as in the training loop
                 ends.append(time.perf_counter())
             pending = sums
         jax.block_until_ready((self.state, pending))
@@ -67,36 +67,36 @@ class RandomTraining:
 
 
 def training_flops(layers: Sequence[LayerSummary]) -> int:
-    """Floating point operations of one image in a training step: 6 x MACs of all layers - 2 x MACs of the first.
+    """Floating-point operations per image of a training step: 6 x MACs of all layers - 2 x MACs of the first.
 
-    A multiply-accumulate is two operations, and each of the forward pass has one for the gradient of the kernel and one
-    for that of the layer's input, which the first layer does not need. Everything but products is left out.
+    A multiply-accumulate (MAC) is two operations. Each MAC of the forward pass occurs again in the gradient of the
+    kernel and in that of the layer's input, which the first layer does not need. All other operations are ignored.
     """
     macs = [layer.macs for layer in layers if layer.macs]
     return 6 * sum(macs) - 2 * macs[0]
 
 
 def optimizer_bytes(layers: Sequence[LayerSummary]) -> int:
-    """The least that the optimizer moves in a step, in float32.
+    """The fewest bytes that SGD with momentum moves per step, in float32.
 
-    It reads parameters, gradients and velocity, and writes parameters and velocity.
+    It reads parameters, gradients and velocity, and writes parameters and velocity: five arrays.
     """
     return 5 * 4 * sum(layer.parameters for layer in layers)
 
 
-def matmul_rate(devices: Devices, dtype: Any) -> float:
-    """FLOP/s of products of large square matrices, in JAX's default precision as in the step; all devices together."""
+def matmul_flops(devices: Devices, dtype: Any) -> float:
+    """Measures the FLOP/s of large matrix products in JAX's default precision, all devices together."""
     side = MATRIX_SIDE_ON_CPU if devices.on_cpu else MATRIX_SIDE
     return 2 * side**3 * len(devices.devices) / _seconds(devices, jnp.matmul, (side, side), dtype)
 
 
-def memory_rate(devices: Devices) -> float:
-    """Bytes/s that the sum of two long vectors reads and writes, of one device while all are at it."""
+def memory_bandwidth(devices: Devices) -> float:
+    """Measures the bytes/s that one device reads and writes in adding long vectors, while all devices do so."""
     return 3 * 4 * VECTOR_LENGTH / _seconds(devices, jnp.add, (VECTOR_LENGTH,), jnp.float32)
 
 
 def _seconds(devices: Devices, operation: Callable[[Any, Any], Any], shape: tuple[int, ...], dtype: Any) -> float:
-    """The shortest time of an operation on two arrays, which every device does with its own."""
+    """The shortest time of an operation on two arrays, with every device working on its own copy, in seconds."""
 
     def draw(batch: dict[str, Any]) -> Any:
         # Scaled so that repeated products neither grow nor vanish.
@@ -116,11 +116,11 @@ def _seconds(devices: Devices, operation: Callable[[Any, Any], Any], shape: tupl
 
 
 def _random_dataset(config: ConfigDict, classes: int) -> Dataset:
-    """A batch of random images in memory, with such statistics as photographs have."""
+    """A data set of one batch of random images in memory, with statistics like those of photographs."""
     size, count = config.data.image_size, config.batch_size
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    labels = generator.integers(0, min(classes, 10), count, dtype=np.int32)  # few are soon learned
+    labels = generator.integers(0, min(classes, 10), count, dtype=np.int32)  # few classes are soon learned
     mean = (123.7, 116.3, 103.5)
     statistics = dataclasses.replace(
         Statistics.unknown(size),

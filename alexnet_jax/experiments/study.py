@@ -1,8 +1,8 @@
-"""What the workers of a sweep share: an Optuna study in a journal file or a database.
+"""The Optuna study that the workers of a sweep share, in a journal file or a database.
 
-Each setting is an Optuna trial; one that is done again, because its worker died, is another trial. User attributes of a
-trial are: "folder", the number of the setting, under which its runs lie; "errors" and "test_errors", by seed, in
-[0, 1]; "failure", in one line; "surplus" if it was begun when all settings had been.
+Each setting is an Optuna trial; a setting repeated because its worker died is another trial. The user attributes of a
+trial are "folder", the number of the setting and of its run folder; "errors" and "test_errors", in [0, 1], one per
+seed; "failure", one line; and "surplus" if it was started when all settings had been.
 """
 
 import contextlib
@@ -30,23 +30,23 @@ SAMPLERS = ("grid", "random", "tpe")
 PRUNERS = ("median", "none")
 
 BEAT_SECONDS, SILENT_SECONDS = 15, 120
-"""How often a worker tells a database that it is alive, and after what silence it counts as dead."""
+"""Interval of a worker's heartbeat in a database, and the silence after which the worker counts as dead."""
 
 STATES = {"COMPLETE": "done", "RUNNING": "running", "PRUNED": "pruned", "FAIL": "failed"}
-"""What the leaderboard calls Optuna's states, in its order."""
+"""Optuna's trial states and their names on the leaderboard, in its order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep does.
+    """The plan of a sweep, the same for all its workers.
 
     Attributes:
-      space: what is varied.
+      space: the search space.
       sampler: one of SAMPLERS.
-      count: how many settings are tried; all of a grid.
+      count: number of settings to try; for a grid, all of them.
       pruner: one of PRUNERS.
-      warmup: evaluations before which no setting is pruned.
-      about: what else the workers must agree on.
+      warmup: number of evaluations before a setting may be pruned.
+      about: other values that must be the same for all workers.
     """
 
     space: Space
@@ -59,14 +59,14 @@ class SweepPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """A setting on the leaderboard.
+    """A row of the leaderboard: one setting.
 
     Attributes:
-      number: of its folder.
+      number: number of its run folder.
       state: "done", "running", "pruned" or "failed".
-      settings: its values.
-      errors, test_errors: of the last evaluation and of the test, in [0, 1], one a seed.
-      failure: in one line.
+      settings: its config values by key.
+      errors, test_errors: errors of the last evaluation and of the test, in [0, 1], one per seed.
+      failure: why it failed, in one line; None if it did not.
     """
 
     number: int
@@ -78,13 +78,13 @@ class Standing:
 
 
 class Setting:
-    """A setting that this worker does.
+    """A setting that this worker is trying.
 
     Attributes:
-      values: by the key of the config.
-      folder: the number under which its runs lie.
-      is_pruned: whether it is given up, because others were better.
-      errors, test_errors: so far, one a seed.
+      values: its config values by key.
+      folder: number of its run folder.
+      is_pruned: whether it was pruned because other settings were better.
+      errors, test_errors: errors in [0, 1] of the seeds finished so far.
     """
 
     def __init__(self, trial: Any, values: Settings, folder: int):
@@ -95,17 +95,17 @@ class Setting:
         self._reported = -1
 
     def report(self, evaluation: int, error: float) -> None:
-        """Tells the validation error of an evaluation. Raises TrialStoppedError if the setting is given up for it."""
+        """Reports the validation error of an evaluation. Raises TrialStoppedError if the setting is pruned."""
         if evaluation <= self._reported:
             return
         self._reported = evaluation
         self._trial.report(error, evaluation)
         self.is_pruned = self._trial.should_prune()
         if self.is_pruned:
-            raise TrialStoppedError("given up")
+            raise TrialStoppedError("pruned")
 
     def add(self, error: float, test_error: float) -> None:
-        """Tells the errors of a seed."""
+        """Stores the final validation error and the test error of a seed."""
         self.errors.append(error)
         self.test_errors.append(test_error)
         self._trial.set_user_attr("errors", self.errors)
@@ -113,22 +113,22 @@ class Setting:
 
 
 class _LeftOpen(BaseException):
-    """The error after which this worker leaves a setting to the next. After another, Optuna counts it as failed.
+    """Wraps an error after which the trial stays open, so that another worker repeats the setting.
 
-    That is: a signal, a lost database, or that another worker does the setting, because this one was silent for so long
-    that it counts as dead.
+    That is a signal, a lost database, or that the trial was already handed to another worker because this one had been
+    silent for too long. After any other error, Optuna counts the trial as failed.
     """
 
 
 Train = Callable[[Setting], Outcome | None]
-"""Trains a setting with all seeds, or until one fails, whose outcome it returns."""
+"""Trains a setting with all seeds, or until one fails; returns the outcome that failed, or None."""
 
 
 class Study:
-    """A worker's view of the study.
+    """One worker's access to the shared study.
 
-    The worker locks a file for each setting that it does, so that others on the same machine know at once if it dies.
-    Those on other machines learn it from Optuna's heartbeat, which works with databases alone.
+    A worker holds a file lock for each setting that it tries, so that others on the same machine notice at once if it
+    dies. Workers on other machines rely on Optuna's heartbeat, which only databases support.
     """
 
     def __init__(self, study: Any, plan: SweepPlan, workdir: Path, is_local: bool):
@@ -136,14 +136,16 @@ class Study:
         self._locks = workdir / ".workers"
 
     def optimize(self, train: Train, on_end: Callable[[], None] = lambda: None) -> None:
-        """Has settings trained, those of dead workers first, until all are done or other workers are doing them.
+        """Trains settings, those of dead workers first, until all are done or in the hands of other workers.
 
-        Calls `on_end` after each.
+        Args:
+          train: trains one setting.
+          on_end: called after each setting.
         """
         import optuna
 
         while self._is_any_left():
-            with contextlib.ExitStack() as lock:  # until Optuna has the result
+            with contextlib.ExitStack() as lock:  # held until Optuna has stored the result
                 try:
                     self._study.optimize(functools.partial(self._objective, train, lock), n_trials=1)
                 except _LeftOpen as left:
@@ -152,20 +154,20 @@ class Study:
             on_end()
 
     def standings(self) -> list[Standing]:
-        """All settings that were begun, the best first, those without a result last."""
+        """All settings that were started, the lowest error first, those without a result last."""
         begun = [trial for trial in _trials(self._study) if "folder" in trial.user_attrs and trial.state.name in STATES]
         last = {trial.user_attrs["folder"]: _standing(trial, self._plan.space) for trial in begun}
-        order = list(STATES.values())  # within a state by error, unknown ones last
+        order = list(STATES.values())  # within a state by error, unknown errors last
         return sorted(
             last.values(), key=lambda one: (order.index(one.state), statistics.mean(one.errors or (2.0,)), one.number)
         )
 
     def _objective(self, train: Train, lock: contextlib.ExitStack, trial: Any) -> float | None:
-        """The mean error of a setting. None, which Optuna counts as a failure, if there is none."""
+        """Trains a setting and returns its mean validation error; None, a failure to Optuna, if there is none."""
         from optuna.exceptions import StorageInternalError, TrialPruned, UpdateFinishedTrialError
 
         folder = _folder(self._study, trial)
-        if folder >= self._plan.count:  # another worker was faster
+        if folder >= self._plan.count:  # other workers have started all settings meanwhile
             trial.set_user_attr("surplus", True)
             return None
         try:
@@ -179,18 +181,18 @@ class Study:
                 trial.set_user_attr("failure", failed.failure)
         except (KeyboardInterrupt, StorageInternalError, UpdateFinishedTrialError) as error:
             raise _LeftOpen(error) from error
-        if setting.is_pruned or (failed and failed.is_its_fault):
+        if setting.is_pruned or (failed and failed.cannot_train):
             raise TrialPruned
         return None if failed else statistics.mean(setting.errors)
 
     def _is_any_left(self) -> bool:
-        """Whether there are settings to be done, once those of dead workers are back in the queue."""
+        """Whether settings remain to be tried; puts those of dead workers back into the queue first."""
         import optuna
 
         optuna.storages.fail_stale_trials(self._study)
         for trial in _trials(self._study):
             if trial.state.name == "RUNNING" and self._is_dead(trial):
-                # Of many workers that notice, all but one find that the trial has ended.
+                # Several workers may notice; for all but the first, the trial has already ended.
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
                     self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
                     _put_back(self._study, trial)
@@ -198,27 +200,27 @@ class Study:
         return any(trial.state.name == "WAITING" for trial in trials) or _count(trials) < self._plan.count
 
     def _is_dead(self, trial: Any) -> bool:
-        """Whether it is known on this machine that the worker of a trial is dead."""
+        """Whether the worker of a running trial was on this machine and is dead."""
         lock = self._locks / str(trial.number)
         if lock.exists():
             with run_folder.claim(lock) or contextlib.nullcontext() as claim:
                 return claim is not None
-        # It is about to make its lock, or died before it did, or it is one of the version that had no locks.
+        # The worker has not created its lock yet, died before it did, or is of a version without locks.
         is_overdue = time.time() - trial.datetime_start.timestamp() > SILENT_SECONDS
         return is_overdue and (self._is_local or "worker" in trial.user_attrs)
 
 
 @contextlib.contextmanager
 def open_study(storage: str, name: str, plan: SweepPlan, workdir: Path) -> Iterator[Study]:
-    """Opens a study, or begins it.
+    """Opens the study, creating it if it does not exist.
 
     Args:
       storage: the path of a journal file, or the URL of a database.
-      name: of the study.
-      plan: what it does.
+      name: the name of the study.
+      plan: the plan of the sweep.
       workdir: the folder of the runs.
 
-    Raises UserError if it cannot be opened, or is a study of something else.
+    Raises UserError if it cannot be opened, or was created with another plan.
     """
     import optuna
 
@@ -228,7 +230,7 @@ def open_study(storage: str, name: str, plan: SweepPlan, workdir: Path) -> Itera
     is_local = "://" not in storage
     median = optuna.pruners.MedianPruner(n_warmup_steps=plan.warmup)
     pruner = median if plan.pruner == "median" else optuna.pruners.NopPruner()
-    for attempt in range(1, 6):  # workers that make the tables of an empty database at the same time get in the way
+    for attempt in range(1, 6):  # workers that create the tables of an empty database at the same time fail
         try:
             opened = _open_journal(Path(storage)) if is_local else _open_database(storage)
             study = optuna.create_study(storage=opened, study_name=name, pruner=pruner, load_if_exists=True)
@@ -241,11 +243,11 @@ def open_study(storage: str, name: str, plan: SweepPlan, workdir: Path) -> Itera
         _check_agreement(study, plan, f"the study {name} in {shown}")
         yield Study(study, plan, workdir, is_local)
     except optuna.exceptions.StorageInternalError as error:
-        raise UserError(f"--storage={shown} is lost; start the same command again") from error
+        raise UserError(f"--storage={shown}: the connection is lost; start the same command again") from error
 
 
 def _open_journal(path: Path) -> Any:
-    """Opens a journal file, without the torn line that is left of a process killed while it wrote."""
+    """Opens a journal file, after removing an incomplete last line left by a process that was killed."""
     import optuna
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
@@ -266,27 +268,27 @@ def _open_database(url: str) -> Any:
 
     class Database(optuna.storages.RDBStorage):
         def record_heartbeat(self, trial_id: int) -> None:
-            """Survives a database that is away for a while; the training will notice one that is lost."""
+            """Tolerates a database that is unavailable for a while; training reports one that is lost."""
             with contextlib.suppress(optuna.exceptions.StorageInternalError):
                 super().record_heartbeat(trial_id)
 
-    beat: Any = {"heartbeat_interval": BEAT_SECONDS, "grace_period": SILENT_SECONDS}
+    heartbeat: Any = {"heartbeat_interval": BEAT_SECONDS, "grace_period": SILENT_SECONDS}
     engine = {"pool_pre_ping": True}
-    return Database(url, engine, **beat, heartbeat_stale_trial_callback=_put_back)
+    return Database(url, engine, **heartbeat, heartbeat_stale_trial_callback=_put_back)
 
 
 def _check_agreement(study: Any, plan: SweepPlan, what: str) -> None:
-    """Raises UserError if a study was begun with another plan; but it may have fewer settings."""
+    """Raises UserError if the study was created with another plan; only the number of settings may differ."""
     space = {key: [range_.kind, list(range_.values)] for key, range_ in plan.space.items()}
     agreed = {"space": space, "sampler": plan.sampler, **plan.about}
     if "agreed" not in study.user_attrs:
         study.set_user_attr("agreed", agreed)
-    defaults = {f"config.{key}": value for key, value in flatten(default_config())}  # of keys added since
+    defaults = {f"config.{key}": value for key, value in flatten(default_config())}  # of keys added later
     theirs = {**defaults, **_with_current_names(study.user_attrs["agreed"])}
     if differing := [key for key in agreed if json.dumps(agreed[key]) != json.dumps(theirs.get(key))]:
         raise UserError(
-            f"{what} has another {differing[0]} ({theirs.get(differing[0])!r}); "
-            "for a new one give another --workdir or --study"
+            f"{what} has another {differing[0]} ({theirs.get(differing[0])!r}) than this command; "
+            "give another --workdir or --study to start a new study"
         )
 
 
@@ -297,9 +299,9 @@ def _with_current_names(agreed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _make_sampler(plan: SweepPlan, folder: int) -> Any:
-    """What chooses the values of a setting, whichever worker does it, so that no two choose the same.
+    """The sampler of one setting, seeded by its number, so that every worker would choose the same values for it.
 
-    Not Optuna's GridSampler: of settings that are begun at the same time it may choose one twice.
+    Optuna's GridSampler is not used: it may choose a combination twice if settings are started at the same time.
     """
     from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
 
@@ -315,12 +317,12 @@ def _trials(study: Any) -> list[Any]:
 
 
 def _count(trials: list[Any]) -> int:
-    """How many settings they are; those that are done again do not count."""
+    """The number of settings among the trials; a repeated setting counts once."""
     return sum("fixed_params" not in trial.system_attrs for trial in trials)
 
 
 def _folder(study: Any, trial: Any) -> int:
-    """The number of a trial's setting: how many were begun before it."""
+    """The number of a trial's setting: how many settings were started before it."""
     before = [other for other in _trials(study) if other.number < trial.number]
     return trial.user_attrs.get("folder", _count(before))
 

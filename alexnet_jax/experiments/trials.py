@@ -1,4 +1,7 @@
-"""Runs of many configs, each in a normal run folder: finished ones are not repeated, failed ones stop nothing."""
+"""Runs several configs one after another, each in a run folder of its own.
+
+Finished runs are not repeated, and a run that fails does not stop the others.
+"""
 
 import contextlib
 import dataclasses
@@ -22,19 +25,19 @@ from alexnet_jax.system.signals import raise_on_sigterm
 from alexnet_jax.train import train_and_evaluate
 
 POLL_SECONDS = 0.5
-"""How often a trial of another process is looked at."""
+"""Interval at which a trial that another process is running is checked."""
 
 Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A run to be done.
+    """A run to do.
 
     Attributes:
-      config: see configs/alexnet.py.
-      workdir: the folder of the run.
-      command: the words that would do the same; see `run_folder.training_program`.
+      config: its config; see configs/alexnet.py.
+      workdir: its folder.
+      command: the command line that would do the same run; see `run_folder.training_program`.
     """
 
     config: ConfigDict
@@ -48,37 +51,37 @@ class Outcome:
 
     Attributes:
       trial: the trial.
-      epochs: the records of its evaluations, in order; see metrics.jsonl.
-      test: the record of its test; None if the run ended before it.
-      failure: why it ended before its test, in one line; None if it did not.
-      is_its_fault: whether the settings are to blame: the loss became infinite, or stayed at that of guessing.
+      epochs: its records of kind "epoch" in metrics.jsonl, in order.
+      test: its record of kind "test"; None if the run ended before the test.
+      failure: why it ended before the test, in one line; None if it did not.
+      cannot_train: the failure is due to the settings: the loss diverged, or stayed at chance level.
     """
 
     trial: Trial
     epochs: list[dict[str, Any]]
     test: dict[str, Any] | None
     failure: str | None
-    is_its_fault: bool = False
+    cannot_train: bool = False
 
 
 class TrialStoppedError(Exception):
-    """Raised by an `on_epoch` to end a trial; the text becomes its `failure`."""
+    """Raised by an `on_epoch` callback to end a trial; the text becomes `Outcome.failure`."""
 
 
 OnTrialEpoch = Callable[[Trial, dict[str, Any]], None]
 
 
 def run_trials(trials: Iterable[Trial], on_epoch: OnTrialEpoch = lambda *_: None) -> Iterator[Outcome]:
-    """Does each trial that is not finished already, and yields its outcome.
+    """Runs each trial that is not finished yet, and yields the outcome of every trial.
 
     Args:
-      trials: the runs. One that another process of this machine is doing comes last, and is done here only if it was
-        not finished there.
-      on_epoch: gets each record of an evaluation; may raise `TrialStoppedError`.
+      trials: the runs. One that another process on this machine is doing is left to the end, and is done here only if
+        that process does not finish it.
+      on_epoch: called with the trial and each evaluation's record; may raise `TrialStoppedError`.
 
     Raises:
-      SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
-      KeyboardInterrupt: the same between two runs.
+      SystemExit: with status 130 or 143 after SIGINT or SIGTERM, once the current run is saved.
+      KeyboardInterrupt: after a signal between two runs.
     """
     elsewhere = []
     try:
@@ -93,19 +96,19 @@ def run_trials(trials: Iterable[Trial], on_epoch: OnTrialEpoch = lambda *_: None
                     time.sleep(POLL_SECONDS)
                 yield done
     except (SystemExit, KeyboardInterrupt):
-        console.show("stopped; what was going on is saved, and the same command goes on with it")
+        console.show("stopped; the current run is saved, and the same command continues it")
         raise
 
 
 def run_named_trials(trials: Mapping[Name, Trial]) -> Iterator[tuple[Name, Outcome]]:
-    """`run_trials`, yielding the name of each trial with its outcome."""
+    """`run_trials` on named trials; yields each name with its outcome."""
     names = {trial.workdir: name for name, trial in trials.items()}
     for done in run_trials(trials.values()):
         yield names[done.trial.workdir], done
 
 
 def is_finished(trial: Trial) -> bool:
-    """Whether the trial's folder holds the end of a run of its config."""
+    """Whether the trial's folder holds a finished run with the same config and length."""
     path = trial.workdir / "config.json"
     if not path.exists() or not any(record["kind"] == "test" for record in read_metrics(trial.workdir)):
         return False
@@ -115,14 +118,14 @@ def is_finished(trial: Trial) -> bool:
 
 
 def wait_for_claim(folder: Path) -> contextlib.ExitStack:
-    """`run_folder.claim`, once no other process has one."""
+    """Waits until no other process has claimed the folder, and claims it; see `run_folder.claim`."""
     while (claim := run_folder.claim(folder)) is None:
         time.sleep(POLL_SECONDS)
     return claim
 
 
 def _attempt(trial: Trial, on_epoch: OnTrialEpoch) -> Outcome | None:
-    """Does a trial, if it is not finished; None if another process is doing it."""
+    """Runs a trial unless it is finished, and returns its outcome; None if another process is running it."""
     if is_finished(trial):
         return _outcome(trial)
     try:
@@ -131,26 +134,26 @@ def _attempt(trial: Trial, on_epoch: OnTrialEpoch) -> Outcome | None:
             return None
         with claim, console.muted():
             dataset = _opened(FrozenConfigDict(trial.config.data))
-            of_trial = functools.partial(on_epoch, trial)
-            train_and_evaluate(trial.config, trial.workdir, trial.command, of_trial, dataset)
-    except Exception as error:  # whatever it was, the next trial may do better
+            callback = functools.partial(on_epoch, trial)
+            train_and_evaluate(trial.config, trial.workdir, trial.command, callback, dataset)
+    except Exception as error:  # any failure ends only this trial
         return _outcome(trial, error)
     return _outcome(trial)
 
 
 @functools.lru_cache(maxsize=1)
 def _opened(data: FrozenConfigDict) -> Dataset:
-    """The data set of `config.data`; for trials in a row with the same one, it is opened once."""
+    """Opens the data set of `config.data`; successive trials with the same data share it."""
     return open_dataset(data)
 
 
 def _outcome(trial: Trial, error: Exception | None = None) -> Outcome:
-    """What the folder of a trial holds, and what ended the run before its test."""
+    """Reads the outcome of a trial from its folder; `error` is the exception that ended it before its test."""
     records = read_metrics(trial.workdir)
     epochs, tests = ([record for record in records if record["kind"] == kind] for kind in ("epoch", "test"))
     if error is None:
         return Outcome(trial, epochs, tests[-1], None)
-    is_its_fault = isinstance(error, TrainingDivergedError | TrainingStuckError)
-    has_a_line = isinstance(error, UserError | TrialStoppedError)
-    failure = str(error) if has_a_line else f"{type(error).__name__}: {reason(error)}"
-    return Outcome(trial, epochs, None, failure, is_its_fault)
+    cannot_train = isinstance(error, TrainingDivergedError | TrainingStuckError)
+    is_worded = isinstance(error, UserError | TrialStoppedError)
+    failure = str(error) if is_worded else f"{type(error).__name__}: {reason(error)}"
+    return Outcome(trial, epochs, None, failure, cannot_train)

@@ -1,1 +1,1 @@
-"""What the paper, its source, Caffe and a config decide."""
+"""Comparison of a config with the decisions of the paper, its source code and Caffe."""

@@ -1,6 +1,6 @@
-"""Every decision in which the paper, its source, Caffe and a run may differ, and what it is expected to cost.
+"""The decisions in which the paper, its source, Caffe and a run may differ, and the effect of each on the error.
 
-The decisions are data: decisions.toml, which says how it is read.
+The decisions are data in decisions.toml, which documents its own format.
 """
 
 import dataclasses
@@ -16,20 +16,20 @@ from alexnet_jax.fidelity.descriptions import Choice, Describe
 from alexnet_jax.models.alexnet import AlexNet
 
 REFERENCES = ("paper", "source", "caffe")
-UNKNOWN, UNMEASURED = "not told", "not measured"
+UNKNOWN, UNMEASURED = "not stated", "not measured"
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """Something that can be done in several ways.
+    """A design decision, and the choices of the references.
 
     Attributes:
-      name: what it is about.
-      keys: of the config, on which it depends, beside the preset.
-      describe: what a run chose.
-      references: what those of REFERENCES chose of which it is told, in the words of `describe` for the same.
-      where: that can be read; "" if nothing is told.
-      cost: what the choice matters.
+      name: its name, the first column of tables.
+      keys: the config keys that it depends on, besides the preset.
+      describe: returns the choice of a run.
+      references: the known choices of REFERENCES, worded as `describe` words the same choice.
+      where: where they are documented; "" if none is known.
+      cost: the measured effect of the choice on the error.
     """
 
     name: str
@@ -40,30 +40,30 @@ class Decision:
     cost: str = UNMEASURED
 
     def text(self, reference: str) -> str:
-        """What "paper", "source" or "caffe" chose, with details."""
+        """The choice of "paper", "source" or "caffe" with its note."""
         return str(self.references.get(reference, UNKNOWN))
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A decision and what a run chose."""
+    """A decision and the choice of a run."""
 
     decision: Decision
     this_run: Choice
 
     def agrees(self, reference: str) -> bool | None:
-        """Whether the run does what "paper", "source" or "caffe" did; None if that is not told."""
+        """Whether the run chose the same as "paper", "source" or "caffe"; None if that is unknown."""
         theirs = self.decision.references.get(reference)
         return None if theirs is None else theirs.value == self.this_run.value
 
     @property
     def is_disputed(self) -> bool:
-        """Whether not all are known to have done the same."""
+        """Whether the run differs from at least one reference."""
         return any(self.agrees(reference) is False for reference in REFERENCES)
 
 
 def read_decisions(text: str) -> tuple[Decision, ...]:
-    """The decisions of a TOML file. Raises ValueError for an entry with a wrong, missing or superfluous key."""
+    """Parses the decisions of a TOML file. Raises ValueError for an entry with a wrong, missing or unknown key."""
     return tuple(_decision(entry) for entry in tomllib.loads(text)["decision"])
 
 
@@ -91,14 +91,14 @@ def _function(name: str) -> Describe:
 
 
 def explain(config: ConfigDict, model: AlexNet) -> list[Comparison]:
-    """All decisions of a run; `model` is the one that its config describes."""
+    """Compares all decisions with the choices of a run; `model` is the network that its config describes."""
     return [Comparison(decision, decision.describe(config, model)) for decision in DECISIONS]
 
 
 def bookkeeping(config: ConfigDict) -> list[str]:
-    """The settings of a run that change nothing but how it is done, as "key=value"."""
+    """The config values that do not affect a run's results, as "key=value"."""
     return [f"{key}={value!r}" for key, value in config_lib.free(config.to_dict()).items()]
 
 
 DECISIONS = read_decisions(resources.files(__package__).joinpath("decisions.toml").read_text(encoding="utf-8"))
-"""In the order in which an image meets them, then in that of training."""
+"""Ordered along the path of an image through the network, then along training."""

@@ -1,6 +1,6 @@
-"""What a config decides, in words, for comparison with the paper and other codes (decisions.toml).
+"""Describes the decisions of a config in words, to compare them with those of the paper and of other codes.
 
-Each function takes a config and the network that it describes.
+Each function that decisions.toml names takes a config and the network that it describes, and returns a `Choice`.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from alexnet_jax.schedules import scaled_learning_rate
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What was chosen: `value`, which is compared, and `note`, details that are only shown."""
+    """A choice: `value`, which is compared, and `note`, details that are only shown."""
 
     value: str
     note: str = ""
@@ -29,9 +29,12 @@ Describe = Callable[[ConfigDict, AlexNet], Choice]
 
 
 def template(text: str | dict[str, str], key: str, note: str = "") -> Describe:
-    """A description that fills values of the config and of the network into texts, as `str.format` does.
+    """Returns a function that describes a decision by filling values into a text with `str.format`.
 
-    Of several texts it takes the one for the value of the key.
+    Args:
+      text: a text with fields like {config.KEY} and {model.ATTRIBUTE}, or one such text for each value of `key`.
+      key: the config key that selects the text.
+      note: the text of the note.
     """
 
     def describe(config: ConfigDict, model: AlexNet) -> Choice:
@@ -42,20 +45,21 @@ def template(text: str | dict[str, str], key: str, note: str = "") -> Describe:
 
 
 def data_set(config: ConfigDict, _: AlexNet) -> Choice:
-    """Name of the data set; what is held out if it lacks a split."""
+    """Name of the data set, and the fractions held out if it has no validation or test split."""
     data = config.data
     size = f", {data.synthetic_examples} images" if data.name == "synthetic" else ""
     held_out = f"{data.validation_fraction:g} for validation, {data.test_fraction:g} for testing"
-    return Choice(f"{data.name}{size}", f"of training images, where they lack: {held_out}")
+    return Choice(f"{data.name}{size}", f"fractions of training images, if a split is missing: {held_out}")
 
 
 def crops(config: ConfigDict, _: AlexNet) -> Choice:
-    """Which part of a resized image the network sees in training."""
+    """Which crops of a resized image the network is trained on."""
     data = config.data
     if data.cropping == "resized":
-        return Choice(f"a random part, scaled to {data.crop}")
-    places = (data.image_size - data.crop + 1) ** 2
-    return Choice(f"{data.cropping} windows of {data.crop}", f"{places:,} places" if data.cropping == "random" else "")
+        return Choice(f"a random area, resized to {data.crop}")
+    positions = (data.image_size - data.crop + 1) ** 2
+    note = f"{positions:,} positions" if data.cropping == "random" else ""
+    return Choice(f"{data.cropping} windows of {data.crop}", note)
 
 
 def color_noise(config: ConfigDict, _: AlexNet) -> Choice:
@@ -72,9 +76,9 @@ def color_noise(config: ConfigDict, _: AlexNet) -> Choice:
 
 
 def mean(config: ConfigDict, _: AlexNet) -> Choice:
-    """What is subtracted from pixels."""
+    """Which mean is subtracted from pixels."""
     form = {
-        "channel": "one number a channel",
+        "channel": "one number per channel",
         "image_centre": "the centre of the mean image, from every crop",
         "image_crop": "the mean image where the crop lies",
     }[config.data.mean_form]
@@ -82,20 +86,20 @@ def mean(config: ConfigDict, _: AlexNet) -> Choice:
 
 
 def scale(config: ConfigDict, _: AlexNet) -> Choice:
-    """What pixels are divided by, after that."""
+    """What pixels are divided by after the mean is subtracted."""
     std = tuple(config.data.std)
     return Choice("grey levels as they are" if set(std) == {1.0} else f"divided by {_numbers(std)}")
 
 
 def targets(config: ConfigDict, _: AlexNet) -> Choice:
-    """Whether targets are anything but the labels."""
-    parts = [f"labels smoothed by {config.label_smoothing:g}"] if config.label_smoothing else []
-    parts += [f"images mixed by Beta({config.data.mixup:g})"] if config.data.mixup else []
-    return Choice(", ".join(parts) or "the labels")
+    """Whether the targets are the labels, smoothed or mixed."""
+    changes = [f"labels smoothed by {config.label_smoothing:g}"] if config.label_smoothing else []
+    changes += [f"images mixed by Beta({config.data.mixup:g})"] if config.data.mixup else []
+    return Choice(", ".join(changes) or "the labels")
 
 
 def layers(config: ConfigDict, model: AlexNet) -> Choice:
-    """Layers with weights, and their features."""
+    """The layers with weights and their numbers of features."""
     features = [f"{layer.kind} {layer.features or model.num_classes}" for layer in model.layers]
     left_out = ", ".join(config.model.without_layers)
     return Choice("-".join(features), f"without {left_out}" if left_out else "")
@@ -110,13 +114,13 @@ def windows(_: ConfigDict, model: AlexNet) -> Choice:
 
 
 def towers(_: ConfigDict, model: AlexNet) -> Choice:
-    """How many towers, and in which layers they meet."""
+    """The number of towers, and the layers in which each sees the other's channels."""
     meeting = [name for name, layer in _named(model)[1:] if not layer.own_tower]
     return Choice("1" if model.towers == 1 else f"2, which meet in {', '.join(meeting)}")
 
 
 def after_first_layers(_: ConfigDict, model: AlexNet) -> Choice:
-    """What follows the first two layers; normalisation that is switched off does not."""
+    """The operations after each of the first two layers, without normalisation that is switched off."""
     names = {"act": "activation", "lrn": "norm", "map_norm": "norm within maps", "bn": "batch norm"}
     off = ("lrn", "map_norm") if model.lrn is None else ()
     kept = [[names.get(name, name) for name in layer.then if name not in off] for layer in model.layers[:2]]
@@ -139,13 +143,13 @@ def pooling(_: ConfigDict, model: AlexNet) -> Choice:
 
 
 def edges(_: ConfigDict, model: AlexNet) -> Choice:
-    """What happens where windows do not fit."""
+    """Whether the last window may overhang the edge of a map."""
     hang = [name for name, ceil in (("convolution", model.conv_ceil), ("pooling", model.pool_ceil)) if ceil]
-    return Choice(f"the last window of {' and '.join(hang)} may hang over" if hang else "whole windows alone")
+    return Choice(f"the last window of {' and '.join(hang)} may hang over" if hang else "only whole windows")
 
 
 def dropout(_: ConfigDict, model: AlexNet) -> Choice:
-    """Rate, place and convention of dropout."""
+    """Dropout rate, the layers it follows, and its convention."""
     after = [name for name, layer in _named(model) if "dropout" in layer.then]
     if not after or model.dropout_rate == 0:
         return Choice("none")
@@ -154,24 +158,24 @@ def dropout(_: ConfigDict, model: AlexNet) -> Choice:
 
 
 def initial_weights(config: ConfigDict, model: AlexNet) -> Choice:
-    """What kernels are drawn from, by layer."""
+    """The initial distribution of kernels, by layer."""
     return _initial(config, model, lambda layer: f"{layer.init}")
 
 
 def initial_biases(config: ConfigDict, model: AlexNet) -> Choice:
-    """What biases start from, by layer."""
+    """The initial value of biases, by layer."""
     return _initial(config, model, lambda layer: "torch" if layer.init == "torch" else f"{layer.bias:g}")
 
 
 def learning_rate(config: ConfigDict, _: AlexNet) -> Choice:
-    """The learning rate of kernels at the start."""
+    """The initial learning rate of kernels."""
     o = config.optimizer
     scaling = "" if o.batch_scaling == "none" else f"{o.batch_scaling}: {o.learning_rate:g} for {o.base_batch_size}"
     return Choice(f"{scaled_learning_rate(o, config.batch_size):g}", scaling)
 
 
 def weight_decay(config: ConfigDict, _: AlexNet) -> Choice:
-    """Which parameters decay, and how fast."""
+    """Weight decay, and the parameters it applies to."""
     o = config.optimizer
     own = "".join(f", {decay:g} of {pattern}" for pattern, decay in o.weight_decay_overrides)
     return Choice(f"{o.weight_decay:g}{own}, of {'all parameters' if o.decay_biases else 'kernels'}")
@@ -185,30 +189,30 @@ def layer_learning_rates(config: ConfigDict, _: AlexNet) -> Choice:
 
 
 def schedule(config: ConfigDict, _: AlexNet) -> Choice:
-    """How the learning rate changes."""
+    """The learning-rate schedule."""
     o = config.optimizer
     text, note = f"{o.schedule} down to 0", ""
     match o.schedule:
         case "plateau":
             text = f"x {o.factor:g} when the validation error stops improving"
-            patience = f"{o.patience} evaluations, one each {config.eval_every_epochs:g} epochs"
+            patience = f"patience {o.patience} evaluations, one every {config.eval_every_epochs:g} epochs"
             least = f"improvement {o.threshold:g}, cooldown {o.cooldown}, not below {o.minimum_learning_rate:g}"
-            note = f"{patience}; {least}; at least {o.min_drops} times"
+            note = f"{patience}; {least}; at least {o.min_drops} drops"
         case "step":
             text = f"x {o.factor:g} after {', '.join(f'{epoch:g}' for epoch in o.step_epochs)} epochs"
         case "dexp":
             text = f"down to 1 / {o.dexp_target:g} in {o.dexp_steps} equal steps"
         case "constant":
             text = "constant"
-    warmup = f"a rise of {o.warmup_epochs:g} epochs, then " if o.warmup_epochs else ""
+    warmup = f"a warm-up of {o.warmup_epochs:g} epochs, then " if o.warmup_epochs else ""
     return Choice(warmup + text, note)
 
 
 def length(config: ConfigDict, _: AlexNet) -> Choice:
     """When training ends."""
-    steps = f", {config.max_steps} steps at most" if config.max_steps else ""
+    steps = f", at most {config.max_steps} steps" if config.max_steps else ""
     early = f", until {config.stop_at_train_error:.0%} training error" if config.stop_at_train_error else ""
-    return Choice(f"{config.epochs:g} epochs{steps}{early}", f"evaluated each {config.eval_every_epochs:g}")
+    return Choice(f"{config.epochs:g} epochs{steps}{early}", f"evaluated every {config.eval_every_epochs:g}")
 
 
 def tested_parameters(config: ConfigDict, _: AlexNet) -> Choice:
@@ -222,12 +226,12 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _named(model: AlexNet) -> list[tuple[str, Layer]]:
-    """The layers and their names, like "conv1"."""
+    """The layers with their names, like "conv1"."""
     return [(f"{layer.kind}{index}", layer) for index, layer in enumerate(model.layers, start=1)]
 
 
 def _initial(config: ConfigDict, model: AlexNet, value: Callable[[Layer], str]) -> Choice:
-    """Each initial value with the layers that have it, or the run whose parameters are taken."""
+    """Lists each initial value with the layers that have it, or names the run that parameters are loaded from."""
     if config.init_from:
         return Choice(f"those of {config.init_from}")
     names: dict[str, list[str]] = {}

@@ -1,1 +1,1 @@
-"""What can be done with a trained network."""
+"""Inference: predict, evaluate, inspect, export and report on a trained network."""

@@ -1,4 +1,4 @@
-"""What goes on inside a trained network: statistics of its activations, neighbours in a hidden layer."""
+"""Inspection of a trained network: statistics of its activations, nearest neighbours in a hidden layer."""
 
 import dataclasses
 import functools
@@ -16,14 +16,15 @@ from alexnet_jax.parallel.compilation import compiler_options
 
 @dataclasses.dataclass(frozen=True)
 class ActivationStatistics:
-    """An intermediate result over some images.
+    """Statistics of one activation of the network over a set of images.
 
     Attributes:
-      name: as in `TrainedRun.layer_names`.
-      shape: of one image's.
-      mean, std: over images, places and features.
+      name: the activation's name, one of `TrainedRun.layer_names`.
+      shape: its shape for one image, without the batch.
+      mean, std: mean and standard deviation over images, positions and features.
       zeros: fraction of values that are 0.
-      dead: features that are 0 at all places of all images; None where no activation function came before.
+      dead: number of features that are 0 at every position of every image; None unless this is the output of an
+        activation function.
     """
 
     name: str
@@ -34,47 +35,62 @@ class ActivationStatistics:
     dead: int | None
 
 
-def activation_statistics(run: TrainedRun, squares: np.ndarray) -> list[ActivationStatistics]:
-    """Statistics of every intermediate result for squares of pixels, uint8, [images, size, size, 3]."""
+def activation_statistics(run: TrainedRun, images: np.ndarray) -> list[ActivationStatistics]:
+    """Computes statistics of every activation, in the network's order.
+
+    Args:
+      run: the trained network.
+      images: resized images, uint8, [images, size, size, 3].
+    """
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
-    def measure(variables: Any, squares: Array) -> dict[str, dict[str, Array]]:
-        """Of each image by itself."""
+    def measure(variables: Any, images: Array) -> dict[str, dict[str, Array]]:
+        """Reduces each image separately, so that batches can be combined afterwards."""
         found = {}
-        for name, values in run.activations(variables, squares).items():
+        for name, values in run.activations(variables, images).items():
             wide = values.astype(jnp.float32).reshape(len(values), -1, values.shape[-1])
             found[name] = {
                 "mean": wide.mean(axis=(1, 2)),
-                "square": jnp.square(wide).mean(axis=(1, 2)),
+                "mean_square": jnp.square(wide).mean(axis=(1, 2)),
                 "zeros": (wide == 0).mean(axis=(1, 2)),
-                "lives": (wide != 0).any(axis=1),
+                "active": (wide != 0).any(axis=1),
             }
         return found
 
-    of_all = run.in_batches(measure, squares)
+    measured = run.in_batches(measure, images)
     rows = []
     for name, shape in run.layer_shapes.items():
-        mean, square, zeros = (float(of_all[name][key].mean(dtype=np.float64)) for key in ("mean", "square", "zeros"))
-        dead = int((~of_all[name]["lives"].any(axis=0)).sum()) if name.startswith("act") else None
-        rows.append(ActivationStatistics(name, shape, mean, max(square - mean**2, 0.0) ** 0.5, zeros, dead))
+        keys = ("mean", "mean_square", "zeros")
+        mean, mean_square, zeros = (float(measured[name][key].mean(dtype=np.float64)) for key in keys)
+        dead = int((~measured[name]["active"].any(axis=0)).sum()) if name.startswith("act") else None
+        rows.append(ActivationStatistics(name, shape, mean, max(mean_square - mean**2, 0.0) ** 0.5, zeros, dead))
     return rows
 
 
 def nearest_neighbours(
     run: TrainedRun, layer: str, queries: np.ndarray, records: Records, ids: np.ndarray, count: int
 ) -> np.ndarray:
-    """The `count` of these training images whose features are the nearest to those of each query (paper section 6.1).
+    """Finds the images whose features are nearest to those of each query, in Euclidean distance (paper section 6.1).
 
-    Distances are Euclidean. Returns int, [queries, count], elements of `ids`, the nearest first.
+    Args:
+      run: the trained network.
+      layer: the activation whose values are compared, one of `run.layer_names`.
+      queries: resized images, uint8, [queries, size, size, 3].
+      records: the split that is searched.
+      ids: the examples of that split to search.
+      count: neighbours to return for each query.
+
+    Returns:
+      Elements of `ids`, int, [queries, count], the nearest first.
     """
 
-    def flat(squares: np.ndarray) -> np.ndarray:
-        return run.features(squares, layer).reshape(len(squares), -1)
+    def flat(images: np.ndarray) -> np.ndarray:
+        return run.features(images, layer).reshape(len(images), -1)
 
     wanted, size, distances = flat(queries), run.config.eval_batch_size, []
     for first in range(0, len(ids), size):
         features = flat(read_images(records, ids[first : first + size]))
-        # Squares of the distances between rows.
+        # Squared distances between rows.
         distances.append((wanted**2).sum(1)[:, None] - 2 * wanted @ features.T + (features**2).sum(1)[None])
     order = np.argsort(np.concatenate(distances, axis=1), axis=1, kind="stable")
     return ids[order[:, :count]]

@@ -1,4 +1,4 @@
-"""Trained networks for other programs: files that answer as the network does, which is checked before they are kept."""
+"""Export of trained networks to files for other programs; each file is checked against the network before use."""
 
 import contextlib
 import dataclasses
@@ -22,27 +22,27 @@ from alexnet_jax.steps import make_predict_step
 from alexnet_jax.system.files import naming, write_bytes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-"""What a StableHLO file runs on."""
+"""Platforms for which a StableHLO file is compiled."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
-"""Squares of pixels, uint8, [batch, size, size, 3] -> probabilities, float32, [batch, classes]."""
+"""Resized images, uint8, [batch, size, size, 3] -> probabilities, float32, [batch, classes]."""
 
 
 class ExportFailedError(UserError):
-    """A file answers otherwise than the network: the input was valid, the file is not."""
+    """The exported file's predictions differ from the network's by more than the format's limit."""
 
     exit_code = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A kind of file.
+    """A file format.
 
     Attributes:
-      suffix: of its name.
-      limit: the largest difference in a probability from the network itself.
-      save: writes it.
-      load: reads it as other programs do.
+      suffix: the suffix of file names.
+      limit: the largest allowed difference of a probability from the network's.
+      save: writes a run to a file.
+      load: reads the file as another program would, and returns its prediction function.
     """
 
     suffix: str
@@ -52,12 +52,22 @@ class Format:
 
 
 def export_run(run: TrainedRun, kind: Format, path: Path) -> float:
-    """Writes a run to a file, and returns the largest difference in a probability between the two.
+    """Writes a run to a file, once the file's predictions have been compared with the network's.
 
-    Both compute in float32, whatever the run was trained with. Nothing is left, and what was there stays, unless the
-    difference is within the limit.
+    Both compute in float32, whatever the run was trained with. If the check fails, nothing is written and an existing
+    file is kept.
 
-    Raises UserError if the file cannot be written or a package is missing, ExportFailedError beyond the limit.
+    Args:
+      run: the trained network.
+      kind: the file format.
+      path: the file to write.
+
+    Returns:
+      The largest difference between a probability of the file and one of the network.
+
+    Raises:
+      UserError: the file cannot be written, or a package is missing.
+      ExportFailedError: the difference exceeds the format's limit.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,33 +78,33 @@ def export_run(run: TrainedRun, kind: Format, path: Path) -> float:
                 difference = _largest_difference(_in_float32(run), kind.load(unchecked))
             if not difference <= kind.limit:  # NaN too
                 raise ExportFailedError(
-                    f"{path} would differ from the network by {difference:.1e} in a probability, "
-                    f"more than {kind.limit:.0e}: nothing is written"
+                    f"{path} is not written: it would differ from the network by {difference:.1e} in a probability, "
+                    f"more than {kind.limit:.0e}"
                 )
             unchecked.replace(path)
     return difference
 
 
 def _largest_difference(run: TrainedRun, predict: Predict) -> float:
-    """Over some squares of random blocks, from single pixels to quarters, in two batches of other sizes."""
+    """The largest difference in a probability, over four images of random blocks in two batches of unequal size."""
     size, random = run.config.data.image_size, np.random.default_rng(0)
-    squares = np.empty((4, size, size, 3), np.uint8)
-    for square, side in zip(squares, (1, 4, 16, -(-size // 2)), strict=True):
+    images = np.empty((4, size, size, 3), np.uint8)
+    for image, side in zip(images, (1, 4, 16, -(-size // 2)), strict=True):
         cells = -(-size // side)
         blocks = random.integers(0, 256, (cells, cells, 3), np.uint8)
-        square[:] = blocks.repeat(side, axis=0).repeat(side, axis=1)[:size, :size]
-    parts = squares[:1], squares[1:]
-    return max(float(np.abs(predict(part) - run.predict(part)).max()) for part in parts)
+        image[:] = blocks.repeat(side, axis=0).repeat(side, axis=1)[:size, :size]
+    batches = images[:1], images[1:]
+    return max(float(np.abs(predict(batch) - run.predict(batch)).max()) for batch in batches)
 
 
 def _in_float32(run: TrainedRun) -> TrainedRun:
     if run.model.dtype == jnp.float32:
-        return run  # with what it has compiled
+        return run  # keeps the functions that it has compiled
     return dataclasses.replace(run, model=run.model.clone(dtype=jnp.float32))
 
 
 def _about(run: TrainedRun) -> dict[str, Any]:
-    """What goes with the network into a file."""
+    """The metadata that is stored beside the network."""
     return {
         "class_names": run.outputs,
         "image_size": run.config.data.image_size,
@@ -105,19 +115,19 @@ def _about(run: TrainedRun) -> dict[str, Any]:
 
 
 def _save_stablehlo(run: TrainedRun, path: Path) -> None:
-    """A zip file of the compiled function, as `jax.export` writes it, and of what it needs as JSON."""
+    """Writes a zip file of the function as serialised by `jax.export`, and of its metadata as JSON."""
     size, network = run.config.data.image_size, _in_float32(run)
     step = make_predict_step(network.model, network.preprocessing, run.config.test_views)
     variables = jax.device_put(run.variables)
 
-    def predict(squares: jax.Array) -> jax.Array:
-        return jnp.exp(step(variables["params"], variables["batch_stats"], squares))
+    def predict(images: jax.Array) -> jax.Array:
+        return jnp.exp(step(variables["params"], variables["batch_stats"], images))
 
-    squares = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), size, size, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), size, size, 3), jnp.uint8)
     with _without_source_lines():
-        exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(squares)
+        exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(images)
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:  # of members without the time
+    with zipfile.ZipFile(file, "w") as archive:  # ZipInfo has a fixed time, so equal runs give equal bytes
         archive.writestr(zipfile.ZipInfo("model.stablehlo"), bytes(exported.serialize()))
         archive.writestr(zipfile.ZipInfo("model.json"), json.dumps(_about(run), indent=2))
     write_bytes(path, file.getvalue())
@@ -125,7 +135,7 @@ def _save_stablehlo(run: TrainedRun, path: Path) -> None:
 
 @contextlib.contextmanager
 def _without_source_lines() -> Iterator[None]:
-    """What is lowered names no line of the code: this machine's folders are nobody's business, and change the bytes."""
+    """Leaves source locations out of lowered code: they reveal local folders and make the bytes differ by machine."""
     limit = jax.config.values["jax_traceback_in_locations_limit"]
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
@@ -137,7 +147,7 @@ def _without_source_lines() -> Iterator[None]:
 def _load_stablehlo(path: Path) -> Predict:
     with zipfile.ZipFile(path) as archive:
         exported = jax.export.deserialize(bytearray(archive.read("model.stablehlo")))
-    return lambda squares: np.asarray(exported.call(squares))
+    return lambda images: np.asarray(exported.call(images))
 
 
 def _save_onnx(run: TrainedRun, path: Path) -> None:
@@ -154,7 +164,7 @@ def _load_onnx(path: Path) -> Predict:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda squares: session.run(None, {"images": squares})[0]
+    return lambda images: session.run(None, {"images": images})[0]
 
 
 def _load_safetensors(path: Path) -> Predict:

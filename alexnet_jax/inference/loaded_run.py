@@ -1,4 +1,4 @@
-"""A trained network by itself: what a run folder or an exported file holds, ready to answer without a data set."""
+"""A trained network loaded from a run folder or an exported file, ready to predict without its data set."""
 
 import dataclasses
 import functools
@@ -30,32 +30,31 @@ from alexnet_jax.steps import make_predict_step
 from alexnet_jax.system import console
 
 Image = str | Path | bytes | np.ndarray
-"""A file, the content of one, or pixels: uint8, [height, width] or [height, width, 1 or 3], RGB."""
+"""A path, the bytes of an image file, or pixels: uint8, [height, width] or [height, width, 1 or 3], RGB."""
 
 Images = Image | Sequence[Image]
-"""One, several, or pixels of several in one array, [images, height, width, 1 or 3]."""
-
+"""One image, a sequence of them, or one array of pixels, uint8, [images, height, width, 1 or 3]."""
 
 _CHANNELS = ((), (1,), (3,))
 
 FEW_IMAGES = 8
-"""That are answered sooner by a program that is slower, but soon compiled."""
+"""Up to this batch size, compile time outweighs run time: a slower program that compiles faster answers sooner."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """The network of a checkpoint with all that its answers depend on.
+    """The network of a checkpoint with everything that its predictions depend on.
 
     Attributes:
-      path: where it was loaded from.
-      config: of the run.
-      class_names: by label.
+      path: the run folder or file that it was loaded from.
+      config: the config of the run.
+      class_names: names of the classes, by label.
       model: the Flax module.
-      params: {layer: {"kernel", "bias", ...}}, float32; the moving average where the run kept one.
-      batch_stats: running means and variances of batch normalisation; empty without.
-      preprocessing: how a square of pixels becomes the network's input.
-      examples_seen: training images up to this checkpoint.
-      content: a digest of the run's images, labels and splits; "" if there were none.
+      params: {layer: {"kernel", "bias", ...}}, float32; their moving average if the run kept one.
+      batch_stats: running means and variances of batch normalisation; empty without it.
+      preprocessing: converts resized images to the network's input.
+      examples_seen: training images seen up to this checkpoint.
+      content: digest of the data set's images, labels and splits; "" for a network that was converted.
     """
 
     path: Path
@@ -70,28 +69,31 @@ class TrainedRun:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """The variables of `model.apply`: params and batch_stats."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """A name for each unit of the last layer, which may have more than the data have classes."""
+        """A name for each output of the network, which may have more outputs than the data have classes."""
         unused = range(len(self.class_names), self.model.num_classes)
         return (*self.class_names, *(f"unused {number}" for number in unused))
 
     @property
     def folder(self) -> Path:
-        """The run's folder, or that of the file."""
+        """The run's folder, or the folder that holds the file."""
         return self.path if self.path.is_dir() else self.path.parent
 
-    def name_of(self, guess: int) -> str:
-        """What a class is called; nothing for -1, which is no answer."""
-        return self.outputs[guess] if guess >= 0 else ""
+    def name_of(self, label: int) -> str:
+        """The name of a class; "" for -1, which stands for no prediction."""
+        return self.outputs[label] if label >= 0 else ""
 
-    def square(self, image: Image) -> np.ndarray:
-        """The image as training had it: shorter side to `config.data.image_size`, central square, RGB, upright.
+    def resize(self, image: Image) -> np.ndarray:
+        """Resizes an image as for training: upright, RGB, shorter side to `config.data.image_size`, central square.
 
-        Returns uint8, [size, size, 3]. Raises UserError that names a file which cannot be read.
+        Returns:
+          The resized image, uint8, [size, size, 3].
+
+        Raises UserError that names the file if it cannot be read.
         """
         data = self.config.data
         try:
@@ -104,82 +106,96 @@ class TrainedRun:
             raise UserError(f"{name} cannot be read: {reason(error)}") from error
 
     def predict(self, images: Images, views: int | None = None) -> np.ndarray:
-        """The probability of each class.
+        """Predicts the probability of each class.
 
         Args:
           images: see `Images`.
-          views: that a prediction is averaged over; see `augment.VIEWS`. None for those of the run's tests.
+          views: number of views to average over, one of `augment.VIEWS`; None for `config.test_views`.
 
-        Returns float32, [images, classes]; rows add up to 1.
+        Returns:
+          Probabilities, float32, [images, classes]; each row sums to 1.
         """
         views = self.config.test_views if views is None else views
         return self.in_batches(functools.partial(self._predict, views=views), images)
 
     def features(self, images: Images, layer: str = "fc7") -> np.ndarray:
-        """What a layer makes of the central view of each image, float32, [images, ...].
+        """Computes an activation of the network for the central crop of each image.
 
-        `layer` is a name in the network's table: "conv1", "pool5", "act7" is fc7 after its ReLU. Raises UserError for
-        one that does not exist.
+        Args:
+          images: see `Images`.
+          layer: one of `layer_names`, like "conv1", "pool5", or "act7" for fc7 after its ReLU.
+
+        Returns:
+          Activations, float32, [images, ...].
+
+        Raises UserError if the network has no such layer.
         """
         if layer not in self.layer_names:
-            raise UserError(f"no layer is named {layer!r}; there are: {', '.join(self.layer_names)}")
+            raise UserError(f"the network has no layer {layer!r}; it has: {', '.join(self.layer_names)}")
         return self.in_batches(functools.partial(self._features, layer=layer), images)
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        """Of every intermediate result, in order."""
+        """Names of all activations, in order."""
         return tuple(self.layer_shapes)
 
     @property
     def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every intermediate result of one image, in order."""
+        """Shapes of all activations by name, in order, for one image."""
         return trace_shapes(self.model, self.preprocessing.crop)[1]
 
     @functools.cached_property
     def _predict(self) -> Any:
-        def predict(variables: Any, squares: jax.Array, views: int) -> jax.Array:
+        def predict(variables: Any, images: jax.Array, views: int) -> jax.Array:
             step = make_predict_step(self.model, self.preprocessing, views)
-            with fast_compilation(len(squares) <= FEW_IMAGES):
-                return jnp.exp(step(variables["params"], variables["batch_stats"], squares))
+            with fast_compilation(len(images) <= FEW_IMAGES):
+                return jnp.exp(step(variables["params"], variables["batch_stats"], images))
 
         return jax.jit(predict, static_argnames="views", compiler_options=compiler_options())
 
     @functools.cached_property
     def _features(self) -> Any:
-        def features(variables: Any, squares: jax.Array, layer: str) -> jax.Array:
-            return self.activations(variables, squares)[layer].astype(jnp.float32)
+        def features(variables: Any, images: jax.Array, layer: str) -> jax.Array:
+            return self.activations(variables, images)[layer].astype(jnp.float32)
 
         return jax.jit(features, static_argnames="layer", compiler_options=compiler_options())
 
-    def activations(self, variables: Any, squares: jax.Array) -> Any:
-        """Every intermediate result of the central views of squares, by name; to be compiled, see `in_batches`."""
-        (crops,) = augment.testing_images(self.preprocessing, squares, views=1)
-        with fast_compilation(len(squares) <= FEW_IMAGES):
+    def activations(self, variables: Any, images: jax.Array) -> Any:
+        """All activations by name for the central crops of resized images; to be compiled, see `in_batches`."""
+        (crops,) = augment.testing_images(self.preprocessing, images, views=1)
+        with fast_compilation(len(images) <= FEW_IMAGES):
             return self.model.apply(variables, crops)[1]
 
     def in_batches(self, function: Callable[[Any, Any], Any], images: Images) -> Any:
-        """A function of the variables and of the squares of images, a batch at a time.
+        """Applies a compiled function to images in batches of few different sizes, as it is compiled for each size.
 
-        The sizes of batches are few: for each the function is compiled. Returns its tree of arrays, [images, ...].
+        Args:
+          function: (variables, resized images, uint8, [batch, size, size, 3]) -> a tree of arrays, [batch, ...].
+          images: see `Images`.
+
+        Returns:
+          The tree of arrays for all images, on the host, [images, ...].
+
+        Raises UserError if there are no images, or if one cannot be read.
         """
         if isinstance(images, str | Path | bytes) or (isinstance(images, np.ndarray) and images.ndim < 4):
             images = [images]
         if len(images) == 0:
             raise UserError("no images were given")
-        most, parts = self.config.eval_batch_size, []
+        most, results = self.config.eval_batch_size, []
         for first in range(0, len(images), most):
-            squares = np.stack([self.square(image) for image in images[first : first + most]])
-            size = min(1 << (len(squares) - 1).bit_length(), most)
-            padded = np.pad(squares, [(0, size - len(squares)), (0, 0), (0, 0), (0, 0)])
-            parts.append(jax.device_get(function(self._on_device, padded)))
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(images)], *parts)
+            batch = np.stack([self.resize(image) for image in images[first : first + most]])
+            size = min(1 << (len(batch) - 1).bit_length(), most)
+            padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
+            results.append(jax.device_get(function(self._on_device, padded)))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(images)], *results)
 
     @functools.cached_property
     def _on_device(self) -> Any:
         return jax.device_put(self.variables)
 
     def save(self, path: Path) -> None:
-        """Writes all of it to a .safetensors file, which `load_run` reads. Raises UserError if it cannot."""
+        """Writes the run to a .safetensors file that `load_run` reads. Raises UserError if it cannot be written."""
         tree = {**self.variables, "preprocessing": self.preprocessing.measured}
         header = {"class_names": self.class_names, "examples_seen": self.examples_seen, "data": self.content}
         about = json.loads(json.dumps({"config": self.config.to_dict(), **header}))
@@ -187,13 +203,13 @@ class TrainedRun:
 
 
 def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
-    """Loads a network from the folder of a run or from a .safetensors file that `TrainedRun.save` wrote.
+    """Loads a trained network from a run folder, or from a .safetensors file written by `TrainedRun.save`.
 
     Args:
-      path: wherever the folder or file lies now.
-      checkpoint: "latest", "best" (on the validation split), or a number of examples seen; a file holds one.
+      path: the folder or file; it may have been moved.
+      checkpoint: "latest", "best" (lowest validation error), or a number of examples seen. A file holds only one.
 
-    Raises UserError for what is not there, is damaged, or needs another version of the code.
+    Raises UserError if it does not exist, is damaged, or was written by an incompatible version.
     """
     path = Path(path)
     if path.is_dir():
@@ -201,22 +217,22 @@ def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
         tree, about = restored.tree, {**restored.metadata, "examples_seen": restored.examples_seen}
     elif path.exists():
         if checkpoint != "latest":
-            raise UserError(f"--checkpoint={checkpoint}: {path} is a file, which holds one")
+            raise UserError(f"--checkpoint={checkpoint}: {path} is a file, which holds one checkpoint; leave it out")
         tree, about = read_safetensors(path)
         if "digest" not in about or digest(tree, about) != about["digest"]:
             raise UserError(f"{path} is damaged: its content does not match its digest")
     else:
-        raise UserError(f"{path}: no such run")
+        raise UserError(f"{path}: no such run folder or file")
     try:
         return _assemble(path, tree, about)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # whatever is missing, or of another kind
-        raise UserError(f"{path} is no run of this code: {type(error).__name__}, {reason(error)}") from error
+    except Exception as error:  # anything may be missing or of the wrong type
+        raise UserError(f"{path} holds no run of alexnet_jax ({type(error).__name__}: {reason(error)})") from error
 
 
 def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> TrainedRun:
-    """Raises UserError if the parts do not fit each other, or anything for parts that are missing."""
+    """Builds the run. Raises UserError if arrays and config do not match, other exceptions for missing entries."""
     plain = complete(about["config"])
     check(plain)
     config, class_names = ConfigDict(plain), tuple(about["class_names"])
@@ -233,23 +249,26 @@ def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> Traine
         content=about["data"],
     )
     if differences := compare(_by_name(run.variables), _by_name(trace_shapes(run.model, run.preprocessing.crop)[0])):
-        raise UserError(f"its arrays are not those of its network: {'; '.join(differences)}")
+        raise UserError(f"its arrays do not match its network: {'; '.join(differences)}")
     return run
 
 
 DECISIVE = ("data.image_size", "data.crop", "data.mean_form", "data.std", "data.mean")
-"""What images must have in common for kernels to be of use to others; means, where both configs give them."""
+"""Preprocessing keys that must agree for fine-tuning; `data.mean` only where both configs give one."""
 
 
 def start_from(config: ConfigDict, class_names: Sequence[str], variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables of the network at `config.init_from`, to begin another training with (fine-tuning).
+    """Loads the initial variables of a fine-tuning run from the run at `config.init_from`.
 
-    The last layer is taken along only if the classes are the same; otherwise it stays as in `variables`.
+    The last layer is copied only if the classes are the same; otherwise it stays as in `variables`.
 
     Args:
-      config: of the new run.
-      class_names: of its data.
-      variables: freshly drawn, {"params", "batch_stats"}.
+      config: the config of the new run.
+      class_names: the classes of its data.
+      variables: newly initialised variables, {"params", "batch_stats"}.
+
+    Returns:
+      The variables to start from, with the same structure.
 
     Raises UserError that lists all differences in names, shapes and preprocessing, if there are any.
     """
@@ -272,27 +291,27 @@ def start_from(config: ConfigDict, class_names: Sequence[str], variables: Mappin
         old |= {name: array for name, array in fresh.items() if name.startswith(last)}
     differences += compare(old, fresh)
     if differences:
-        raise UserError(f"config.init_from={config.init_from} does not suit: {'; '.join(differences)}")
+        raise UserError(f"config.init_from={config.init_from} does not fit this run: {'; '.join(differences)}")
     return traverse_util.unflatten_dict(old, sep="/")
 
 
 def _by_name(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """What a network consists of, named like "params/conv1/kernel"."""
+    """All arrays of a network, by names like "params/conv1/kernel"."""
     whole = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     return traverse_util.flatten_dict(whole, sep="/")
 
 
 def _restore(directory: Path, name: str) -> Restored:
-    """The checkpoint that is meant."""
+    """Restores the checkpoint that `load_run` was asked for. Raises UserError if there is none."""
     if name not in ("latest", "best"):
         names = checkpoint_names(directory)
         if not name.isdecimal() or int(name) not in names:
-            raise UserError(f"--checkpoint={name}: {directory} has {', '.join(map(str, names)) or 'none'}")
+            raise UserError(f"--checkpoint={name}: {directory} holds {', '.join(map(str, names)) or 'none'}")
         return restore(directory, int(name))
     latest, warnings = restore_latest(directory)
     if latest is None:
         raise UserError(f"{directory} holds no checkpoint")
     for warning in warnings:
-        console.warn(f"{warning}; the one before is used")
+        console.warn(f"{warning}; using the previous checkpoint")
     best = latest.metadata["best"]
     return latest if name == "latest" or best in (None, latest.examples_seen) else restore(directory, best)

@@ -1,6 +1,6 @@
-"""A trained network as an ONNX graph: pixels in, probabilities out.
+"""Conversion of a trained network to an ONNX graph from pixels to probabilities.
 
-ONNX has channels before rows and columns, this code after them; so pixels are turned around once, and so are kernels.
+ONNX uses NCHW, this project NHWC: the input is transposed once in the graph, and kernels are stored transposed.
 """
 
 import json
@@ -17,20 +17,24 @@ from alexnet_jax.ops.normalization import LRN
 from alexnet_jax.ops.windows import window_padding
 
 OPSET, IR_VERSION = 17, 8
-"""Of the format; old enough for every onnxruntime since 1.12, of 2022."""
+"""Version of ONNX's operations and file format; onnxruntime 1.12 (2022) and later read them."""
 
 _BN_EPSILON = 1e-5
-"""What flax.linen.BatchNorm adds to a variance."""
+"""The default epsilon of flax.linen.BatchNorm."""
 
 
 def onnx_model(run: TrainedRun, about: Mapping[str, Any]) -> bytes:
-    """The serialised model: "images", uint8, [batch, size, size, 3], to "probabilities", float32, [batch, classes].
+    """Builds and serialises the ONNX model of a run.
 
-    It holds the cropping and normalisation of tests, computes in float32 and averages over `config.test_views`.
+    Its input "images" is uint8, [batch, size, size, 3]; its output "probabilities" is float32, [batch, classes]. The
+    graph includes test-time cropping and normalisation, computes in float32 and averages over `config.test_views`.
 
     Args:
-      run: the network.
-      about: what goes with it, as JSON under these names in the model's metadata.
+      run: the trained network.
+      about: the model's metadata; each value is stored as JSON.
+
+    Returns:
+      The content of an .onnx file.
     """
     import onnx
     from onnx import TensorProto, helper
@@ -40,12 +44,12 @@ def onnx_model(run: TrainedRun, about: Mapping[str, Any]) -> bytes:
     logits = _network(graph, run, _crops(graph, run.preprocessing, size, views))
     probabilities = graph.add("Softmax", logits, axis=1)
     if views > 1:
-        of_views = graph.add("Reshape", probabilities, np.array([views, -1, run.model.num_classes]))
-        probabilities = graph.add("ReduceMean", of_views, axes=[0], keepdims=0)
+        by_view = graph.add("Reshape", probabilities, np.array([views, -1, run.model.num_classes]))
+        probabilities = graph.add("ReduceMean", by_view, axes=[0], keepdims=0)
     graph.add("Identity", probabilities, output="probabilities")
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3])
-    answers = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", run.model.num_classes])
-    whole = helper.make_graph(graph.nodes, "alexnet", [images], [answers], graph.constants)
+    outputs = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", run.model.num_classes])
+    whole = helper.make_graph(graph.nodes, "alexnet", [images], [outputs], graph.constants)
     versions: dict[str, Any] = {"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": IR_VERSION}
     model = helper.make_model(whole, producer_name="alexnet_jax", **versions)
     helper.set_model_props(model, {name: json.dumps(value) for name, value in about.items()})
@@ -54,14 +58,14 @@ def onnx_model(run: TrainedRun, about: Mapping[str, Any]) -> bytes:
 
 
 class _Graph:
-    """Nodes in the order in which they were added, and the arrays that they use."""
+    """An ONNX graph under construction: its nodes in order, and the constant arrays they use."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
     def add(self, operation: str, *inputs: str | np.ndarray, output: str = "", **attributes: Any) -> str:
-        """Adds a node and returns the name of its output; an array among its inputs becomes a constant."""
+        """Adds a node and returns the name of its output; arrays among the inputs become constants."""
         from onnx import helper
 
         output = output or f"{operation}_{len(self.nodes)}"
@@ -81,7 +85,7 @@ class _Graph:
 
 
 def _crops(graph: _Graph, p: Preprocessing, size: int, views: int) -> str:
-    """`augment.testing_images`, all views of the batch one after another, [views * batch, 3, crop, crop]."""
+    """Adds `augment.testing_images`: all views of the batch, one view after another, [views * batch, 3, crop, crop]."""
     pixels, last, middle = graph.add("Cast", "images", to=1), size - p.crop, (size - p.crop) // 2  # 1 is float32
     if p.mean_form == "image_crop":
         pixels = graph.add("Sub", pixels, p.mean)
@@ -100,7 +104,7 @@ def _crops(graph: _Graph, p: Preprocessing, size: int, views: int) -> str:
 
 
 def _network(graph: _Graph, run: TrainedRun, x: str) -> str:
-    """`AlexNet.__call__` in testing; returns the logits."""
+    """Adds `AlexNet.__call__` in testing; returns the name of the logits."""
     model, crop = run.model, run.preprocessing.crop
     shape: tuple[int, ...] = (crop, crop, 3)
     for index, layer in enumerate(model.layers, start=1):
@@ -133,7 +137,7 @@ def _network(graph: _Graph, run: TrainedRun, x: str) -> str:
 
 
 def _weights(graph: _Graph, run: TrainedRun, layer: Layer, name: str, x: str, shape: tuple[int, ...]) -> str:
-    """The layer itself; `shape` is that of x, [rows, columns, channels] or [units], of one image."""
+    """Adds a layer with weights; `shape` is that of x for one image, [rows, columns, channels] or [units]."""
     kernel, bias = (np.asarray(run.params[name][key]) for key in ("kernel", "bias"))
     if layer.kind == "fc":
         if len(shape) == 3:
@@ -151,25 +155,30 @@ def _weights(graph: _Graph, run: TrainedRun, layer: Layer, name: str, x: str, sh
 
 
 def _local(graph: _Graph, kernel: np.ndarray, bias: np.ndarray, channels: int, x: str, window: dict[str, Any]) -> str:
-    """A convolution with weights of its own at each place: copies of all windows, then a product at each.
+    """Adds a locally connected layer, which has a separate kernel at each output position.
+
+    A convolution with one-hot kernels copies all windows; then one matrix product per position applies the kernels.
 
     Args:
-      graph: that it is added to.
+      graph: the graph to add to.
       kernel: [rows, columns, channels * window, features].
       bias: [rows, columns, features].
-      channels: of x.
-      x: what comes in.
-      window: the attributes of ONNX's Conv.
+      channels: the channels of x.
+      x: the name of the input.
+      window: kernel_shape, strides and pads of ONNX's Conv.
+
+    Returns:
+      The name of the output.
     """
     pixels = kernel.shape[2] // channels
     copies = np.tile(np.eye(pixels), (channels, 1)).reshape(channels * pixels, 1, *window["kernel_shape"])
     windows = graph.add("Conv", x, copies, group=channels, **window)
-    at_places = graph.add("MatMul", graph.add("Transpose", windows, perm=[2, 3, 0, 1]), kernel)
-    return graph.add("Transpose", graph.add("Add", at_places, bias[:, :, None]), perm=[2, 3, 0, 1])
+    products = graph.add("MatMul", graph.add("Transpose", windows, perm=[2, 3, 0, 1]), kernel)
+    return graph.add("Transpose", graph.add("Add", products, bias[:, :, None]), perm=[2, 3, 0, 1])
 
 
 def _activation(graph: _Graph, run: TrainedRun, name: str, x: str) -> str:
-    """One of `ops.activations.ACTIVATIONS`, or PReLU. Raises UserError for one that has no counterpart here."""
+    """Adds one of `ops.activations.ACTIVATIONS`, or PReLU. Raises UserError for one that has no ONNX counterpart."""
     match run.model.activation:
         case "relu" | "tanh" | "sigmoid" as same:
             return graph.add(same.capitalize(), x)
@@ -180,23 +189,23 @@ def _activation(graph: _Graph, run: TrainedRun, name: str, x: str) -> str:
         case "prelu":
             return graph.add("PRelu", x, np.asarray(run.params[name]["negative_slope"]).reshape(1))
         case other:
-            raise UserError(f"config.model.activation={other!r} cannot be written as ONNX: --format=stablehlo can")
+            raise UserError(f"config.model.activation={other!r} cannot be exported as ONNX; use --format=stablehlo")
 
 
 def _cross_map_norm(graph: _Graph, lrn: LRN, towers: int, channels: int, x: str) -> str:
-    """`ops.normalization.cross_map_norm` of so many channels; ONNX divides alpha by the size."""
+    """Adds `ops.normalization.cross_map_norm` over `channels` channels; ONNX divides alpha by the size."""
     attributes: dict[str, Any] = {"size": lrn.size, "alpha": lrn.alpha * lrn.size, "beta": 0.75, "bias": lrn.k}
     if not lrn.per_tower or towers == 1:
         return graph.add("LRN", x, **attributes)
-    width, parts = channels // towers, []
+    width, normalised = channels // towers, []
     for first in range(0, channels, width):
-        part = graph.add("Slice", x, np.array([first]), np.array([first + width]), np.array([1]))
-        parts.append(graph.add("LRN", part, **attributes))
-    return graph.add("Concat", *parts, axis=1)
+        tower = graph.add("Slice", x, np.array([first]), np.array([first + width]), np.array([1]))
+        normalised.append(graph.add("LRN", tower, **attributes))
+    return graph.add("Concat", *normalised, axis=1)
 
 
 def _within_map_norm(graph: _Graph, size: int, alpha: float, x: str) -> str:
-    """`ops.normalization.within_map_norm`; the sum over a window as its average, zeros outside counted."""
+    """Adds `ops.normalization.within_map_norm`; sums over windows are averages that count the zero padding."""
     window: dict[str, Any] = {"kernel_shape": [size] * 2, "pads": [size // 2] * 4, "count_include_pad": 1}
     mean = graph.add("AveragePool", graph.add("Mul", x, x), **window)
     energy = graph.add("Add", graph.add("Mul", mean, np.array(alpha * size**2)), np.array(1.0))
@@ -204,6 +213,6 @@ def _within_map_norm(graph: _Graph, size: int, alpha: float, x: str) -> str:
 
 
 def _pads(shape: tuple[int, ...], kernel: int, stride: int, pad: int, ceil: bool) -> list[int]:
-    """`ops.windows.window_padding` in ONNX's order: above, left, below, right."""
+    """`ops.windows.window_padding` in ONNX's order: top, left, bottom, right."""
     rows, columns = (window_padding(extent, kernel, stride, pad, ceil) for extent in shape[:2])
     return [rows[0], columns[0], rows[1], columns[1]]

@@ -1,4 +1,4 @@
-"""The report on a run, whether it is finished, goes on or has crashed."""
+"""The HTML report on a run, whether it is finished, still running or has crashed."""
 
 import dataclasses
 import json
@@ -23,18 +23,18 @@ from alexnet_jax.system import console
 from alexnet_jax.system.versions import shell_command
 
 SHOWN, WORST, QUERIES, NEIGHBOURS = 8, 8, 5, 6
-"""Images with their answers; worst mistakes; test images with neighbours; neighbours of each."""
+"""Images shown: with predictions, as worst mistakes, as queries of the neighbour search; and neighbours of each."""
 
 MOST_CLASSES = 30
-"""Of the confusion matrix: those that are confused most. The table of errors has as many rows."""
+"""Most rows of the confusion matrix and of the table of errors: the classes with the most mistakes."""
 
 MOST_SEARCHED, MOST_MEASURED = 10_000, 1_000
-"""Training images among which neighbours are looked for; test images whose activations are measured."""
+"""Most training images among which neighbours are searched, and most images over which activations are measured."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A figure, which a function of report_figures draws of data, and the sentence that explains it."""
+    """A figure of the report: a function of report_figures, the data that it draws, and a caption."""
 
     name: str
     text: str
@@ -42,36 +42,36 @@ class Figure:
     data: tuple[Any, ...]
 
     def png(self, theme: str = "light") -> bytes:
-        """As a PNG file."""
+        """Draws the figure and returns the content of a PNG file."""
         return report_figures.render(self.draw, self.data, theme)
 
     def html(self) -> str:
-        """In light and in dark, with the sentence."""
+        """The figure as HTML, for light and dark screens, with its caption."""
         return report_page.figure(self.png("light"), self.png("dark"), self.text)
 
 
 Part = str | Figure
-"""A piece of HTML, or a figure."""
+"""A piece of a section: HTML or a figure."""
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Those of metrics.jsonl, by their kind; none of a kind that there is not."""
+"""The records of metrics.jsonl by kind; an empty list for a kind without records."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Title, a line of summary, and parts by section."""
+    """The content of a report: title, one line of summary, and the parts of each section by its heading."""
 
     title: str
     summary: str
     sections: Mapping[str, Sequence[Part]]
 
     def figures(self) -> Iterator[Figure]:
-        """All figures, in order."""
+        """Yields all figures, in order."""
         for parts in self.sections.values():
             yield from (part for part in parts if isinstance(part, Figure))
 
     def html(self) -> str:
-        """The page."""
+        """The report as one HTML page."""
         content = {
             name: "".join(part if isinstance(part, str) else part.html() for part in parts)
             for name, parts in self.sections.items()
@@ -82,10 +82,16 @@ class Report:
 def make_report(
     workdir: Path, checkpoint: str = "latest", data_dir: str | None = None, prepared_dir: str | None = None
 ) -> Report:
-    """Looks at a run from all sides; see `load_run` and `open_run_dataset` for the arguments.
+    """Collects everything that is shown about a run.
 
-    Where there is no checkpoint yet, or the images are gone, the report says so and holds the rest. Raises UserError if
-    the folder holds no run.
+    Without a checkpoint or without the images, the report says so and contains the rest.
+
+    Args:
+      workdir: the run folder.
+      checkpoint: see `load_run`.
+      data_dir, prepared_dir: see `open_run_dataset`.
+
+    Raises UserError if the folder holds no run.
     """
     config, versions = (_read_json(workdir / name) for name in ("config.json", "versions.json"))
     config_lib.check(config)
@@ -120,7 +126,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path.parent} holds no run: {path.name} is not there") from None
+        raise UserError(f"{path.parent} holds no run: {path.name} is missing") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
@@ -146,13 +152,14 @@ def _training(records: Records) -> Iterator[Part]:
         return
     size, drops = records["start"][0]["train_examples"], records["division"]
     losses = [(record["examples_seen"] / size, record["loss"]) for record in records["step"]]
-    rates = [(record["examples_seen"] / size, record["learning_rate"]) for record in drops]
-    data = records["epoch"], losses, rates, records["test"][-1] if records["test"] else {}
-    text = "Errors and losses after each epoch. Dashed lines: the learning rate becomes what is written above."
+    learning_rates = [(record["examples_seen"] / size, record["learning_rate"]) for record in drops]
+    data = records["epoch"], losses, learning_rates, records["test"][-1] if records["test"] else {}
+    text = "Errors and losses after each epoch. Dashed lines mark learning-rate drops, labelled with the new value."
     yield Figure("curves", text, report_figures.curves, data)
-    rows = [[f"{epoch:.2f}", f"{rate:.3g}", drop["reason"]] for (epoch, rate), drop in zip(rates, drops, strict=True)]
+    pairs = zip(learning_rates, drops, strict=True)
+    rows = [[f"{epoch:.2f}", f"{learning_rate:.3g}", drop["reason"]] for (epoch, learning_rate), drop in pairs]
     if rows:
-        yield report_page.table(["epoch", "learning rate", "why"], rows, numbers=(0, 1))
+        yield report_page.table(["epoch", "learning rate", "reason"], rows, numbers=(0, 1))
 
 
 def _kernels(run: TrainedRun) -> Figure:
@@ -164,18 +171,18 @@ def _kernels(run: TrainedRun) -> Figure:
 
 
 def _predictions(evaluation: Evaluation, dataset: Dataset) -> dict[str, Sequence[Part]]:
-    """The sections that need images."""
+    """The sections that need the images of the data set."""
     rng, count = np.random.default_rng(0), len(evaluation.labels)
     chosen = np.sort(rng.permutation(count)[:SHOWN])
     wrong = np.flatnonzero(~evaluation.is_right(1))
     worst = wrong[np.argsort(-evaluation.losses[wrong], kind="stable")][:WORST]
     sections: dict[str, Sequence[Part]] = {
         "Errors": list(_errors(evaluation)),
-        "Answers": [_pictures("answers", evaluation, dataset, chosen, "chosen by chance (Figure 4, left)")],
+        "Predictions": [_pictures("predictions", evaluation, dataset, chosen, "chosen at random (Figure 4, left)")],
     }
     if len(worst):
         sections["Worst mistakes"] = [
-            _pictures("mistakes", evaluation, dataset, worst, "whose labels were given the lowest probabilities")
+            _pictures("mistakes", evaluation, dataset, worst, "whose labels got the lowest probabilities")
         ]
     sections["Neighbours"] = [_neighbours(evaluation, dataset, np.sort(rng.permutation(count)[:QUERIES]))]
     sections["Activations"] = [_activations(evaluation, dataset)]
@@ -195,32 +202,32 @@ def _errors(evaluation: Evaluation) -> Iterator[Part]:
     confused = np.argsort(-(mistakes.sum(0) + mistakes.sum(1)), kind="stable")[:MOST_CLASSES]
     shown = np.sort(confused)
     names = [run.class_names[number] for number in shown]
-    few = "" if len(shown) == len(run.class_names) else f" of the {len(shown)} classes that are confused most"
-    text = f"How often images of a class (row) were taken for another (column){few}."
+    few = "" if len(shown) == len(run.class_names) else f", for the {len(shown)} classes with the most mistakes"
+    text = f"Confusion matrix: fraction of each class (row) by predicted class (column){few}."
     yield Figure("confusion", text, report_figures.confusion, (counts[np.ix_(shown, shown)], names))
     cells = [
         [name, f"{images:,}", f"{top1:,}", f"{top1 / images:.1%}", f"{top5:,}"]
         for name, images, top1, top5 in evaluation.worst_classes()
     ]
-    header = ["class, the worst first", "images", "wrong", "top-1 error", "label not among the first five"]
+    header = ["class, highest error first", "images", "wrong", "top-1 error", "label not in the top five"]
     yield report_page.table(header, cells[:MOST_CLASSES], numbers=(1, 2, 3, 4))
 
 
 def _pictures(name: str, evaluation: Evaluation, dataset: Dataset, ids: np.ndarray, which: str) -> Figure:
     run = evaluation.run
-    squares = read_images(dataset.splits[evaluation.split], ids)
+    images = read_images(dataset.splits[evaluation.split], ids)
     labels = [run.class_names[label] for label in evaluation.labels[ids]]
     predictions = [
-        [(run.name_of(guess), probability) for guess, probability in evaluation.predictions(number)]
+        [(run.name_of(label), probability) for label, probability in evaluation.predictions(number)]
         for number in ids.tolist()
     ]
-    text = f"{evaluation.split.capitalize()} images {which}, with the likeliest classes; green is the label."
-    return Figure(name, text, report_figures.answers, (squares, labels, predictions))
+    text = f"{evaluation.split.capitalize()} images {which}, with their most probable classes; the label is green."
+    return Figure(name, text, report_figures.predictions, (images, labels, predictions))
 
 
 def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Figure:
     run, train = evaluation.run, dataset.splits["train"]
-    layer = run.layer_names[-2]  # what the classifier sees
+    layer = run.layer_names[-2]  # the input of the last layer
     queries = read_images(dataset.splits[evaluation.split], ids)
     total = len(train.labels)
     searched = np.sort(np.random.default_rng(0).permutation(total)[:MOST_SEARCHED])
@@ -231,7 +238,7 @@ def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Fi
     among = f"{len(searched):,} of {total:,}" if len(searched) < total else f"{total:,}"
     text = (
         f"{evaluation.split.capitalize()} images (left) and, among {among} training images, those with the nearest "
-        f"features in {layer}, the layer that the classifier sees (Figure 4, right)."
+        f"features in {layer}, the input of the last layer (Figure 4, right)."
     )
     return Figure("neighbours", text, report_figures.neighbours, (queries, labels, pictures, names))
 
@@ -246,14 +253,14 @@ def _activations(evaluation: Evaluation, dataset: Dataset) -> str:
         rows.append([row.name, shape, f"{row.mean:.3g}", f"{row.std:.3g}", f"{row.zeros:.1%}", dead])
     header = ["activation", "shape", "mean", "std", "zeros", "dead"]
     text = report_page.paragraph(
-        f"Over {len(ids):,} {evaluation.split} images. Dead are features that are 0 everywhere in all of them.",
+        f"Over {len(ids):,} {evaluation.split} images. A dead feature is 0 everywhere in all of them.",
         faint=True,
     )
     return report_page.table(header, rows, numbers=(2, 3, 4, 5)) + text
 
 
 def _timing(timing: Sequence[Mapping[str, Any]]) -> str:
-    """Where the time of training went."""
+    """The section on how the time of training was spent."""
     steps = [record for record in timing if "seconds" in record]
     seconds = sum(record["seconds"] for record in steps)
     if not seconds:
@@ -262,10 +269,10 @@ def _timing(timing: Sequence[Mapping[str, Any]]) -> str:
     waiting = sum(record["seconds"] * record["input_share"] for record in steps)
     evaluating, saving = (sum(r.get(key, 0.0) for r in timing) for key in ("evaluate_seconds", "save_seconds"))
     rows = {
-        "training steps": f"{console.duration(seconds)}, {images / seconds:,.0f} images/s; the first is not counted",
-        "of this, waiting for images": f"{waiting / seconds:.1%}",
+        "training steps": f"{console.duration(seconds)}, {images / seconds:,.0f} images/s, without the first step",
+        "of which waiting for images": f"{waiting / seconds:.1%}",
         "evaluation": console.duration(evaluating),
-        "beginning to save": console.duration(saving),
+        "starting to save": console.duration(saving),
     }
     return report_page.facts(rows)
 
@@ -276,14 +283,14 @@ def _config(config: Mapping[str, Any]) -> str:
 
 
 def _fidelity(run: TrainedRun) -> str:
-    """Each decision that not all made alike."""
+    """The decisions in which the run, the paper, its source and Caffe differ."""
     disputed = [row for row in explain(run.config, run.model) if row.is_disputed]
     cells = [
         [row.decision.name, str(row.this_run), *map(row.decision.text, REFERENCES), row.decision.cost]
         for row in disputed
     ]
-    header = ["decision", "this run", "paper", "source", "Caffe", "what it costs"]
-    return report_page.details(f"{len(disputed)} decisions that not all made alike", report_page.table(header, cells))
+    header = ["decision", "this run", "paper", "source", "Caffe", "effect on the error"]
+    return report_page.details(f"{len(disputed)} decisions that differ", report_page.table(header, cells))
 
 
 def _versions(versions: Mapping[str, Any]) -> str:

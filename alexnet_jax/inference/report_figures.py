@@ -1,4 +1,4 @@
-"""The figures of a report. Each function fills a matplotlib figure, its first argument; `render` makes a PNG file."""
+"""The figures of a report. Each function draws on a matplotlib figure, its first argument; `render` writes PNG."""
 
 import io
 import warnings
@@ -9,14 +9,20 @@ import numpy as np
 
 RIGHT, WRONG, TRAIN, VALIDATION, MARK = "#2a9d5c", "#d1495b", "#4f8fd0", "#e08a2e", "#9a9a9a"
 _THEMES = {"light": ("#ffffff", "#24292f", "#d8dde3"), "dark": ("#15181d", "#dfe3e8", "#3a414b")}
-"""Background, text and lines."""
+"""Colours of background, text and lines."""
 
 ANNOTATED = 12
-"""Classes up to which the cells of a confusion matrix have their numbers."""
+"""Most classes for which the cells of a confusion matrix show their counts."""
 
 
 def render(draw: Callable[..., None], data: tuple[Any, ...], theme: str) -> bytes:
-    """A PNG file of the figure that a function draws of data."""
+    """Draws a figure and returns the content of a PNG file.
+
+    Args:
+      draw: a function of this module.
+      data: its arguments after the figure.
+      theme: "light" or "dark".
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -31,7 +37,7 @@ def render(draw: Callable[..., None], data: tuple[Any, ...], theme: str) -> byte
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), text),
     }
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a script that the font does not have is drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph")  # characters missing from the font are drawn as boxes
         figure, file = Figure(layout="constrained"), io.BytesIO()
         draw(figure, *data)
         figure.savefig(file, format="png", dpi=110)
@@ -42,21 +48,21 @@ def curves(
     figure: Any,
     epochs: Sequence[Mapping[str, Any]],
     losses: Sequence[tuple[float, float]],
-    rates: Sequence[tuple[float, float]],
+    learning_rates: Sequence[tuple[float, float]],
     test_errors: Mapping[str, Any],
 ) -> None:
-    """Errors and losses against epochs, a vertical line at each drop of the learning rate.
+    """Draws errors and losses against epochs, with a vertical line at each learning-rate drop.
 
     Args:
-      figure: to be filled.
-      epochs: records of metrics.jsonl of that kind.
+      figure: the figure to draw on.
+      epochs: the records of kind "epoch" in metrics.jsonl.
       losses: (epoch, loss) of single training steps.
-      rates: (epoch, learning rate after it) of each drop.
-      test_errors: top1_error and top5_error in [0, 1], of the end; empty without.
+      learning_rates: (epoch, new learning rate) of each drop.
+      test_errors: top1_error and top5_error of the final test, in [0, 1]; empty without one.
     """
     figure.set_size_inches(8, 6)
     errors, loss = figure.subplots(2, 1, sharex=True)
-    places = [record["epoch"] for record in epochs]
+    positions = [record["epoch"] for record in epochs]
     if losses:
         loss.plot(*zip(*losses, strict=True), color=TRAIN, linewidth=0.6, alpha=0.5, label="training, single steps")
     lines = [
@@ -69,16 +75,17 @@ def curves(
     for panel, unit, label, key, color, style in lines:
         values = [record[key] for record in epochs]
         if values and None not in values:
-            panel.plot(places, unit * np.array(values), style, color=color, label=label, marker=".", markersize=4)
+            panel.plot(positions, unit * np.array(values), style, color=color, label=label, marker=".", markersize=4)
     for name, marker in (("top1", "*"), ("top5", "P")):
         value = test_errors.get(f"{name}_error")
-        if value is not None and places:
+        if value is not None and positions:
             label = f"test {name[:3]}-{name[3]}"
-            errors.plot(places[-1], 100 * value, marker, color=WRONG, markersize=9, label=label)
-    for epoch, rate in rates:
+            errors.plot(positions[-1], 100 * value, marker, color=WRONG, markersize=9, label=label)
+    for epoch, learning_rate in learning_rates:
         for panel in (errors, loss):
             panel.axvline(epoch, color=MARK, linewidth=0.9, linestyle="--")
-        errors.annotate(f"{rate:.2g}", (epoch, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
+        text, above = f"{learning_rate:.2g}", (epoch, 1.01)
+        errors.annotate(text, above, xycoords=("data", "axes fraction"), ha="center", fontsize=8)
     errors.set(ylabel="error, %", ylim=(0, None))
     loss.set(ylabel="loss, nats", xlabel="epochs", ylim=(0, None))
     for panel in (errors, loss):
@@ -88,7 +95,7 @@ def curves(
 
 
 def kernels(figure: Any, filters: np.ndarray) -> None:
-    """The kernels of a first layer, [rows, columns, 3, kernels], each scaled by its largest weight (paper Figure 3)."""
+    """Draws first-layer kernels, [rows, columns, 3, kernels], each scaled by its largest weight (paper Figure 3)."""
     count = filters.shape[-1]
     columns = min(16, count)
     rows = -(-count // columns)
@@ -101,10 +108,17 @@ def kernels(figure: Any, filters: np.ndarray) -> None:
             panel.imshow(tiles[number], interpolation="nearest")
 
 
-def answers(
-    figure: Any, images: np.ndarray, labels: Sequence[str], guesses: Sequence[Sequence[tuple[str, float]]]
+def predictions(
+    figure: Any, images: np.ndarray, labels: Sequence[str], predicted: Sequence[Sequence[tuple[str, float]]]
 ) -> None:
-    """Images with their labels and bars of the likeliest classes, the right one green (paper Figure 4, left)."""
+    """Draws images with bars for their most probable classes, the label in green (paper Figure 4, left).
+
+    Args:
+      figure: the figure to draw on.
+      images: uint8, [images, size, size, 3].
+      labels: the class name of each.
+      predicted: (class name, probability) pairs of each, the most probable first.
+    """
     columns = 4
     rows = -(-len(images) // columns)
     figure.set_size_inches(8, 2.9 * rows)
@@ -114,20 +128,20 @@ def answers(
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         row, column = divmod(number, columns)
         _show(panels[2 * row, column], image, label)
-        bars, few = panels[2 * row + 1, column], guesses[number]
-        shares = [share for _, share in few]
-        colors = [RIGHT if name == label else WRONG for name, _ in few]
-        bars.barh(range(len(few)), shares, color=colors, alpha=0.55, height=0.85)
+        bars, names_and_probabilities = panels[2 * row + 1, column], predicted[number]
+        lengths = [probability for _, probability in names_and_probabilities]
+        colors = [RIGHT if name == label else WRONG for name, _ in names_and_probabilities]
+        bars.barh(range(len(lengths)), lengths, color=colors, alpha=0.55, height=0.85)
         bars.set(xlim=(0, 1.2), ylim=(4.5, -0.5))
-        for place, (name, share) in enumerate(few):
-            bars.text(0.02, place, _short(name, 17), va="center", fontsize=7.5)
-            bars.text(1.2, place, f"{share:.0%}", va="center", ha="right", fontsize=7.5)
+        for rank, (name, probability) in enumerate(names_and_probabilities):
+            bars.text(0.02, rank, _short(name, 17), va="center", fontsize=7.5)
+            bars.text(1.2, rank, f"{probability:.0%}", va="center", ha="right", fontsize=7.5)
 
 
 def neighbours(
     figure: Any, images: np.ndarray, labels: Sequence[str], near: np.ndarray, near_labels: Sequence[Sequence[str]]
 ) -> None:
-    """Test images, each followed by its nearest training images, [images, near, size, size, 3] (Figure 4, right)."""
+    """Draws images, each followed by its nearest training images, [images, near, size, size, 3] (Figure 4, right)."""
     figure.set_size_inches(8, 1.35 * len(images))
     panels = figure.subplots(len(images), near.shape[1] + 1, squeeze=False)
     for (first, *others), image, label, pictures, names in zip(panels, images, labels, near, near_labels, strict=True):
@@ -137,20 +151,20 @@ def neighbours(
 
 
 def confusion(figure: Any, counts: np.ndarray, names: Sequence[str]) -> None:
-    """How often a class (row) was taken for another (column), as shares of the row; counts where there is room."""
+    """Draws a confusion matrix, label by prediction, as fractions of each row; with counts if there are few classes."""
     classes, short = len(names), [_short(name, 14) for name in names]
     side, fontsize = 3.6 + 0.14 * min(classes, 30), 8 if classes <= 20 else 6
     figure.set_size_inches(side + 0.8, side)
     panel = figure.subplots()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    picture = panel.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-    figure.colorbar(picture, ax=panel, label="share of the class", shrink=0.8)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    picture = panel.imshow(fractions, cmap="cividis", vmin=0, vmax=1)
+    figure.colorbar(picture, ax=panel, label="fraction of the class", shrink=0.8)
     panel.set_xticks(range(classes), short, rotation=90, fontsize=fontsize)
     panel.set_yticks(range(classes), short, fontsize=fontsize)
-    panel.set(xlabel="answer", ylabel="label")
+    panel.set(xlabel="prediction", ylabel="label")
     if classes <= ANNOTATED:
         for row, column in np.argwhere(counts):
-            color = "black" if shares[row, column] > 0.55 else "white"
+            color = "black" if fractions[row, column] > 0.55 else "white"
             panel.text(column, row, counts[row, column], ha="center", va="center", fontsize=8, color=color)
 
 
@@ -161,6 +175,6 @@ def _show(panel: Any, image: np.ndarray, title: str, **style: str) -> None:
 
 
 def _short(name: str, length: int) -> str:
-    """A name in a few characters that matplotlib can draw, without what it would take for a formula."""
+    """Shortens a name to `length` characters and escapes what matplotlib cannot draw or would read as a formula."""
     name = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in name).replace("$", "\\$")
     return name if len(name) <= length else name[: length - 1] + "…"

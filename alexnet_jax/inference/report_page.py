@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: text escaped, figures and style inside, no script."""
+"""HTML of a report: one self-contained page with escaped text, embedded figures and style, and no script."""
 
 import base64
 import html
@@ -10,7 +10,12 @@ _PAGE = string.Template(importlib.resources.files(__package__).joinpath("report_
 
 
 def page(title: str, summary: str, sections: Mapping[str, str]) -> str:
-    """The whole file: a heading, a line, and sections of HTML by their titles."""
+    """The whole page.
+
+    Args:
+      title, summary: plain text.
+      sections: HTML of each section, by its heading.
+    """
     names = [html.escape(name) for name in sections]
     links = "".join(f'<a href="#s{number}">{name}</a>' for number, name in enumerate(names))
     body = "".join(
@@ -21,17 +26,17 @@ def page(title: str, summary: str, sections: Mapping[str, str]) -> str:
 
 
 def paragraph(text: str, faint: bool = False) -> str:
-    """A paragraph of plain text."""
+    """A paragraph of plain text, in a faint colour for captions and notes."""
     return f"<p{' class=faint' if faint else ''}>{html.escape(text)}</p>"
 
 
 def code(text: str) -> str:
-    """A command line."""
+    """A paragraph with a command line."""
     return f"<p><code>{html.escape(text)}</code></p>"
 
 
 def figure(light: bytes, dark: bytes, text: str) -> str:
-    """A picture, PNG, with a form for dark screens, and the text that says what it shows."""
+    """A figure from two PNG files, for light and dark screens, with a caption that is also its alternative text."""
     sources = [f"data:image/png;base64,{base64.b64encode(picture).decode()}" for picture in (dark, light)]
     return (
         f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{sources[0]}">'
@@ -40,13 +45,13 @@ def figure(light: bytes, dark: bytes, text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    """A table of texts; `numbers` are the columns to align right."""
+    """A table of plain text; the columns listed in `numbers` are aligned right."""
     head, body = _cells("th", header, numbers), "".join(f"<tr>{_cells('td', row, numbers)}</tr>" for row in rows)
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def facts(rows: Mapping[str, str]) -> str:
-    """Names and values."""
+    """A table of two columns, names and values."""
     body = "".join(f"<tr>{_cells('td', row)}</tr>" for row in rows.items())
     return f"<div class=scroll><table class=facts><tbody>{body}</tbody></table></div>"
 
@@ -57,5 +62,5 @@ def _cells(tag: str, row: Sequence[str], numbers: Sequence[int] = ()) -> str:
 
 
 def details(summary: str, content: str) -> str:
-    """Content that is shown on demand."""
+    """HTML content that is hidden until its summary is clicked."""
     return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"

@@ -1,12 +1,12 @@
 """State dicts in PyTorch's .pth files, read without PyTorch and without running what a pickle asks for.
 
-A .pth file is a pickle, which is a program: whoever unpickles it lets it call any function. Here its instructions are
-only looked at (`pickletools.genops`), and those that build dictionaries of tensors are followed by hand. Nothing that
-the file names is imported or called; a file that names anything else is refused.
+A .pth file contains a pickle, which is a program: unpickling it can call any function. This module only parses its
+instructions (`pickletools.genops`) and interprets those that build dictionaries of tensors. Nothing that the file names
+is imported or called, and a file that names anything else is rejected.
 
-Kept by hand, not a `pickle.Unpickler` with a `find_class` of its own: that one decides what may be called, but hashes a
-dictionary's key before it asks. Three hundred bytes of tuples that double themselves, as a key, never end; nine bytes
-that name a far place in the memo take a gigabyte.
+Why not a `pickle.Unpickler` with a restricted `find_class`: that controls what is called, but not time and memory. It
+hashes dictionary keys, and a key of nested tuples in 300 bytes can take forever; nine bytes that name a high memo index
+allocate a gigabyte.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.system.files import open_archive
 
 MOST_INSTRUCTIONS = 100_000
-"""In a pickle; AlexNet has 500."""
+"""Most instructions of a pickle that are interpreted; AlexNet's has 500."""
 
 NESTED = ("state_dict", "model_state_dict", "model")
-"""Where training scripts keep the state dict among other things."""
+"""Keys under which training scripts store the state dict beside other things."""
 
 WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
+"""Prefixes that DataParallel and torch.compile add to every name."""
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER
 _FLOATS = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": jnp.bfloat16}
@@ -45,14 +45,14 @@ _GLOBALS = {_DICT, _TENSOR_V1, _TENSOR, _PARAMETER, *_DTYPES}
 
 @dataclasses.dataclass(frozen=True)
 class _Global:
-    """A name that stands for a class or a function, and is never looked up."""
+    """The name of a class or function in a pickle; it is never resolved."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    """A row of numbers in the file."""
+    """A flat array in the file: its type, key and number of elements."""
 
     kind: str
     key: str
@@ -65,7 +65,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """A view of a storage; offset and strides in elements."""
+    """A view of a storage; offset and strides are in elements."""
 
     storage: _Storage
     offset: int
@@ -73,7 +73,7 @@ class _Tensor:
     strides: tuple[int, ...]
 
     def array(self, content: bytes) -> np.ndarray:
-        """The tensor as float32. Its place within the storage was checked when it was made."""
+        """The tensor as float32, from the bytes of its storage; `_call` has checked that it lies inside."""
         flat = np.frombuffer(content, _DTYPES[self.storage.kind])
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, np.float32)
@@ -83,16 +83,18 @@ class _Tensor:
 
 
 class _NoStateDictError(Exception):
-    """What a file asks for or holds, and why it is refused."""
+    """The file is not a state dict, for the reason in the text."""
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a .pth file by name, float32.
+    """Reads the state dict of a file written by torch.save, in the zip format or the one before PyTorch 1.6.
 
-    Both formats of torch.save are read, the zip archive and the one before version 1.6. The state dict may be the whole
-    or lie in one of NESTED; WRAPPERS are taken off the names.
+    The state dict may be the whole content or lie under one of NESTED; the prefixes WRAPPERS are removed from names.
 
-    Raises UserError for a file that is damaged, or asks for anything but tensors.
+    Returns:
+      The tensors by name, as float32.
+
+    Raises UserError if the file is damaged or contains anything but tensors.
     """
     try:
         content = path.read_bytes()
@@ -103,17 +105,17 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except _NoStateDictError as error:
-        raise UserError(f"{path}: {error}; save model.state_dict() alone") from error
-    except (ValueError, NotImplementedError, RuntimeError, EOFError, zipfile.BadZipFile) as error:  # zipfile's
-        raise UserError(f"{path} is no whole file of torch.save: {error}") from error
+        raise UserError(f"{path}: {error}; save only model.state_dict()") from error
+    except (ValueError, NotImplementedError, RuntimeError, EOFError, zipfile.BadZipFile) as error:  # of zipfile
+        raise UserError(f"{path} is not a complete file of torch.save: {error}") from error
 
 
 def _read_archive(archive: zipfile.ZipFile, file_bytes: int) -> dict[str, np.ndarray]:
-    """data.pkl, and a member of data/ for each storage, none compressed."""
+    """Reads the zip format: data.pkl, and an uncompressed member of data/ for each storage."""
     members = {info.filename: info for info in archive.infolist()}
     roots = [name.removesuffix("data.pkl") for name in members if name.split("/")[-1] == "data.pkl"]
     if len(roots) != 1:
-        raise _NoStateDictError(f"{len(roots)} members are named data.pkl, where a file of torch.save has one")
+        raise _NoStateDictError(f"it has {len(roots)} members named data.pkl, a file of torch.save has one")
     if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
         raise _NoStateDictError("its members are compressed, which torch.save never does")
     order = roots[0] + "byteorder"
@@ -126,44 +128,44 @@ def _read_archive(archive: zipfile.ZipFile, file_bytes: int) -> dict[str, np.nda
             raise _NoStateDictError(f"{name} is missing, or of another length than its tensors say")
         return archive.read(name)
 
-    root = _follow(io.BytesIO(archive.read(roots[0] + "data.pkl")))
+    root = _interpret(io.BytesIO(archive.read(roots[0] + "data.pkl")))
     return _arrays(root, load, file_bytes)
 
 
 def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
-    """Five pickles: a number, the protocol, the machine, the tensors, the storages' keys; then these, one by one."""
+    """Reads the old format: pickles of magic number, protocol, machine, tensors and storage keys; then the storages."""
     file = io.BytesIO(content)
-    if not content.startswith(b"\x80") or _follow(file) != _LEGACY_MAGIC or _follow(file) != 1001:
-        raise _NoStateDictError("it is no file of torch.save")
-    machine = _follow(file)
+    if not content.startswith(b"\x80") or _interpret(file) != _LEGACY_MAGIC or _interpret(file) != 1001:
+        raise _NoStateDictError("it is not a file of torch.save")
+    machine = _interpret(file)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise _NoStateDictError("its numbers are big-endian")
     storages: dict[str, _Storage] = {}
-    root, keys = _follow(file, storages), _follow(file)
-    if not isinstance(keys, list) or sorted(_of(str, key) for key in keys) != sorted(storages):
+    root, keys = _interpret(file, storages), _interpret(file)
+    if not isinstance(keys, list) or sorted(_expect(str, key) for key in keys) != sorted(storages):
         raise _NoStateDictError("its list of storages does not fit its tensors")
-    places: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     for key in keys:
         length = int.from_bytes(file.read(8), "little")
-        places[key] = file.tell()
+        offsets[key] = file.tell()
         if length != storages[key].length or file.tell() + storages[key].bytes > len(content):
             raise _NoStateDictError(f"storage {key} is cut short or of another length than its tensors say")
         file.seek(storages[key].bytes, io.SEEK_CUR)
-    return _arrays(root, lambda storage: content[places[storage.key] :][: storage.bytes], len(content))
+    return _arrays(root, lambda storage: content[offsets[storage.key] :][: storage.bytes], len(content))
 
 
 def _arrays(root: Any, load: Callable[[_Storage], bytes], file_bytes: int) -> dict[str, np.ndarray]:
-    """The tensors of the state dict, wherever it lies."""
+    """Finds the state dict in the root object and converts its tensors to float32 arrays by name."""
     candidates = [*map(root.get, NESTED), root] if isinstance(root, dict) else []
     dicts = [held for held in candidates if isinstance(held, dict)]
     found = next((held for held in dicts if any(isinstance(value, _Tensor) for value in held.values())), None)
     if found is None:
-        raise _NoStateDictError("it holds no tensors by name")
+        raise _NoStateDictError("it holds no dictionary of tensors")
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
-            raise _NoStateDictError(f"its entry {str(name)[:80]!a} is no tensor with a name")
+            raise _NoStateDictError(f"its entry {str(name)[:80]!a} is not a named tensor")
     tensors: dict[str, _Tensor] = found
-    # Views may overlap, and so be much larger together than what they look at.
+    # Views may overlap, so that the tensors are together much larger than their storages.
     elements = sum(math.prod(tensor.shape) for tensor in tensors.values())
     if elements > file_bytes:
         raise _NoStateDictError(f"its tensors would unpack to {elements:,} numbers, more than the file has bytes")
@@ -173,8 +175,8 @@ def _arrays(root: Any, load: Callable[[_Storage], bytes], file_bytes: int) -> di
     return {name: tensor.array(load(tensor.storage)) for name, tensor in tensors.items()}
 
 
-def _follow(file: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
-    """Follows one pickle's instructions and returns what it builds; `storages` gets those that it mentions."""
+def _interpret(file: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
+    """Interprets one pickle and returns the object it builds; adds the storages that it mentions to `storages`."""
     try:
         machine = _Machine({} if storages is None else storages)
         for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -184,8 +186,8 @@ def _follow(file: io.BytesIO, storages: dict[str, _Storage] | None = None) -> An
         (result,) = machine.stack
         return result
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        # Whatever a stack, a memo or an argument that is not as it should be leads to.
-        raise _NoStateDictError("it is damaged, or no file of torch.save") from error
+        # Any of these follows from an unexpected stack, memo or argument.
+        raise _NoStateDictError("it is damaged, or not a file of torch.save") from error
 
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -196,7 +198,7 @@ _LITERALS = {
 
 
 class _Machine:
-    """The stack of a pickle, with instructions for dictionaries, tensors and what is in them."""
+    """A stack machine for the pickle instructions that build dictionaries, tensors and their contents."""
 
     def __init__(self, storages: dict[str, _Storage]):
         self.stack: list[Any] = []
@@ -205,7 +207,7 @@ class _Machine:
         self.storages = storages
 
     def do(self, name: str, argument: Any) -> None:
-        """One instruction; see CPython's Lib/pickletools.py for what each means."""
+        """Executes one instruction; CPython's Lib/pickletools.py documents them."""
         stack = self.stack
         match name:
             case "PROTO" | "FRAME" | "STOP":
@@ -224,7 +226,7 @@ class _Machine:
                 stack.append(tuple(self._pop(int(name[-1]))))
             case "APPEND" | "APPENDS":
                 items = self._pop(None if name == "APPENDS" else 1)
-                _of(list, stack[-1]).extend(items)
+                _expect(list, stack[-1]).extend(items)
             case "SETITEM" | "SETITEMS":
                 items = self._pop(None if name == "SETITEMS" else 2)
                 _set_items(stack[-1], zip(items[::2], items[1::2], strict=True))
@@ -236,23 +238,23 @@ class _Machine:
                 stack.append(self.memo[argument])
             case "GLOBAL":
                 stack.append(_global(argument.replace(" ", ".")))
-            case "INST":  # a call
+            case "INST":  # calls a class
                 raise _refusal(f"an instance of {_global(argument.replace(' ', '.')).name}")
             case "STACK_GLOBAL":
-                stack.append(_global(".".join(_of(str, part) for part in self._pop(2))))
+                stack.append(_global(".".join(_expect(str, part) for part in self._pop(2))))
             case "BINPERSID":
-                stack.append(self._storage(*_of(tuple, stack.pop())))
+                stack.append(self._storage(*_expect(tuple, stack.pop())))
             case "REDUCE":
                 function, arguments = self._pop(2)
-                stack.append(_call(_of(_Global, function).name, _of(tuple, arguments)))
-            case "BUILD":  # the versions of the modules, which PyTorch hangs on the dictionary
-                _of(dict, self._pop(1)[0])
-                _of(dict, stack[-1])
+                stack.append(_call(_expect(_Global, function).name, _expect(tuple, arguments)))
+            case "BUILD":  # sets the attribute _metadata of the dictionary, which is ignored
+                _expect(dict, self._pop(1)[0])
+                _expect(dict, stack[-1])
             case _:
                 raise _refusal(f"the instruction {name}")
 
     def _pop(self, count: int | None = None) -> list[Any]:
-        """The topmost values, or those since the last mark, in the order in which they were pushed."""
+        """Pops `count` values, or all since the last mark, in the order in which they were pushed."""
         start = self.marks.pop() if count is None else len(self.stack) - count
         if start < (self.marks[-1] if self.marks else 0):
             raise IndexError
@@ -261,41 +263,41 @@ class _Machine:
         return values
 
     def _storage(self, what: str, kind: _Global, key: Any, _location: str, length: int, view: None = None) -> _Storage:
-        """What a persistent id stands for."""
-        if what != "storage" or _of(_Global, kind).name not in _DTYPES or view is not None:
+        """The storage that a persistent id describes. Raises ValueError for any other id."""
+        if what != "storage" or _expect(_Global, kind).name not in _DTYPES or view is not None:
             raise ValueError
-        storage = _Storage(kind.name, _of(str, key), _natural(length))
+        storage = _Storage(kind.name, _expect(str, key), _natural(length))
         if self.storages.setdefault(storage.key, storage) != storage:
             raise ValueError
         return storage
 
 
 def _refusal(what: str) -> _NoStateDictError:
-    return _NoStateDictError(f"it asks for {ascii(what[:80])[1:-1]}, which is no part of a state dict; nothing was run")
+    return _NoStateDictError(f"it asks for {ascii(what[:80])[1:-1]}, which no state dict contains; nothing was run")
 
 
 def _global(name: str) -> _Global:
-    """A name that a state dict may mention. Raises _NoStateDictError for any other."""
+    """A class or function that a state dict may name. Raises _NoStateDictError for any other."""
     if name not in _GLOBALS:
         raise _refusal(name)
     return _Global(name)
 
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    """What PyTorch's function of that name would build of these arguments."""
+    """Builds what PyTorch's function of that name would return. Raises _NoStateDictError or ValueError if it cannot."""
     if name == _DICT:
         items: dict[Any, Any] = {}
         for pairs in arguments:  # none, or one list of pairs
-            _set_items(items, _of(list, pairs))
+            _set_items(items, _expect(list, pairs))
         return items
     if name == _PARAMETER:
-        return _of(_Tensor, arguments[0])
+        return _expect(_Tensor, arguments[0])
     if name not in (_TENSOR, _TENSOR_V1):
-        raise _NoStateDictError(f"it calls {name}, which is no function")
+        raise _NoStateDictError(f"it calls {name}, which is not a function")
     storage, offset, shape, strides = arguments[:4]
-    shape, strides = (tuple(map(_natural, _of(tuple, sizes))) for sizes in (shape, strides))
+    shape, strides = (tuple(map(_natural, _expect(tuple, sizes))) for sizes in (shape, strides))
     last = _natural(offset) + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if math.prod(shape) and last >= _of(_Storage, storage).length:
+    if math.prod(shape) and last >= _expect(_Storage, storage).length:
         raise _NoStateDictError(f"a tensor of shape {shape} reaches outside its storage of {storage.length} elements")
     return _Tensor(storage, offset, shape, strides)
 
@@ -304,18 +306,18 @@ def _set_items(target: Any, pairs: Any) -> None:
     for key, value in pairs:
         if not isinstance(key, str | int):
             raise _NoStateDictError(f"a {type(key).__name__} is the key of a dict")
-        _of(dict, target)[key] = value
+        _expect(dict, target)[key] = value
 
 
-def _of(kind: type, value: Any) -> Any:
-    """The value itself. Raises _NoStateDictError if it is of another kind."""
+def _expect(kind: type, value: Any) -> Any:
+    """Returns the value unchanged. Raises _NoStateDictError if it is not an instance of `kind`."""
     if not isinstance(value, kind):
         raise _NoStateDictError(f"it is damaged: a {kind.__name__} was expected, not a {type(value).__name__}")
     return value
 
 
 def _natural(value: Any) -> int:
-    """A whole number that is not negative. Raises ValueError for another, or one that no file could hold."""
+    """Returns a non-negative integer unchanged. Raises ValueError for anything else, or a size beyond any file's."""
     if not isinstance(value, int) or not 0 <= value < 2**48:
         raise ValueError
     return value

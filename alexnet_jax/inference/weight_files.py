@@ -1,4 +1,4 @@
-"""Files of arrays by name. Nothing that is read here can run code."""
+"""Reading and writing of files of named arrays; no file that is read here can run code."""
 
 import io
 import json
@@ -16,56 +16,67 @@ from alexnet_jax.inference.torch_reader import read_torch
 from alexnet_jax.system.files import open_archive, write_bytes
 
 _HEADER = "alexnet_jax"
-"""The entry in the header of a .safetensors file of ours that describes the run."""
+"""The metadata key under which our .safetensors files describe the run."""
 
 
 def write_safetensors(path: Path, tree: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Writes a tree of arrays, named like "params/conv1/kernel", and plain data. Raises UserError if it cannot."""
+    """Writes a .safetensors file of a tree of arrays and of a description of the run.
+
+    Args:
+      path: the file to write.
+      tree: nested dictionaries of arrays, stored under names like "params/conv1/kernel".
+      about: the description, plain data that JSON can hold.
+
+    Raises UserError if the file cannot be written.
+    """
     arrays = traverse_util.flatten_dict(tree, sep="/")
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_bytes(path, save(arrays, {_HEADER: json.dumps(about)}))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tree and the data of `write_safetensors`. Raises UserError for another file, or a damaged one."""
+    """Reads the tree and the description that `write_safetensors` wrote. Raises UserError for any other file."""
     arrays, about = _read_safetensors(path)
     if about is None:
-        raise UserError(f"{path} holds arrays alone; convert makes a run of it")
+        raise UserError(f"{path} holds only arrays, no run; make one of them with `alexnet convert`")
     return traverse_util.unflatten_dict(arrays, sep="/"), about
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
-    """The arrays by name, and the entry in the header, if there is one."""
+    """The arrays by name, and the description in the header or None."""
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get(_HEADER, "null"))
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-    except Exception as error:  # safetensors' own, NumPy's for what it does not know, and JSON's
-        raise UserError(f"{path} is no whole .safetensors file: {reason(error)}") from error
+    except Exception as error:  # of safetensors, of NumPy for unknown types, and of JSON
+        raise UserError(f"{path} is not a complete .safetensors file: {reason(error)}") from error
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays in a .safetensors, .npz, .pth or .pt file, float32 by name.
+    """Reads the arrays of a .safetensors, .npz, .pth or .pt file.
 
-    Raises UserError for another file, a damaged one, or one that would take far more memory than its size.
+    Returns:
+      The arrays by name, converted to float32.
+
+    Raises UserError for other files, damaged ones, and those that would take far more memory than their size.
     """
     if path.suffix not in _READERS:
-        raise UserError(f"{path}: weights are read from files named {', '.join(_READERS)}")
+        raise UserError(f"{path}: weights can be read from files named {', '.join(_READERS)}")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     return _READERS[path.suffix](path)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays to a .safetensors or .npz file. Raises UserError if it cannot, or for another suffix."""
+    """Writes arrays to a .safetensors or .npz file. Raises UserError for other suffixes, or if it cannot be written."""
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     if path.suffix == ".safetensors":
-        write_bytes(path, save(whole, {"format": "pt"}))  # without it some loaders of PyTorch refuse the file
+        write_bytes(path, save(whole, {"format": "pt"}))  # some of PyTorch's loaders require this entry
     elif path.suffix == ".npz":
         np.savez(content := io.BytesIO(), allow_pickle=False, **whole)
         write_bytes(path, content.getvalue())
     else:
-        raise UserError(f"{path}: weights are written to files named .safetensors or .npz")
+        raise UserError(f"{path}: weights can be written to files named .safetensors or .npz")
 
 
 def _read_plain_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -76,12 +87,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with open_archive(path) as archive:
             return {name.removesuffix(".npy"): _read_npy(archive.read(name)) for name in archive.namelist()}
-    except Exception as error:  # those of zipfile, of what unpacks its members, and of NumPy's headers
-        raise UserError(f"{path} is no whole .npz file of numbers: {reason(error)}") from error
+    except Exception as error:  # of zipfile, of decompression, and of NumPy's headers
+        raise UserError(f"{path} is not a complete .npz file of numbers: {reason(error)}") from error
 
 
 def _read_npy(content: bytes) -> np.ndarray:
-    """Raises ValueError, or MemoryError for a header of more numbers than can be."""
+    """The array of a .npy file. Raises ValueError for other content, MemoryError for an absurd shape."""
     stream = io.BytesIO(content)
     array = np.lib.format.read_array(stream, allow_pickle=False)
     if array.dtype.kind not in "fiub" or stream.read(1):
@@ -93,7 +104,7 @@ _READERS = {".safetensors": _read_plain_safetensors, ".npz": _read_npz, ".pth": 
 
 
 def compare(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """What is wrong with arrays by name, one text a difference: missing, unknown, or of another shape."""
+    """Lists the differences between two sets of named arrays: names missing or unknown, and shapes that differ."""
     shapes = {name: tuple(np.shape(array)) for name, array in given.items()}
     wanted = {name: tuple(np.shape(array)) for name, array in expected.items()}
     differing = (name for name in sorted(wanted.keys() & shapes.keys()) if shapes[name] != wanted[name])

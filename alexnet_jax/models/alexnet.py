@@ -1,4 +1,4 @@
-"""AlexNet as one Flax module whose fields describe a variant."""
+"""AlexNet as one Flax module whose fields describe the variant."""
 
 import re
 from collections.abc import Sequence
@@ -24,20 +24,20 @@ from alexnet_jax.parallel.collectives import ONE_DEVICE, Axes
 
 
 class AlexNet(nn.Module):
-    """AlexNet and its relatives: layers in a row, then logits.
+    """AlexNet and related networks: a sequence of layers that ends in logits.
 
     Attributes:
-      layers: the layers with weights, the classifier last.
-      num_classes: units of the classifier.
+      layers: the layers with weights; the last one computes the logits.
+      num_classes: outputs of the last layer.
       towers: 2 as in the paper, or 1.
       activation: "prelu" or a name in `ops.activations.ACTIVATIONS`.
-      lrn: cross-map normalisation, or None to leave every normalisation layer out.
-      map_norm: (window, alpha) of the within-map normalisation.
-      pool_size: side of the pooling window in pixels; it moves by 2.
-      conv_ceil, pool_ceil: the last window may hang over the edge; see `ops.windows.output_size`.
+      lrn: local response normalisation across channels; None removes every response normalisation.
+      map_norm: (window, alpha) of response normalisation within a channel.
+      pool_size: side of the pooling window in pixels; the stride is 2.
+      conv_ceil, pool_ceil: the last window may overhang the edge; see `ops.windows.output_size`.
       dropout_rate: probability of dropping a unit.
       dropout_convention: "2012" or "inverted"; see `ops.dropout`.
-      dtype: of activations and products; parameters, normalisation and logits are float32.
+      dtype: type of activations and matrix products; parameters, normalisation and logits are float32.
     """
 
     layers: tuple[Layer, ...]
@@ -60,22 +60,22 @@ class AlexNet(nn.Module):
         dropout_keys: Key[Array, " batch"] | None = None,
         axes: Axes = ONE_DEVICE,
     ) -> tuple[Float[Array, "batch classes"], dict[str, Array]]:
-        """Logits and every intermediate activation by name.
+        """Computes logits and all activations.
 
-        Where `axes.tower` divides the network, parameters and activations are this device's part; see `is_split`.
+        Under tensor parallelism (`axes.tower`), parameters and activations are this device's shards; see `is_split`.
 
         Args:
-          images: normalised images.
-          dropout_keys: one key an example; given in training, None in testing.
-          axes: the mapped axes, over which batch normalisation averages in training.
+          images: crops after preprocessing.
+          dropout_keys: one random key per image in training; None in testing.
+          axes: the mapped axes; in training, batch normalisation averages over them.
 
         Returns:
-          logits, and the activations in order: "conv1", "act1", "lrn1", "pool1", ... "fc8".
+          The logits, and the activations by name, in order: "conv1", "act1", "lrn1", "pool1", ... "fc8".
         """
         train = dropout_keys is not None
         x: Array = images.astype(self.dtype)
         activations: dict[str, Array] = {}
-        divided = ONE_DEVICE  # `axes` once x has this device's part of the channels or units alone
+        divided = ONE_DEVICE  # becomes `axes` once x holds only this device's shard of the channels or units
         for index, layer in enumerate(self.layers, start=1):
             name = f"{layer.kind}{index}"
             if axes.tower and self.is_split(name):
@@ -95,7 +95,8 @@ class AlexNet(nn.Module):
                         x = pool(x, layer.pool, self.pool_size, 2, self.pool_ceil)
                     case "bn":
                         over: Any = (axes.rows if divided.tower else axes.batch) or None
-                        x = nn.BatchNorm(not train, momentum=0.9, axis_name=over, dtype=self.dtype, name=name)(x)
+                        norm = nn.BatchNorm(not train, momentum=0.9, axis_name=over, dtype=jnp.float32, name=name)
+                        x = norm(x.astype(jnp.float32)).astype(self.dtype)
                     case "dropout":
                         keys = None if dropout_keys is None else _fold_in(dropout_keys, index)
                         x = dropout(x, keys, self.dropout_rate, self.dropout_convention, divided.tower)
@@ -109,36 +110,39 @@ class AlexNet(nn.Module):
         return x, activations
 
     def is_split(self, name: str) -> bool:
-        """Whether the layer or parameter group of that name, like "fc6" or "bn6", is divided where devices share it.
+        """Whether tensor parallelism shards the layer or parameter group of that name, like "fc6" or "bn6".
 
-        A network of two towers is divided everywhere, at its towers; one of a single tower in its fully connected
-        layers. What is divided is the last axis of every array, the features.
+        A network of two towers is sharded in every layer, one shard per tower; a network of one tower only in its fully
+        connected layers. Arrays are sharded along their last axis, the features.
         """
         number = re.search(r"\d+$", name)
         if number is None or not 1 <= int(number[0]) <= len(self.layers):
             return False
         return self.towers > 1 or self.layers[int(number[0]) - 1].kind == "fc"
 
-    def check_split(self, parts: int) -> None:
-        """Raises UserError if the network cannot be divided into that many parts."""
-        if self.towers > 1 and parts not in (1, self.towers):
-            raise UserError(f"config.parallel.towers={parts}, but the network has {self.towers} towers: 1 or 2 will do")
+    def check_split(self, shards: int) -> None:
+        """Raises UserError if the network cannot be divided into that many shards."""
+        if self.towers > 1 and shards not in (1, self.towers):
+            raise UserError(f"config.parallel.towers={shards}, but the network has {self.towers} towers: give 1 or 2")
         for index, layer in enumerate(self.layers, start=1):
             features, name = layer.features or self.num_classes, f"{layer.kind}{index}"
-            if self.is_split(name) and features % parts:
+            if self.is_split(name) and features % shards:
                 key = "hidden_width" if layer.features else "num_classes"
                 raise UserError(
-                    f"config.parallel.towers={parts}: the {features} features of {name} do not divide by it; "
-                    f"config.model.{key}={-(-features // parts) * parts} would"
+                    f"config.parallel.towers={shards} does not divide the {features} features of {name}; "
+                    f"give config.model.{key}={-(-features // shards) * shards} instead"
                 )
 
     def _gather_inputs(
         self, layer: Layer, x: Array, keys: Key[Array, " batch"] | None, axes: Axes, is_divided: bool
     ) -> tuple[Array, Key[Array, " images"] | None]:
-        """What a divided layer sees, and the dropout keys of those images.
+        """Gathers the inputs of a sharded layer from the devices that share the network.
 
-        That is all features, where x is divided already and each tower does not keep to itself; or the images of all
-        devices of the network, where these have divided the images so far.
+        If x is sharded by features, that is all features, unless each tower sees only its own. If the devices hold
+        different images so far, it is the images of all of them.
+
+        Returns:
+          The inputs, and the dropout keys of their images.
         """
         if is_divided:
             return (x if layer.own_tower else collectives.gather_features(x, axes)), keys
@@ -148,20 +152,20 @@ class AlexNet(nn.Module):
 
     def _activate(self, x: Array, name: str) -> Array:
         if self.activation == "prelu":
-            return nn.PReLU(negative_slope_init=0.25, name=name)(x)  # one slope a layer, from 0.25: He et al. 2015
+            return nn.PReLU(negative_slope_init=0.25, name=name)(x)  # one slope per layer, from 0.25: He et al. 2015
         return ACTIVATIONS[self.activation](x)
 
     def _normalize_maps(self, x: NHWC, lrn: LRN, divided: Axes) -> NHWC:
-        """`cross_map_norm`; a window that crosses the towers needs the other's nearest channels."""
+        """Applies `cross_map_norm`; a window that crosses towers needs boundary channels of the other device."""
         if divided.towers == 1 or lrn.per_tower:
             return cross_map_norm(x, lrn, self.towers // divided.towers)
         reach = lrn.size // 2
-        return cross_map_norm(collectives.with_neighbours(x, reach, divided), lrn)[..., reach:-reach]
+        return cross_map_norm(collectives.exchange_halo(x, reach, divided), lrn)[..., reach:-reach]
 
-    def _weights(self, layer: Layer, name: str, x: Array, parts: int) -> Array:
-        """Applies a part of the weights of a layer; a fully connected one flattens what it gets."""
-        features = (layer.features or self.num_classes) // parts
-        groups = self.towers // parts if layer.own_tower else 1
+    def _weights(self, layer: Layer, name: str, x: Array, shards: int) -> Array:
+        """Applies one of `shards` shards of a layer's weights; a fully connected layer flattens its input first."""
+        features = (layer.features or self.num_classes) // shards
+        groups = self.towers // shards if layer.own_tower else 1
         if layer.kind == "fc":
             x = x.reshape(x.shape[0], -1)
             return nn.Dense(features, dtype=self.dtype, **_initializers(layer, fan_in=x.shape[-1]), name=name)(x)
@@ -179,12 +183,12 @@ _fold_in = jax.vmap(jax.random.fold_in, (0, None))
 
 
 def _conv(x: NHWC, kernel: Kernel, strides: Any, padding: Any, feature_group_count: int, **_: Any) -> NHWC:
-    """`ops.convolution.conv` as `nn.Conv` calls it: in both directions the same stride, no dilation."""
+    """Adapts `ops.convolution.conv` to the arguments of `nn.Conv`; both strides are equal and nothing is dilated."""
     return conv(x, kernel, strides[0], tuple(padding), feature_group_count)
 
 
 def _initializers(layer: Layer, fan_in: int) -> dict[str, Any]:
-    """The initialisers of a layer's kernel and bias."""
+    """The initialisers of a layer's kernel and bias, as arguments of its Flax module."""
     if layer.init == "torch":
         # torch.nn.modules: kaiming_uniform(a=sqrt(5)) is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for the bias too.
         bound = fan_in**-0.5
@@ -204,13 +208,17 @@ _CHOICES: dict[str, tuple[str, dict[Any, Any]]] = {
     "pool_window": ("pool_size", {"overlapping": 3, "plain": 2}),
     "dropout_convention": ("dropout_convention", {name: name for name in ("2012", "inverted")}),
 }
-"""Keys of `config.model`: the field of `AlexNet` that each replaces, and what its values stand for."""
+"""Keys of `config.model`, each with the field of `AlexNet` that it overrides and the meaning of its values."""
 
 
 def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
-    """The network that `config.model` asks for: a preset with the keys that are not None in place of its own values.
+    """Builds the network of a preset, with those keys of `config.model` that are not None as overrides.
 
-    Raises UserError if a name is unknown or there are fewer outputs than the `num_classes` of the data.
+    Args:
+      config: `config.model`.
+      num_classes: the classes of the data, the number of outputs unless `config.num_classes` is given.
+
+    Raises UserError if a name is unknown or there are fewer outputs than classes.
     """
     preset = PRESETS[_known("preset", config.preset, PRESETS)]
     outputs = num_classes if config.num_classes is None else config.num_classes
@@ -232,10 +240,11 @@ def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
 
 
 def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:
-    """The layers but these. Those after one move up and are named anew.
+    """Removes layers with the operations that follow them; the names of later layers are renumbered.
 
-    With a layer goes what follows it but its pooling, which then follows the layer before, so that maps stay as large.
-    Raises UserError for a name that is not one of a layer between the first and the last.
+    Pooling after a removed layer moves to the layer before it, so that later maps keep their size.
+
+    Raises UserError for a name that is not a layer between the first and the last.
     """
     known = [f"{layer.kind}{index}" for index, layer in enumerate(stack, start=1)]
     for name in names:
@@ -247,16 +256,16 @@ def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:
         elif "pool" in layer.then:
             if "pool" in kept[-1].then:
                 raise UserError(
-                    f"config.model.without_layers={name!r}: its pooling would follow another; leave out a later layer"
+                    f"config.model.without_layers={name!r}: its pooling would follow another; remove a later layer"
                 )
             kept[-1] = replace(kept[-1], then=(*kept[-1].then, "pool"), pool=layer.pool)
     return tuple(kept)
 
 
 def _separate_towers(model: AlexNet) -> AlexNet:
-    """The network whose towers first meet in a fully connected layer: convolutions and normalisation see their own.
+    """Restricts convolutions and normalisation to their own tower; towers then first meet in a fully connected layer.
 
-    Raises UserError if it has one tower, or layers that cannot be divided.
+    Raises UserError if there is only one tower, or a layer that cannot be divided into towers.
     """
     first, *others = model.layers
     if model.towers == 1 or any(layer.kind == "local" for layer in others):

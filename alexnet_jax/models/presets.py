@@ -1,6 +1,6 @@
-"""The variants of AlexNet; which layers they have, in which order, with which numbers, is data: presets.toml.
+"""The variants of AlexNet, read from presets.toml.
 
-No number stands there without the place it was read at. Sources, there and in `ops/`: "paper" is Krizhevsky, Sutskever
+Every number there has its source. Abbreviations, there and in `ops/`: "paper" is Krizhevsky, Sutskever
 and Hinton, NIPS 2012; "CHM" is the original code and its configurations (github.com/computerhistory/
 AlexNet-Source-Code); "CC2" is github.com/akrizhevsky/cuda-convnet2; "Caffe" is github.com/BVLC/caffe; "torchvision" is
 github.com/pytorch/vision.
@@ -23,11 +23,11 @@ class Layer:
     Attributes:
       kind: "conv", "local" (a convolution that does not share its weights) or "fc".
       features: output channels or units; 0 in the last layer stands for the number of classes.
-      then: what follows, in order: "bn", "act", "lrn", "map_norm", "pool", "dropout".
+      then: the operations that follow, in order: "bn", "act", "lrn", "map_norm", "pool", "dropout".
       kernel, stride, pad: the window's side, step and zero padding, in pixels.
-      own_tower: each tower sees its own half of the channels alone (in Caffe's terms group: 2).
+      own_tower: each tower sees only its own half of the channels (group: 2 in Caffe).
       init: standard deviation of the normal distribution, or "he", or "torch" for torch's default.
-      bias: the constant that biases start from; ignored with init "torch".
+      bias: the initial value of biases; ignored with init "torch".
       pool: "max" or "avg".
     """
 
@@ -44,7 +44,7 @@ class Layer:
 
     @property
     def is_hidden(self) -> bool:
-        """Whether this is a fully connected layer before the last."""
+        """Whether this is a fully connected layer other than the last."""
         return self.kind == "fc" and self.features > 0
 
 
@@ -52,7 +52,7 @@ fc = functools.partial(Layer, "fc")
 
 
 def _layer(then: str = "", **row: Any) -> Layer:
-    """The layer of a line like {conv = 96, kernel = 11, then = "act pool"}."""
+    """Parses a line like {conv = 96, kernel = 11, then = "act pool"}."""
     (kind,) = row.keys() & {"conv", "local", "fc"}
     return Layer(kind, row.pop(kind), tuple(then.split()), **row)
 
@@ -75,4 +75,4 @@ def _read_presets(text: str) -> dict[str, dict[str, Any]]:
 PRESETS: Mapping[str, Mapping[str, Any]] = _read_presets(
     importlib.resources.files(__package__).joinpath("presets.toml").read_text()
 )
-"""Fields of `AlexNet` by the name of a variant."""
+"""Fields of `AlexNet` by the name of the preset."""

@@ -14,7 +14,14 @@ from alexnet_jax.models.alexnet import AlexNet
 
 @dataclasses.dataclass(frozen=True)
 class LayerSummary:
-    """A row of the table of layers: output shape without the batch, parameters, multiply-accumulates of one image."""
+    """A row of the layer table.
+
+    Attributes:
+      name: name of the operation, like "conv1" or "pool1".
+      shape: output shape for one image.
+      parameters: number of parameters.
+      macs: multiply-accumulates for one image.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -24,9 +31,12 @@ class LayerSummary:
 
 @functools.lru_cache(maxsize=4)
 def trace_shapes(model: AlexNet, crop: int) -> tuple[Any, Mapping[str, tuple[int, ...]]]:
-    """The variables, as shapes, and the shape of every activation of one crop x crop image; computes neither.
+    """Traces the shapes of variables and activations for one crop x crop image, without computing anything.
 
-    Kept, since a run asks for the same network several times before its first step.
+    Cached, as a run needs the shapes of the same network several times before its first step.
+
+    Returns:
+      The variables as a tree of shapes, and the shapes of all activations by name, in order.
     """
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -39,9 +49,9 @@ def trace_shapes(model: AlexNet, crop: int) -> tuple[Any, Mapping[str, tuple[int
 
 
 def summarize(model: AlexNet, crop: int) -> list[LayerSummary]:
-    """Every operation that has parameters or changes the shape, for one crop x crop image; computes no activation.
+    """Lists the operations that have parameters or change the shape, for one crop x crop image.
 
-    A convolution counts a multiply-accumulate for each kernel weight at each output pixel, padding included.
+    A convolution counts one multiply-accumulate per kernel weight and output position, padding included.
     """
     variables, shapes = trace_shapes(model, crop)
     rows: list[LayerSummary] = []

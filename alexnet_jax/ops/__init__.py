@@ -1,1 +1,1 @@
-"""What layers compute, as pure functions on NHWC arrays; the conventions in which codebases differ are arguments."""
+"""The operations of layers as pure functions of NHWC arrays; arguments select the conventions of other codebases."""

@@ -1,4 +1,4 @@
-"""Activation functions without parameters. PReLU has one a layer: see `models/alexnet.py`."""
+"""Activation functions without parameters. PReLU has one parameter per layer and is in `models/alexnet.py`."""
 
 from collections.abc import Callable
 

@@ -1,11 +1,11 @@
-"""Dropout with one random key an example, in the two conventions."""
+"""Dropout with one random key per example, in the 2012 convention and in the inverted one."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from alexnet_jax.parallel.collectives import own_part
+from alexnet_jax.parallel.collectives import own_shard
 
 
 def dropout(
@@ -15,21 +15,21 @@ def dropout(
     convention: str,
     tower: str | None = None,
 ) -> Float[Array, "batch ..."]:
-    """Drops each unit with probability `rate`; without keys, what the network does in testing.
+    """Sets each unit to 0 with probability `rate` in training, and scales units as the convention requires.
 
-    The mask of an example depends on its own key alone, so it is the same in any batch and on any device.
+    The mask of an example depends only on its own key, so it is the same in any batch and on any number of devices.
 
     Args:
       x: activations.
-      keys: one key an example in training, None in testing.
-      rate: probability of dropping a unit, in [0, 1).
+      keys: one key per example in training, None in testing.
+      rate: probability that a unit is dropped, in [0, 1).
       convention: "2012" masks in training and multiplies by 1 - rate in testing (paper section 4.2; CHM src/layer.cu
         HiddenSexLayer); "inverted" divides by 1 - rate in training and does nothing in testing (Caffe, torch, Flax).
-      tower: the mapped axis over which the units are divided, if they are; the mask is that of all of them.
+      tower: the mapped axis over which units are sharded, if they are; the mask is drawn for all units.
     """
     keep = 1.0 - rate
     if keys is None:
         return x * keep if convention == "2012" else x
     shape = (*x.shape[1:-1], x.shape[-1] * (lax.axis_size(tower) if tower else 1))
-    mask = jax.vmap(lambda key: own_part(jax.random.bernoulli(key, keep, shape), tower))(keys)
+    mask = jax.vmap(lambda key: own_shard(jax.random.bernoulli(key, keep, shape), tower))(keys)
     return jnp.where(mask, x if convention == "2012" else x / keep, 0.0)

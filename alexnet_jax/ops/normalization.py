@@ -1,6 +1,6 @@
-"""Local response normalisation, across channels and within them.
+"""Local response normalisation, across channels and within each channel.
 
-"Paper", "CHM", "Caffe" and the other sources are spelt out in `models/presets.py`.
+The sources "paper", "CHM" and "Caffe" are explained in `models/presets.py`.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ from alexnet_jax.ops.platforms import by_platform, map_chunks
 from alexnet_jax.ops.windows import NHWC
 
 Window = tuple[int, int, int]
-"""Rows, columns and channels of the window around each activation; odd numbers."""
+"""Rows, columns and channels of the window centred on each activation; odd numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LRN:
     """Local response normalisation across channels: b_i = a_i / (k + alpha * sum_j a_j^2)^(3/4), paper section 3.3.
 
-    The sum runs over the `size` channels around i, clipped at the first and the last channel.
+    The sum runs over the `size` channels centred on i, clipped at the first and the last channel.
 
     Attributes:
-      k: the constant in the denominator.
-      alpha: the factor on each squared activation. Codes that divide a nominal alpha by the size have it divided here.
-      size: the number of neighbouring channels, odd.
-      per_tower: the window stops at the border between the two towers.
+      k: the constant of the denominator.
+      alpha: the factor of squared activations, after division by the size in codes that divide it.
+      size: number of channels in the window, odd.
+      per_tower: windows do not cross from one tower to the other.
     """
 
     k: float
@@ -52,15 +52,21 @@ LRN_CONVENTIONS = {
 
 
 def cross_map_norm(x: NHWC, lrn: LRN, towers: int = 1) -> NHWC:
-    """Divides each activation by the energy of its neighbours in other channels; see `LRN`."""
+    """Normalises over neighbouring channels at the same position; see `LRN` for the formula.
+
+    Args:
+      x: activations.
+      lrn: the constants.
+      towers: number of towers whose channels x holds.
+    """
     if lrn.per_tower and towers > 1:
-        parts = jnp.split(x, towers, axis=-1)
-        return jnp.concatenate([cross_map_norm(part, lrn) for part in parts], axis=-1)
+        by_tower = jnp.split(x, towers, axis=-1)
+        return jnp.concatenate([cross_map_norm(maps, lrn) for maps in by_tower], axis=-1)
     return _normalize(x, (1, 1, lrn.size), lrn.k, lrn.alpha)
 
 
 def within_map_norm(x: NHWC, size: int, alpha: float) -> NHWC:
-    """Normalises over a size x size window inside each channel: a / (1 + alpha * sum a^2)^(3/4), zeros outside.
+    """Normalises over a size x size window within each channel, zero-padded: a / (1 + alpha * sum a^2)^(3/4).
 
     The "rnorm" layer of the 2012 source (CHM layer.py:1183: the nominal scale divided by size squared).
     """
@@ -69,7 +75,7 @@ def within_map_norm(x: NHWC, size: int, alpha: float) -> NHWC:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _normalize(x: NHWC, window: Window, k: float, alpha: float) -> NHWC:
-    """x / d^(3/4) with d = k + alpha * the sum of x^2 over a window around each activation, in float32."""
+    """x / d^(3/4) with d = k + alpha * (sum of x^2 over the window around each activation), in float32."""
 
     def forward(x: NHWC) -> NHWC:
         wide = x.astype(np.promote_types(x.dtype, np.float32))
@@ -80,7 +86,7 @@ def _normalize(x: NHWC, window: Window, k: float, alpha: float) -> NHWC:
 
 
 def _normalize_backward(window: Window, k: float, alpha: float, x: NHWC, dy: NHWC) -> tuple[NHWC]:
-    """dx = dy / d^(3/4) - 3/2 alpha x * (sum of dy x / d^(7/4) over the window), from x alone."""
+    """dx = dy / d^(3/4) - 3/2 alpha x * (sum of dy x / d^(7/4) over the window); recomputes d from x."""
 
     def backward(x: NHWC, dy: NHWC) -> NHWC:
         wide, dy = (array.astype(np.promote_types(x.dtype, np.float32)) for array in (x, dy))
@@ -95,14 +101,14 @@ _normalize.defvjp(lambda x, *options: (_normalize(x, *options), x), _normalize_b
 
 
 def _energy_and_factor(x: NHWC, window: Window, k: float, alpha: float) -> tuple[NHWC, NHWC]:
-    """d and d^(-3/4), the power without a logarithm: far cheaper and as exact."""
+    """d and d^(-3/4); the power by square roots, which is as exact as `pow` and much faster."""
     energy = k + alpha * _window_sum(x * x, window)
     root = lax.rsqrt(energy)
     return energy, root * jnp.sqrt(root)
 
 
 def _window_sum(x: NHWC, window: Window) -> NHWC:
-    """The sum over a window around each place, zeros outside, one direction after the other."""
+    """The sum over a zero-padded window around each position, one axis after the other."""
     for axis, size in enumerate(window, start=1):
         config = [(size // 2, size // 2, 0) if number == axis else (0, 0, 0) for number in range(x.ndim)]
         padded, extent = lax.pad(x, jnp.zeros((), x.dtype), config), x.shape[axis]
@@ -112,6 +118,6 @@ def _window_sum(x: NHWC, window: Window) -> NHWC:
 
 
 def _each_image(function: Callable[..., NHWC], *arrays: NHWC) -> NHWC:
-    """A function of each image by itself; the CPU computes a few at a time, whose intermediates fit into its cache."""
+    """Applies a function that treats each image separately; on the CPU in chunks that fit into its cache."""
     image_bytes = 8 * math.prod(arrays[0].shape[1:]) * arrays[0].itemsize
     return by_platform(*arrays, cpu=functools.partial(map_chunks, function, image_bytes), default=function)

@@ -1,4 +1,4 @@
-"""What the CPU computes in another way than accelerators: which of two functions is compiled, and batches in chunks."""
+"""Selection of code by platform, and computation in chunks of a batch that fit into the CPU's cache."""
 
 import contextlib
 import contextvars
@@ -11,14 +11,14 @@ from jaxtyping import Array, Float
 from alexnet_jax.ops.windows import NHWC
 
 CHUNK_BYTES = 24 << 20
-"""Size of a chunk of a batch: small enough for the CPU's cache, large enough for efficient matrix products."""
+"""Memory of a chunk of a batch: small enough for the CPU's cache, large enough for efficient matrix products."""
 
 _fast_compilation = contextvars.ContextVar("fast_compilation", default=False)
 
 
 @contextlib.contextmanager
 def fast_compilation(wanted: bool = True) -> Iterator[None]:
-    """Inside, use XLA's operations: slower on the CPU, but they compile 10 times faster; worth it for few images."""
+    """Context in which `by_platform` uses XLA's operations, which on the CPU are slower but compile 10 times faster."""
     token = _fast_compilation.set(wanted)
     try:
         yield
@@ -27,9 +27,9 @@ def fast_compilation(wanted: bool = True) -> Iterator[None]:
 
 
 def by_platform(*arrays: Array, cpu: Callable[..., Array], default: Callable[..., Array]) -> Array:
-    """`cpu` of the arrays on the CPU, `default` elsewhere, in `fast_compilation` and for a batch of symbolic size.
+    """Calls `cpu` on the CPU and `default` on other platforms.
 
-    A batch of symbolic size cannot be cut into chunks.
+    `default` is also used inside `fast_compilation`, and for a symbolic batch size, which cannot be cut into chunks.
     """
     if _fast_compilation.get() or export.is_symbolic_dim(arrays[0].shape[0]):
         return default(*arrays)
@@ -37,17 +37,17 @@ def by_platform(*arrays: Array, cpu: Callable[..., Array], default: Callable[...
 
 
 def map_chunks(function: Callable[..., Array], image_bytes: int, *arrays: NHWC) -> NHWC:
-    """`function` of the batch, which treats each image by itself, computed chunk by chunk; see `chunks`."""
+    """Applies a function that treats each image separately to a batch, one chunk at a time; see `chunks`."""
     outputs = lax.map(lambda chunk: function(*chunk), chunks(image_bytes, *arrays))
     return outputs.reshape(-1, *outputs.shape[2:])[: len(arrays[0])]
 
 
 def chunks(image_bytes: int, *arrays: NHWC) -> tuple[Float[Array, "chunks images _height _width _channel"], ...]:
-    """Arrays of a batch in chunks of equally many images, the last one filled up with zeros.
+    """Splits arrays of a batch into chunks of equal size, the last one padded with zeros.
 
     Args:
-      image_bytes: memory that the computation takes for one image; a chunk takes at most CHUNK_BYTES, or is one image.
-      *arrays: of the same batch.
+      image_bytes: memory that the computation needs per image; a chunk needs at most CHUNK_BYTES, or is one image.
+      *arrays: arrays of the same batch.
     """
     batch = len(arrays[0])
     most = max(1, min(batch, CHUNK_BYTES // image_bytes))

@@ -13,9 +13,16 @@ from alexnet_jax.ops.windows import NHWC, Extents, pad_maps, window_padding
 
 
 def pool(x: NHWC, kind: str, size: int, stride: int, ceil: bool) -> Float[Array, "batch rows columns channel"]:
-    """Max or average pooling. An average counts the pixels inside the map alone, as cuda-convnet and Caffe do.
+    """Max or average pooling. Averages count only pixels inside the map, as in cuda-convnet and Caffe.
 
-    Of equal maxima in a window the first one, row by row, gets the gradient, as in XLA and in torch.
+    If several pixels of a window are equal maxima, the first in row-major order gets the gradient, as in XLA and torch.
+
+    Args:
+      x: feature maps.
+      kind: "max" or "avg".
+      size: side of the window in pixels.
+      stride: pixels between windows.
+      ceil: the last window may overhang the edge; see `ops.windows.output_size`.
     """
     padding = [window_padding(extent, size, stride, 0, ceil) for extent in x.shape[1:3]]
     if kind == "max":
@@ -25,31 +32,32 @@ def pool(x: NHWC, kind: str, size: int, stride: int, ceil: bool) -> Float[Array,
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _max_pool(x: NHWC, size: int, stride: int, overhang: Extents, extents: Extents) -> NHWC:
-    """Maxima of windows that hang over the end by `overhang`; XLA's own are slow, and their gradient ten times."""
-    return functools.reduce(jnp.maximum, _places(x, size, stride, overhang))
+    """Max pooling with windows that overhang the end by `overhang`; XLA's is slower, its gradient ten times."""
+    return functools.reduce(jnp.maximum, _pixels_by_index(x, size, stride, overhang))
 
 
 def _max_pool_forward(x: NHWC, size: int, stride: int, overhang: Extents, extents: Extents) -> tuple[NHWC, Array]:
-    """The maxima, and which place in its window each has."""
-    maximum, *others = _places(x, size, stride, overhang)
-    place = jnp.zeros(maximum.shape, jnp.int8)
+    """The maxima, and the index of each in its window."""
+    maximum, *others = _pixels_by_index(x, size, stride, overhang)
+    index = jnp.zeros(maximum.shape, jnp.int8)
     for number, values in enumerate(others, start=1):
-        place = jnp.where(values > maximum, jnp.int8(number), place)
+        index = jnp.where(values > maximum, jnp.int8(number), index)
         maximum = jnp.maximum(maximum, values)
-    return maximum, place
+    return maximum, index
 
 
 def _max_pool_backward(
-    size: int, stride: int, overhang: Extents, extents: Extents, place: Array, dy: NHWC
+    size: int, stride: int, overhang: Extents, extents: Extents, index: Array, dy: NHWC
 ) -> tuple[NHWC]:
-    """Each pixel adds up dy of the windows in which it was the maximum.
+    """Sums for each pixel the dy of the windows in which it is the maximum.
 
-    Pixels at the same offset from a multiple of the stride lie at the same places of their windows: one plane for each.
+    Pixels with the same offset from a multiple of the stride have the same indices in their windows; each such set of
+    pixels is computed as one plane.
     """
     cells = [-(-extent // stride) for extent in extents]
-    reach = (size - 1) // stride  # windows before the one at its own cell that a pixel may lie in
+    reach = (size - 1) // stride  # windows that start in earlier cells and may contain a pixel
     padding = [(reach, cell - outputs) for cell, outputs in zip(cells, dy.shape[1:3], strict=True)]
-    dy, place = pad_maps(dy, padding), pad_maps(place, padding, -1)
+    dy, index = pad_maps(dy, padding), pad_maps(index, padding, -1)
 
     def plane(row: int, column: int) -> Array:
         total = jnp.zeros((), dy.dtype)
@@ -57,7 +65,7 @@ def _max_pool_backward(
             for left in range((size - 1 - column) // stride + 1):
                 windows = np.s_[:, reach - up : reach - up + cells[0], reach - left : reach - left + cells[1]]
                 number = (row + up * stride) * size + column + left * stride
-                total = total + jnp.where(place[windows] == number, dy[windows], 0)
+                total = total + jnp.where(index[windows] == number, dy[windows], 0)
         return total
 
     planes = lax.optimization_barrier([[plane(row, column) for column in range(stride)] for row in range(stride)])
@@ -69,8 +77,8 @@ def _max_pool_backward(
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _places(x: NHWC, size: int, stride: int, overhang: Extents) -> list[Array]:
-    """For each place in a window, row by row, what all windows have there."""
+def _pixels_by_index(x: NHWC, size: int, stride: int, overhang: Extents) -> list[Array]:
+    """The pixels of all windows at each index of a window, in row-major order."""
     x = pad_maps(x, [(0, after) for after in overhang], -jnp.inf)
     rows, columns = ((extent - size) // stride * stride + 1 for extent in x.shape[1:3])
     return [

@@ -1,8 +1,8 @@
-"""Convolution by Winograd's tiles, and its gradients.
+"""Convolution by Winograd's minimal filtering algorithm, and its gradients.
 
-Lavin and Gray 2016 ("Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308) compute 3 x 3 outputs at
-once from one tile of pixels. Tile and kernel are transformed by small matrices; then 3.2 times fewer multiplications
-are left for a 3x3 kernel, and 4.6 for a 5x5 one. They are matrix products, which XLA does well.
+Lavin and Gray 2016 ("Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308): 3 x 3 outputs are computed
+from one tile of pixels. Small matrices transform tile and kernel, after which a 3x3 kernel needs 3.2 times fewer
+multiplications than direct convolution, and a 5x5 kernel 4.6 times fewer, all of them in matrix products.
 """
 
 import functools
@@ -23,22 +23,22 @@ from alexnet_jax.ops.windows import NHWC, Extents, Kernel, Padding, pad_maps
 
 Matrix = tuple[tuple[float, ...], ...]
 Tiles = Float[Array, "columns rows group _tiles _channel"]
-"""One matrix for each place in a tile and each group; of a kernel, channels times features."""
+"""Transformed tiles: one matrix per tile position and group. Transformed kernels have channels x features instead."""
 
 OUTPUTS = 3
-"""Outputs of a tile in each direction. More save more products and lose more digits."""
+"""Outputs of a tile along each axis. More outputs save more multiplications and lose more precision."""
 
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)
-"""Where the polynomials of a tile are evaluated, beside infinity; a kernel of n rows takes n + 1 of them."""
+"""Interpolation points of the polynomials, besides infinity; a kernel of n rows uses the first n + 1."""
 
 MAX_ROWS = len(POINTS) - 1
-"""Of a kernel; matrices for larger ones would lose digits."""
+"""Most rows of a kernel; larger ones would lose too much precision."""
 
 NO_PADDING: Padding = ((0, 0), (0, 0))
 
 
 def conv_by_tiles(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups: int) -> NHWC:
-    """`convolution.conv` by tiles. The kernel may have MAX_ROWS times `stride` rows."""
+    """`convolution.conv` by Winograd's algorithm, for kernels of up to MAX_ROWS * stride rows."""
     if stride > 1:
         x, kernel = _fold_stride(x, kernel, stride, padding, groups)
         padding = NO_PADDING
@@ -46,7 +46,7 @@ def conv_by_tiles(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups
 
 
 def _fold_stride(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups: int) -> tuple[NHWC, Kernel]:
-    """Moves stride x stride squares of pixels into channels: what was a stride is then a step to the next pixel."""
+    """Moves stride x stride blocks of pixels into channels, so that the convolution has stride 1."""
     size = kernel.shape[0]
     cells = -(-size // stride)
     whole_cells = []
@@ -65,15 +65,15 @@ def _fold_stride(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _unit_conv(x: NHWC, kernel: Kernel, padding: Padding, groups: int) -> NHWC:
-    """A convolution of stride 1 by tiles."""
+    """A convolution of stride 1 by Winograd's algorithm."""
     size = kernel.shape[0]
     extents = (x.shape[1] + sum(padding[0]) - size + 1, x.shape[2] + sum(padding[1]) - size + 1)
-    to_outputs, of_kernel, of_pixels = winograd(OUTPUTS, size)
-    kernels = _on_both_sides(of_kernel, _split_groups(kernel, groups))
+    output_matrix, kernel_matrix, pixel_matrix = winograd(OUTPUTS, size)
+    kernels = _on_both_sides(kernel_matrix, _split_groups(kernel, groups))
 
     def conv_chunk(chunk: NHWC) -> NHWC:
-        products = _transform_tiles(chunk, of_pixels, padding, groups, extents) @ kernels
-        planes = _on_both_sides(to_outputs, products)
+        products = _transform_tiles(chunk, pixel_matrix, padding, groups, extents) @ kernels
+        planes = _on_both_sides(output_matrix, products)
         return _assemble(planes, extents).astype(x.dtype)
 
     return map_chunks(conv_chunk, _image_bytes(kernel, groups, extents), x)
@@ -84,15 +84,15 @@ def _unit_conv_forward(x: NHWC, kernel: Kernel, padding: Padding, groups: int) -
 
 
 def _unit_conv_backward(padding: Padding, groups: int, saved: tuple[NHWC, Kernel], dy: NHWC) -> tuple[NHWC, Kernel]:
-    """The gradient of the images is a convolution of dy with the kernel turned around and its channels exchanged."""
+    """Both gradients; dx is a convolution of dy with the kernel rotated and its channels and features exchanged."""
     x, kernel = saved
     rows, columns, channels, features = kernel.shape
-    turned = kernel[::-1, ::-1].reshape(rows, columns, channels, groups, features // groups)
-    turned = turned.transpose(0, 1, 4, 3, 2).reshape(rows, columns, features // groups, groups * channels)
+    rotated = kernel[::-1, ::-1].reshape(rows, columns, channels, groups, features // groups)
+    rotated = rotated.transpose(0, 1, 4, 3, 2).reshape(rows, columns, features // groups, groups * channels)
     above, left = rows - 1 - padding[0][0], columns - 1 - padding[1][0]
     below = x.shape[1] + rows - 1 - dy.shape[1] - above
     right = x.shape[2] + columns - 1 - dy.shape[2] - left
-    dx = _unit_conv(dy, turned, ((above, below), (left, right)), groups)
+    dx = _unit_conv(dy, rotated, ((above, below), (left, right)), groups)
     return dx, _kernel_gradient(x, dy, kernel, padding, groups)
 
 
@@ -100,44 +100,48 @@ _unit_conv.defvjp(_unit_conv_forward, _unit_conv_backward)
 
 
 def _kernel_gradient(x: NHWC, dy: NHWC, kernel: Kernel, padding: Padding, groups: int) -> Kernel:
-    """The transformed tiles of x, transposed, times those of dy; summed over the chunks of the batch."""
-    to_outputs, of_kernel, of_pixels = winograd(OUTPUTS, kernel.shape[0])
+    """The kernel's gradient: transposed tiles of x times tiles of dy, summed over chunks of the batch."""
+    output_matrix, kernel_matrix, pixel_matrix = winograd(OUTPUTS, kernel.shape[0])
     extents = dy.shape[1:3]
 
     def add(total: Array, chunk: tuple[NHWC, ...]) -> tuple[Array, None]:
-        tiles = _transform_tiles(chunk[0], of_pixels, padding, groups, extents)
-        d_tiles = _transform_tiles(chunk[1], _transposed(to_outputs), NO_PADDING, groups, extents)
+        tiles = _transform_tiles(chunk[0], pixel_matrix, padding, groups, extents)
+        d_tiles = _transform_tiles(chunk[1], _transposed(output_matrix), NO_PADDING, groups, extents)
         return total + jnp.swapaxes(tiles, -1, -2) @ d_tiles, None
 
-    size, channels, features = len(of_pixels), kernel.shape[2], kernel.shape[3]
+    size, channels, features = len(pixel_matrix), kernel.shape[2], kernel.shape[3]
     zero = jnp.zeros((size, size, groups, channels, features // groups), _sum_type(x))
     total, _ = lax.scan(add, zero, chunks(_image_bytes(kernel, groups, extents), x, dy))
-    gradient = _on_both_sides(_transposed(of_kernel), total)
+    gradient = _on_both_sides(_transposed(kernel_matrix), total)
     return gradient.transpose(1, 0, 3, 2, 4).reshape(kernel.shape).astype(kernel.dtype)
 
 
 @functools.cache
 def winograd(outputs: int, taps: int) -> tuple[Matrix, Matrix, Matrix]:
-    """Matrices A, G, B for which A ((G g) * (B d)) is the correlation of pixels d with a kernel g of `taps` numbers.
+    """Matrices A, G, B with which A ((G g) * (B d)) is the 1-D correlation of pixels d with a kernel g.
 
-    Toom and Cook's: d and g stand for polynomials, which are multiplied at `POINTS` and at infinity. There are
-    outputs + taps - 1 pixels, rows of G and of B, and columns of A. All but the quotients in G are exact.
+    The Toom-Cook algorithm: d and g are coefficients of polynomials, which are multiplied at POINTS and at infinity. A
+    tile has outputs + taps - 1 pixels; G and B have as many rows, A as many columns. Only quotients in G are rounded.
+
+    Args:
+      outputs: outputs of a tile.
+      taps: numbers of the kernel.
+
+    Returns:
+      A, G and B.
     """
     at = POINTS[: outputs + taps - 2]
     others = [[q for q in at if q != p] for p in at]
-    to_outputs = [(*(p**power for p in at), float(power == outputs - 1)) for power in range(outputs)]
+    output_matrix = [(*(p**power for p in at), float(power == outputs - 1)) for power in range(outputs)]
     scales = [math.prod(p - q for q in rest) for p, rest in zip(at, others, strict=True)]
-    of_kernel = [tuple(p**power / scale for power in range(taps)) for p, scale in zip(at, scales, strict=True)]
-    of_kernel.append(tuple(float(power == taps - 1) for power in range(taps)))
-    of_pixels = [(*polyfromroots(rest).tolist(), 0.0) for rest in others] + [tuple(polyfromroots(at).tolist())]
-    return tuple(to_outputs), tuple(of_kernel), tuple(of_pixels)
+    kernel_matrix = [tuple(p**power / scale for power in range(taps)) for p, scale in zip(at, scales, strict=True)]
+    kernel_matrix.append(tuple(float(power == taps - 1) for power in range(taps)))
+    pixel_matrix = [(*polyfromroots(rest).tolist(), 0.0) for rest in others] + [tuple(polyfromroots(at).tolist())]
+    return tuple(output_matrix), tuple(kernel_matrix), tuple(pixel_matrix)
 
 
 def _materialized(*static_argnames: str) -> Callable[[Any], Any]:
-    """Keeps XLA from fusing this stage into those that use its results, where it would compute each of them many times.
-
-    The results are computed once and stored.
-    """
+    """Decorator that keeps XLA from fusing a stage into its consumers, where it would recompute results many times."""
 
     def mark(stage: Callable) -> Callable:
         compiled = jax.jit(stage, static_argnames=static_argnames)
@@ -154,14 +158,14 @@ def _materialized(*static_argnames: str) -> Callable[[Any], Any]:
 
 @_materialized("groups")
 def _split_groups(kernel: Kernel, groups: int) -> Tiles:
-    """The kernel of each group by itself, in the type of sums."""
+    """The kernel split by group, in the type of sums."""
     rows, columns, channels, features = kernel.shape
     kernel = kernel.reshape(rows, columns, channels, groups, features // groups)
     return kernel.transpose(1, 0, 3, 2, 4).astype(_sum_type(kernel))
 
 
 def _transform_tiles(x: NHWC, matrix: Matrix, padding: Padding, groups: int, outputs: Extents) -> Tiles:
-    """Transforms the tiles that cover `outputs` places: the windows at each OUTPUTS-th pixel of rows and columns."""
+    """Transforms the tiles that cover `outputs` rows and columns: windows at every OUTPUTS-th pixel."""
     counts = _tile_counts(outputs)
     grouped = _cover(x, len(matrix[0]), padding, groups, counts)
     rows = _transform_windows(grouped, matrix, 1, counts[0])
@@ -172,7 +176,7 @@ def _transform_tiles(x: NHWC, matrix: Matrix, padding: Padding, groups: int, out
 def _cover(
     x: NHWC, size: int, padding: Padding, groups: int, counts: Extents
 ) -> Float[Array, "batch_of_groups height width channel"]:
-    """The images with all the pixels that tiles of size x size cover, group after group, in the type of sums."""
+    """Images padded to whole tiles of size x size, with groups moved into the batch, in the type of sums."""
     whole_tiles = [
         (before, (count - 1) * OUTPUTS + size - extent - before)
         for extent, count, (before, _) in zip(x.shape[1:3], counts, padding, strict=True)
@@ -190,25 +194,25 @@ def _transform_windows(x: Array, matrix: Matrix, axis: int, count: int) -> Array
 
 
 def _on_both_sides(matrix: Matrix, x: Float[Array, "columns rows ..."]) -> Float[Array, "columns_out rows_out ..."]:
-    """matrix @ x @ matrix.T, where each number of x is an array."""
+    """matrix @ x @ matrix.T, where each element of x is an array."""
     return _transform_rows(_transform_rows(x, matrix), matrix)
 
 
 @_materialized("matrix")
 def _transform_rows(x: Float[Array, "columns rows ..."], matrix: Matrix) -> Float[Array, "rows_out columns ..."]:
-    """Transforms the second axis and puts it first, so that twice makes both sides."""
+    """Transforms the second axis and moves it to the front; applied twice, it transforms both axes."""
     return _combine(matrix, [lax.index_in_dim(x, row, 1, keepdims=False) for row in range(x.shape[1])])
 
 
 def _combine(matrix: Matrix, arrays: list[Array]) -> Array:
-    """The weighted sums of arrays that the rows of the matrix ask for; most weights are 0."""
+    """One weighted sum of the arrays per row of the matrix; zero weights are skipped."""
     sums = [sum(w * array for w, array in zip(row, arrays, strict=True) if w) for row in matrix]
     return jnp.stack(sums)
 
 
 @_materialized("extents")
 def _assemble(planes: Tiles, extents: Extents) -> NHWC:
-    """Maps out of planes that each hold one place of every tile."""
+    """Reassembles maps from planes that each hold one position of every tile."""
     columns, rows, groups, _, features = planes.shape
     counts = _tile_counts(extents)
     planes = planes.reshape(columns, rows, groups, -1, *counts, features).transpose(3, 4, 1, 5, 0, 2, 6)
@@ -217,12 +221,12 @@ def _assemble(planes: Tiles, extents: Extents) -> NHWC:
 
 
 def _tile_counts(extents: Extents) -> Extents:
-    """Rows and columns of tiles for that many outputs."""
+    """Rows and columns of tiles that cover the outputs."""
     return -(-extents[0] // OUTPUTS), -(-extents[1] // OUTPUTS)
 
 
 def _image_bytes(kernel: Kernel, groups: int, extents: Extents) -> int:
-    """Memory that the transformed tiles of one image and of its outputs take."""
+    """Memory of the transformed tiles of one image and of its outputs, in bytes."""
     size, _, channels, features = kernel.shape
     return math.prod(_tile_counts(extents)) * (OUTPUTS + size - 1) ** 2 * (groups * channels + features) * 4
 
@@ -232,5 +236,5 @@ def _transposed(matrix: Matrix) -> Matrix:
 
 
 def _sum_type(x: Array) -> Any:
-    """The type in which products are added up: at least float32."""
+    """The type in which products are summed: at least float32."""
     return np.promote_types(x.dtype, np.float32)

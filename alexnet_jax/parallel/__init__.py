@@ -1,1 +1,1 @@
-"""How steps run on devices, and how devices and processes talk to each other."""
+"""Data and tensor parallelism: devices, collectives, compiled programs and processes."""

@@ -1,9 +1,9 @@
-"""Collectives between the devices of a step: over a batch, and between those that share one network.
+"""Collectives of data and tensor parallelism between the devices of a step.
 
-Krizhevsky split a network over two GPUs in two ways. Paper section 3.5: each holds one tower, half of the channels and
-units of every layer, and sees the other's where a layer is connected to both. "One weird trick" (arXiv:1404.5997): each
-computes the convolutions of its own images and holds its part of the units of the fully connected layers, for which the
-images of all are put together.
+Krizhevsky divided a network over two GPUs in two ways. In the paper (section 3.5) each GPU holds one tower, half of the
+channels and units of every layer, and gathers the other half where a layer is connected to both. In "One weird trick"
+(arXiv:1404.5997) each GPU computes the convolutions of its own images, but holds a shard of the units of the fully
+connected layers, which see the gathered images of all GPUs.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ Maps = Float[Array, "batch ..."]
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """The mapped axes that a step runs under; none on a single device.
+    """The mapped axes of a step; none on a single device.
 
     Attributes:
-      batch: the axes over which images are divided.
-      tower: the axis over which the network is divided; None if each device holds all of it.
+      batch: the axes over which the batch is sharded.
+      tower: the axis over which the network is sharded; None if each device holds all of it.
     """
 
     batch: tuple[str, ...] = ()
@@ -36,12 +36,12 @@ class Axes:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """The axes over which images are divided still, once those of a network's devices are put together."""
+        """The batch axes without `tower`: those over which images stay sharded after `gather_images`."""
         return tuple(axis for axis in self.batch if axis != self.tower)
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Every axis, once."""
+        """All axes, each once."""
         return (*self.batch, self.tower) if self.tower and self.tower not in self.batch else self.batch
 
 
@@ -49,32 +49,32 @@ ONE_DEVICE = Axes()
 
 
 def gather_features(x: Maps, axes: Axes) -> Maps:
-    """The channels or units of all towers, in order."""
+    """All-gathers the last axis: the channels or units of all devices that share the network."""
     return lax.all_gather(x, axes.tower, axis=x.ndim - 1, tiled=True)
 
 
 def gather_images(x: Maps, axes: Axes) -> Float[Array, "images ..."]:
-    """What the devices of a network have of all their images."""
+    """All-gathers the first axis: the images of all devices that share the network."""
     return lax.all_gather(x, axes.tower, tiled=True)
 
 
-def gather_batch(x: Shaped[Array, "part ..."], axes: Axes) -> Shaped[Array, "batch ..."]:
-    """What all devices have of a batch, in order."""
+def gather_batch(x: Shaped[Array, "shard ..."], axes: Axes) -> Shaped[Array, "batch ..."]:
+    """All-gathers the shards of a batch over all devices, in order."""
     return lax.all_gather(x, axes.batch, tiled=True) if axes.batch else x
 
 
 def gather_keys(keys: Key[Array, " batch"], axes: Axes) -> Key[Array, " images"]:
-    """`gather_images` of keys."""
+    """`gather_images` for random keys."""
     return jax.random.wrap_key_data(lax.all_gather(jax.random.key_data(keys), axes.tower, tiled=True))
 
 
 def return_images(x: Float[Array, "images units"], axes: Axes) -> Float[Array, "batch all_units"]:
-    """All units of a device's own images, from its own units of all images: undoes `gather_images`."""
+    """All-to-all that undoes `gather_images`: trades a shard of units of all images for all units of own images."""
     return lax.all_to_all(x, axes.tower, split_axis=0, concat_axis=1, tiled=True)
 
 
-def with_neighbours(x: Float[Array, "batch rows columns channel"], reach: int, axes: Axes) -> Maps:
-    """The channels with `reach` of the towers before and after; zeros where there is none."""
+def exchange_halo(x: Float[Array, "batch rows columns channel"], reach: int, axes: Axes) -> Maps:
+    """Adds `reach` channels of the previous and of the next tower to both ends; zeros where there is no tower."""
     last = axes.towers - 1
     forwards = [(tower, tower + 1) for tower in range(last)]
     backwards = [(tower + 1, tower) for tower in range(last)]
@@ -83,8 +83,8 @@ def with_neighbours(x: Float[Array, "batch rows columns channel"], reach: int, a
     return lax.concatenate([before, x, after], x.ndim - 1)
 
 
-def own_part(x: Array, axis: str | None) -> Array:
-    """A tower's part of the last axis of an array that all towers have."""
+def own_shard(x: Array, axis: str | None) -> Array:
+    """This device's shard of the last axis of an array that every device along a mapped axis holds."""
     if axis is None:
         return x
     size = x.shape[-1] // lax.axis_size(axis)
@@ -92,15 +92,16 @@ def own_part(x: Array, axis: str | None) -> Array:
 
 
 def mean_gradients(gradients: Any, axes: Axes, is_split: Callable[[str], bool]) -> Any:
-    """The gradients of the mean of all devices' losses.
+    """All-reduces gradients to those of the mean loss over all devices.
 
-    What JAX differentiates is the sum of the losses of all devices: through `all_gather` and the like, a device's
-    parameters get the gradients of other devices' losses as well. So those that every device holds are averaged over
-    all; and those of a layer that is divided over towers, over the other axes, and are divided by the number of towers.
+    JAX differentiates the sum of all devices' losses: through collectives such as `all_gather`, a device's parameters
+    also receive the gradients of other devices' losses. So the gradients of replicated parameters are averaged over all
+    devices; those of sharded layers are averaged over the other axes and divided by the number of shards.
 
     Args:
-      gradients: {layer: {parameter: array}} of each device's own loss.
-      is_split: whether the layer of that name is divided over the towers.
+      gradients: {layer: {parameter: array}} of the device's own loss.
+      axes: the mapped axes.
+      is_split: whether the layer of that name is sharded over `axes.tower`.
     """
 
     def mean(path: Any, gradient: Array) -> Array:
@@ -112,5 +113,5 @@ def mean_gradients(gradients: Any, axes: Axes, is_split: Callable[[str], bool]) 
 
 
 def sum_over_images(sums: Any, axes: Axes) -> Any:
-    """The sums over the images of all devices."""
+    """All-reduces sums over the shards of the batch."""
     return lax.psum(sums, axes.batch) if axes.batch else sums

@@ -1,4 +1,4 @@
-"""What XLA is told when it compiles, and where compiled programs are kept."""
+"""XLA's compiler options, and the cache of compiled programs."""
 
 from pathlib import Path
 
@@ -7,20 +7,21 @@ import jax
 from alexnet_jax.system.machine import processor_kind
 
 CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
-"""XLA's options for the CPU: matrix products by Eigen, up to twice as fast at those of `ops.convolution` as YNNPACK."""
+"""XLA's options on the CPU: matrix products by Eigen, up to twice as fast as YNNPACK for `ops.convolution`."""
 
 
 def compiler_options(platform: str | None = None) -> dict[str, str | bool]:
-    """What XLA is told when it compiles for "cpu", "gpu" or "tpu", by default for JAX's first choice."""
+    """The compiler options for a platform, "cpu", "gpu" or "tpu"; None: JAX's default platform."""
     return dict(CPU_OPTIONS) if (platform or jax.default_backend()) == "cpu" else {}
 
 
 def use_compilation_cache(directory: str) -> None:
-    """Keeps compiled programs in a folder, one for each kind of processor, and takes them from there; "" for none.
+    """Makes JAX cache compiled programs in a folder, with a subfolder for each kind of processor.
 
-    A folder that JAX was given by its own means (JAX_COMPILATION_CACHE_DIR) is used instead.
+    Args:
+      directory: the folder; "" for no cache. JAX_COMPILATION_CACHE_DIR takes precedence.
     """
     if directory and not jax.config.values["jax_compilation_cache_dir"]:
-        # XLA compiles for the processor at hand and would run the program on another, up to an illegal instruction.
+        # XLA compiles for this processor; run on another one, the program may crash with an illegal instruction.
         jax.config.update("jax_compilation_cache_dir", str(Path(directory) / processor_kind()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,6 +1,6 @@
-"""Devices, and how batches, state and steps lie on them: by `jax.pmap`, or by `jax.shard_map` over a mesh.
+"""Placement of batches, state and steps on devices, by `jax.pmap` or by `jax.shard_map` over a mesh.
 
-The only file that knows pmap and meshes.
+The only module that uses pmap and meshes.
 """
 
 import dataclasses
@@ -22,29 +22,29 @@ from alexnet_jax.system.machine import free_memory_bytes
 
 @runtime_checkable
 class Network(Protocol):
-    """What tensor parallelism must know of a network; see `models.alexnet.AlexNet`."""
+    """The interface of a network for tensor parallelism; see `models.alexnet.AlexNet`."""
 
     towers: int
 
     def is_split(self, name: str) -> bool:
-        """Whether the layer of that name is divided over the devices of a network."""
+        """Whether the layer of that name is sharded over the devices that share the network."""
 
-    def check_split(self, parts: int) -> None:
-        """Raises UserError if the network cannot be divided into that many parts."""
+    def check_split(self, shards: int) -> None:
+        """Raises UserError if the network cannot be divided into that many shards."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """Devices of one or more processes, and how batches, state and steps lie on them.
+    """The devices of all processes, and the placement of batches, state and steps on them.
 
-    State goes in and comes out as one plain tree of whole arrays, so a checkpoint is the same whatever the devices.
+    State is passed in and out as a tree of whole arrays, so that checkpoints do not depend on the devices.
 
     Attributes:
-      mesh: all devices, those of a process one after the other.
-      axes: the mapped axes that steps see.
-      is_split: whether the layer or parameter group of a name is divided over `axes.tower`.
-      uses_pmap: a step runs by `jax.pmap`, whose arrays have an axis of devices first; else by `jax.shard_map`.
-      deterministic: the same bits each time on GPUs too, where sums are made in any order and kernels chosen by time.
+      mesh: all devices, process by process.
+      axes: the mapped axes of steps.
+      is_split: whether the layer or parameter group of a name is sharded over `axes.tower`.
+      uses_pmap: steps run by `jax.pmap`, whose batches have a leading device axis; otherwise by `jax.shard_map`.
+      deterministic: results are bit-for-bit reproducible on GPUs too.
     """
 
     mesh: Mesh
@@ -55,32 +55,32 @@ class Devices:
 
     @property
     def devices(self) -> tuple[jax.Device, ...]:
-        """Those of all processes."""
+        """The devices of all processes."""
         return tuple(self.mesh.devices.flat)
 
     @property
     def on_cpu(self) -> bool:
-        """Whether the devices are processors, which share the host's memory."""
+        """Whether the devices are CPUs, which share the host's memory."""
         return self.devices[0].platform == "cpu"
 
     @property
     def compiler_options(self) -> dict[str, str | bool]:
-        """What XLA is told when it compiles a step."""
+        """XLA's options for compiling a step."""
         return compiler_options(self.devices[0].platform) | {"xla_gpu_deterministic_ops": self.deterministic}
 
     @property
     def memory_bytes(self) -> int | None:
-        """Memory of one device; None for one that uses the host's."""
+        """Memory of one device in bytes; None for a CPU."""
         return self._memory("bytes_limit")
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """The most memory that one device has held so far; None for one that uses the host's."""
+        """Peak memory use of one device so far, in bytes; None for a CPU."""
         return self._memory("peak_bytes_in_use")
 
     @property
     def free_memory_bytes(self) -> int:
-        """Memory that is free on one device; on a processor, an equal part of what the host has free."""
+        """Free memory of one device in bytes; for a CPU, an equal share of the host's free memory."""
         limit, used = self._memory("bytes_limit"), self._memory("bytes_in_use")
         if limit is None or used is None:
             return free_memory_bytes() // len(self.mesh.local_devices)
@@ -92,40 +92,41 @@ class Devices:
 
     @property
     def batch_shards(self) -> int:
-        """Shards into which a batch is divided; devices that hold different parts of a network see the same one."""
+        """Number of shards of a batch; in 2012's scheme, devices that share a network see the same shard."""
         return int(np.prod([self.mesh.shape[axis] for axis in self.axes.batch]))
 
     @property
     def batch_spec(self) -> PartitionSpec:
-        """How the arrays of a batch are divided."""
+        """The PartitionSpec of the arrays of a batch."""
         return PartitionSpec(self.axes.batch)
 
     @property
     def image_axis(self) -> int:
-        """The axis of images in the arrays of a batch on the devices."""
+        """The image axis of the arrays of a batch on the devices: pmap's have a device axis before it."""
         return 1 if self.uses_pmap else 0
 
     @property
     def layout(self) -> str:
-        """How the devices share the work, in words."""
+        """A short description of how the devices divide the work."""
         if self.uses_pmap:
             return "pmap"
         rows, towers = self.mesh.devices.shape
-        scheme = "the images of all in the fully connected layers" if "tower" in self.axes.batch else "as in 2012"
+        scheme = "fully connected layers sharded" if "tower" in self.axes.batch else "one tower per device, as in 2012"
         return f"mesh of {rows} x {towers}" + (f", {scheme}" if towers > 1 else "")
 
     def compile_train_step(
         self, train_step: Callable[..., Any], resident: dict[str, np.ndarray] | None = None
     ) -> Program:
-        """The step on all devices; it consumes the state that it is given and adds to its metrics what was used.
+        """Compiles a training step for all devices; it donates the state that it is given.
 
         Args:
-          train_step: for the shard of one device; see `steps.make_train_step`.
-          resident: arrays of the whole training split, by example id, that every device is to hold; a batch needs none
-            of them then, only its ids.
+          train_step: the step on one shard; see `steps.make_train_step`.
+          resident: arrays of the whole training split, by example id, to keep on every device; batches then hold only
+            the ids of their examples in place of these arrays.
 
-        Returns the step. Its metrics hold also "id" and "epoch" of every example that the devices had, in order, and
-        the sum of the batch's "stop", if there is one: what one process tells all with a batch.
+        Returns:
+          The step. Its metrics also hold "id" and "epoch" of all examples in order, and the sum over all processes of
+          the batch's "stop" if it has one, by which a process asks all others to stop.
         """
 
         def step(state: Any, batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> Any:
@@ -141,21 +142,29 @@ class Devices:
         return Program(self, step, in_specs, PartitionSpec(), "batch_size", updates_state=True, last=last)
 
     def compile_eval_step(self, eval_step: Callable[..., Any], by_image: bool = False) -> Program:
-        """The step on all devices, (params, batch_stats, batch) -> sums over the whole batch.
+        """Compiles an evaluation step for all devices.
 
-        Or arrays by image, if the step returns such; see `batch_on_host`.
+        Args:
+          eval_step: (params, batch_stats, batch) -> sums over the batch, or arrays by image.
+          by_image: the step returns arrays by image; `batch_on_host` puts them together.
         """
         in_specs = (self.state_specs, self.state_specs, self.batch_spec)
         return Program(self, eval_step, in_specs, self.batch_spec if by_image else PartitionSpec(), "eval_batch_size")
 
     def compile_map(self, function: Callable[[dict[str, jax.Array]], Any]) -> Callable[[Any], Any]:
-        """A function of a batch, each device doing its shard."""
+        """Maps a function over the shards of a batch, one per device, to be compiled at its first call."""
         return self.map(function, (self.batch_spec,), self.batch_spec)
 
     def map(
         self, function: Callable[..., Any], in_specs: tuple[Any, ...], out_specs: Any, donated: tuple[int, ...] = ()
     ) -> Any:
-        """The function on all devices, to be compiled; the arguments of these numbers are consumed."""
+        """Maps a function over the devices, to be compiled.
+
+        Args:
+          function: what each device computes.
+          in_specs, out_specs: the PartitionSpecs of arguments and results.
+          donated: the indices of arguments whose memory the results may reuse.
+        """
         if not self.uses_pmap:
             mapped = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
             return jax.jit(mapped, donate_argnums=donated)
@@ -168,7 +177,7 @@ class Devices:
         return 0 if spec == self.batch_spec else None
 
     def state_specs(self, tree: Any) -> Any:
-        """How the arrays of a state are divided: whole on every device, or by features over the towers."""
+        """The PartitionSpecs of a state: replicated, or for sharded layers divided by features over `axes.tower`."""
         if not self.axes.tower:
             return PartitionSpec()
 
@@ -181,7 +190,7 @@ class Devices:
         return jax.tree_util.tree_map_with_path(spec, tree)
 
     def place(self, tree: Any) -> Any:
-        """Puts a tree of whole arrays on the devices: a copy on each, or each device's part of what is divided."""
+        """Puts a tree of whole arrays on the devices, replicated or sharded as `state_specs` says."""
         specs = self.state_specs(tree)
         if isinstance(specs, PartitionSpec):
             specs = jax.tree.map(lambda _: PartitionSpec(), tree)
@@ -191,7 +200,8 @@ class Devices:
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts this process's rows of a batch, [batch / processes, ...], on its devices.
 
-        For pmap the arrays get the shape that it wants, [devices, batch / devices, ...].
+        Returns:
+          Global arrays, [batch, ...]; for pmap [devices, batch / devices, ...].
         """
         if self.uses_pmap:
             count = len(self.mesh.local_devices)
@@ -204,21 +214,24 @@ class Devices:
         return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
 
     def round_up(self, batch_size: int) -> int:
-        """The smallest batch that can be divided and holds `batch_size` examples."""
+        """The smallest multiple of the number of shards that is at least `batch_size`."""
         return -(-batch_size // self.batch_shards) * self.batch_shards
 
     def on_host(self, tree: Any) -> Any:
-        """The whole arrays of a tree; in memory of the devices where that is the host's: the next step may take it."""
+        """A tree of whole arrays on the host; on a CPU they may share memory that the next step reuses."""
         return jax.tree.map(_on_host, tree)
 
     def batch_on_host(self, tree: Any) -> Any:
-        """The arrays by image that a step returned, [batch, ...]."""
+        """The arrays by image that a step returned, on the host, [batch, ...]."""
         axis = self.image_axis
         return jax.tree.map(lambda array: _on_host(array).reshape(-1, *array.shape[axis + 1 :]), tree)
 
 
 def make_devices(config: ConfigDict, network: Network) -> Devices:
-    """The devices that `config.parallel` asks for. Raises UserError if there are fewer or the network does not suit."""
+    """Creates the devices that `config.parallel` describes.
+
+    Raises UserError if there are too few devices, or they cannot share the network as asked.
+    """
     if config.mode == "pmap":
         devices = data_parallel(config.num_devices)
     else:
@@ -227,17 +240,23 @@ def make_devices(config: ConfigDict, network: Network) -> Devices:
 
 
 def data_parallel(num_devices: int = 0) -> Devices:
-    """`jax.pmap` over `num_devices` of each process, or all for 0: each gets a shard of a batch, all hold the state.
+    """Data parallelism by `jax.pmap`: each device holds the whole state and gets a shard of the batch.
 
-    Raises UserError if there are fewer.
+    Args:
+      num_devices: devices to use of each process; 0 for all. Raises UserError if it has fewer.
     """
     return Devices(Mesh(np.array(_choose(num_devices)), ("data",)), Axes(("data",)), lambda _: False, uses_pmap=True)
 
 
 def mesh_parallel(num_devices: int, towers: int, network: Network) -> Devices:
-    """`jax.shard_map` over a mesh of data x tower: the devices of a row share one network; see `collectives`.
+    """Data and tensor parallelism by `jax.shard_map` over a mesh of data x tower; see `collectives`.
 
-    Takes `num_devices` of each process, or all for 0, in rows of `towers`. Raises UserError if that cannot be.
+    Args:
+      num_devices: devices to use of each process; 0 for all.
+      towers: number of devices that share one network.
+      network: the network.
+
+    Raises UserError if there are too few devices, or `towers` does not divide them or the network.
     """
     devices = _choose(num_devices)
     local = len(devices) // jax.process_count()
@@ -259,12 +278,12 @@ def _choose(num_devices: int) -> list[jax.Device]:
     local = jax.local_devices()
     if num_devices > len(local):
         raise UserError(f"config.parallel.num_devices={num_devices}, but this machine has {len(local)}: {local}")
-    of_processes = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
-    return [device for devices in of_processes for device in devices[: num_devices or len(local)]]
+    by_process = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
+    return [device for devices in by_process for device in devices[: num_devices or len(local)]]
 
 
 def _put(array: Any, sharding: NamedSharding) -> jax.Array:
-    """Puts an array that every process has on the devices of all."""
+    """Puts an array that every process holds on the devices of all processes."""
     if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_put(jax.random.key_data(array), sharding))
     whole = np.asarray(array)

@@ -1,7 +1,7 @@
-"""Processes that train one network together, on one machine or many: who writes, what all agree on, who hangs.
+"""Several processes that train one network, on one or more machines: joining, agreement, and detection of failures.
 
-Process 0 alone reads and writes the run's folder. Every other function of this file is called by all processes at the
-same place of the program. With one process, all of it does next to nothing.
+Only process 0 reads and writes the run folder. All processes must call the functions of this module at the same point
+of the program. With a single process they do almost nothing.
 """
 
 import contextlib
@@ -28,29 +28,29 @@ from alexnet_jax.errors import LostProcessError, UserError
 from alexnet_jax.system.signals import Terminated
 
 _LOST = re.compile("gloo|nccl|connection|coordination|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE)
-"""What JAX's errors speak of when a process that others wait for is gone."""
+"""Words in JAX's errors that mean that another process has been lost."""
 
 
 @contextlib.contextmanager
 def session(config: ConfigDict) -> Iterator[None]:
-    """Joins the processes that `config.parallel` names, if it names any, and leaves them in the end.
+    """Context in which this process has joined the others of the run, if `config.parallel.coordinator` is set.
 
-    An error of one process must end it at once, so that the others, which wait for it, notice: it prints its message
-    and does not return. Raises UserError if there is no one to join.
+    An exception inside ends this process at once, with its message on stderr, because the others wait for it and must
+    notice. Raises UserError if the processes cannot be joined.
     """
     if not config.coordinator:
         yield
         return
-    with _gives_up(config):
+    with _time_limit(config):
         _join(config)
         try:
-            any_of_them(False)  # connects all now: later, gloo lets the first to come wait half a minute at most
+            any_process(False)  # connects all now; later, gloo would wait for the others only half a minute
         except jax.errors.JaxRuntimeError as error:
-            _end(f"{_at(config)}: the processes met there but cannot talk to each other ({_brief(error)})", 2, True)
+            _end(f"{_at(config)}: the processes have joined but cannot communicate ({_brief(error)})", 2, True)
     try:
         yield
     except SystemExit:
-        jax.distributed.shutdown()  # all stop at the same step
+        jax.distributed.shutdown()  # all processes stop at the same step
         raise
     except BaseException as error:
         _leave(error)
@@ -58,12 +58,12 @@ def session(config: ConfigDict) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _gives_up(config: ConfigDict) -> Iterator[None]:
-    """Ends this process in time and in one line if the others do not come: JAX would abort it with a stack trace."""
+def _time_limit(config: ConfigDict) -> Iterator[None]:
+    """Ends this process with one line if the others do not join in time; JAX would abort with a stack trace."""
     missing = (
-        f"{_at(config)}: not all processes have met there within {config.timeout_seconds} s "
-        "(config.parallel.timeout_seconds); has each been started, with the same address and number of processes, and "
-        "can its machine reach that address?"
+        f"{_at(config)}: not all processes have joined within {config.timeout_seconds} s "
+        "(config.parallel.timeout_seconds); check that each was started with the same address and number of processes, "
+        "and that its machine can reach that address"
     )
     timer = threading.Timer(config.timeout_seconds, _end, [missing, 2, True])
     timer.daemon = True
@@ -77,33 +77,33 @@ def _gives_up(config: ConfigDict) -> Iterator[None]:
 
 
 def _join(config: ConfigDict) -> None:
-    """Raises UserError if neither config nor cluster says whom to join, or process 0 cannot listen at its port."""
+    """Initialises `jax.distributed`. Raises UserError without an address, or if process 0 cannot listen on its port."""
     if config.process_id == 0 and config.coordinator != "auto":
         _check_port(config)
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from the run
+    jax.config.update("jax_enable_preemption_service", False)  # it would intercept SIGTERM
     try:
         jax.distributed.initialize(
             None if config.coordinator == "auto" else config.coordinator,
             config.num_processes,
             config.process_id,
-            initialization_timeout=config.timeout_seconds + 60,  # `_gives_up` speaks first
-            heartbeat_timeout_seconds=2 * config.timeout_seconds,  # a Watchdog speaks more clearly
+            initialization_timeout=config.timeout_seconds + 60,  # `_time_limit` reports first
+            heartbeat_timeout_seconds=2 * config.timeout_seconds,  # the Watchdog reports first
             shutdown_timeout_seconds=config.timeout_seconds,
         )
     except (ValueError, TypeError) as error:
-        advice = "Outside a cluster that JAX knows, give coordinator=HOST:PORT, num_processes and process_id"
+        advice = "Outside a cluster that JAX detects, give coordinator=HOST:PORT, num_processes and process_id"
         raise UserError(f"{_at(config)}: {_brief(error)} {advice}") from error
     except RuntimeError as error:
-        raise UserError(f"{_at(config)}: {_brief(error)}; is the port of process 0 free?") from error
+        raise UserError(f"{_at(config)}: {_brief(error)}; check that the port of process 0 is free") from error
 
 
 def _check_port(config: ConfigDict) -> None:
-    """Raises UserError if process 0 cannot listen at its port; JAX may then end with a segmentation fault."""
+    """Raises UserError if process 0 cannot listen on its port; JAX might end with a segmentation fault."""
     try:
         socket.create_server(("", int(config.coordinator.rpartition(":")[2]))).close()
     except (OSError, OverflowError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
-        raise UserError(f"{_at(config)}: process 0 cannot listen at this port ({reason}); try another") from error
+        raise UserError(f"{_at(config)}: process 0 cannot listen on this port ({reason}); try another") from error
 
 
 def _at(config: ConfigDict) -> str:
@@ -111,16 +111,16 @@ def _at(config: ConfigDict) -> str:
 
 
 def _brief(error: BaseException) -> str:
-    """The first line of an error of JAX, without its kind and places in the source."""
+    """The first line of a JAX error, without its status code and source locations."""
     line = re.sub(r"^[A-Z_]+: |\[external/\S+\] ", "", str(error).partition("\n")[0])
     return textwrap.shorten(line, 200, placeholder=" ...")
 
 
 def _leave(error: BaseException) -> NoReturn:
-    """Ends this process without waiting for the others, which may wait for it."""
+    """Ends this process after an error, without waiting for the others, which may be waiting for it."""
     status, text = 1, "failed"
     if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
-        error = LostProcessError(f"another process of this run has ended, see its own message ({_brief(error)})")
+        error = LostProcessError(f"another process of this run has ended; see its message ({_brief(error)})")
     if isinstance(error, UserError):
         status, text = error.exit_code, str(error)
     elif isinstance(error, KeyboardInterrupt):
@@ -131,9 +131,12 @@ def _leave(error: BaseException) -> NoReturn:
 
 
 def _end(message: str, status: int, linger: bool = False) -> NoReturn:
-    """Says why and exits, without JAX's farewell, which waits for the others; at once, or two seconds later.
+    """Prints an error and exits without JAX's shutdown, which would wait for the other processes.
 
-    Process 0 should linger: when it is gone, JAX aborts the others, with a stack trace for a message.
+    Args:
+      message: the text of the error.
+      status: the exit status.
+      linger: wait two seconds first. Process 0 should: once it is gone, JAX aborts the others with a stack trace.
     """
     print(f"error: {message}", file=sys.stderr)
     sys.stdout.flush()
@@ -143,46 +146,52 @@ def _end(message: str, status: int, linger: bool = False) -> NoReturn:
 
 
 def count() -> int:
-    """Number of processes."""
+    """The number of processes of the run."""
     return jax.process_count()
 
 
 def is_main() -> bool:
-    """Whether this is the process that reads and writes the run's folder."""
+    """Whether this is process 0, which reads and writes the run folder."""
     return jax.process_index() == 0
 
 
-def any_of_them(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
+def any_process(flag: bool) -> bool:
+    """Whether the flag is true in any process."""
     return bool(flag) if count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Work that each process does for itself: if it fails in one with a UserError, it fails in all."""
+    """Context for work that each process does separately: a UserError in one process raises an error in all."""
     try:
         yield
     except UserError:
-        any_of_them(True)
+        any_process(True)
         raise
-    if any_of_them(False):
-        raise LostProcessError("another process of this run could not go on; its own message says why")
+    if any_process(False):
+        raise LostProcessError("another process of this run has failed; see its message")
 
 
 def check_same(what: str, value: Any) -> None:
-    """Raises UserError if a value that JSON can hold is not the same in all processes."""
+    """Raises UserError if a value differs between processes.
+
+    Args:
+      what: names the value in the error, like "settings".
+      value: plain data that JSON can hold.
+    """
     if count() > 1:
         digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
         digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
         others = [number for number, other in enumerate(digests) if not np.array_equal(other, digests[0])]
         if others:
-            raise UserError(f"process {others[0]} has other {what} than process 0; give all the same")
+            raise UserError(f"process {others[0]} has other {what} than process 0; give all processes the same")
 
 
 def from_main(read: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
-    """What process 0 reads: a tree of arrays (nested dicts, or None) and data that JSON can hold, in all processes.
+    """Reads on process 0 and broadcasts the result to all processes; a UserError there raises an error in all.
 
-    If it fails there with a UserError, it fails in all.
+    Args:
+      read: returns a tree of arrays (nested dicts, or None) and plain data that JSON can hold.
     """
     if count() == 1:
         return read()
@@ -207,12 +216,12 @@ def _text_from_main(text: str) -> str:
 
 
 def on_main(kind: Callable[..., Any], *args: Any) -> Any:
-    """An object of a class that process 0 alone has; in the others a stand-in whose methods return None."""
+    """Creates an object on process 0; on the others a stand-in for its class, whose methods return None."""
     return kind(*args) if is_main() else _StandIn(kind)
 
 
 class _StandIn(contextlib.AbstractContextManager["_StandIn"]):
-    """Has the methods of a class, which do nothing and return None, and no other attribute."""
+    """Has the methods of a class, all of which do nothing and return None, and no other attributes."""
 
     def __init__(self, kind: Any):
         self._kind = kind
@@ -227,10 +236,15 @@ class _StandIn(contextlib.AbstractContextManager["_StandIn"]):
 
 
 class Watchdog:
-    """Ends this process if all of them together have not got further for some time: then one of them hangs."""
+    """Ends this process if the run has made no progress for some time, because another process hangs."""
 
     def __init__(self, seconds: float, advice: str):
-        """`advice` is what the message ends with."""
+        """Creates a watchdog.
+
+        Args:
+          seconds: time without progress after which the process ends.
+          advice: the last sentence of the error message.
+        """
         self._seconds, self._advice, self._place = seconds, advice, "the first step"
         self._seen, self._done = time.monotonic(), threading.Event()
 
@@ -243,7 +257,7 @@ class Watchdog:
         self._done.set()
 
     def progress(self, place: str) -> None:
-        """Tells that all processes got as far as this."""
+        """Reports that all processes have reached a place, which error messages name."""
         self._seen, self._place = time.monotonic(), place
 
     def _watch(self) -> None:

@@ -1,4 +1,4 @@
-"""A function that runs on all devices, compiled once for the shapes of its first call."""
+"""A function compiled for all devices, once, for the shapes of its first call."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,21 +13,23 @@ if TYPE_CHECKING:
     from alexnet_jax.parallel.devices import Devices
 
 Spec = PartitionSpec | Callable[[Any], Any]
-"""How an argument is divided over the devices: a PartitionSpec, or a function of the argument that returns one."""
+"""The sharding of an argument: a PartitionSpec, or a function from the argument to its PartitionSpecs."""
 
 
 @dataclasses.dataclass
 class Program:
-    """A function on devices, compiled for the shapes of its first call; it refuses others, and arrays of the host.
+    """A function on all devices, compiled for the shapes of its first call.
+
+    Later calls must have the same shapes, and all arguments must already be on the devices.
 
     Attributes:
-      devices: where it runs.
-      function: what one device computes of its shards.
-      in_specs: of each argument, the batch being the one divided by `devices.batch_spec`.
-      out_specs: of the results.
-      batch_key: the config's name for the size of the batch.
-      updates_state: the first result takes the place of the first argument, which is consumed and divided alike.
-      last: arguments, on the devices, that follow those of a call.
+      devices: the devices.
+      function: what one device computes from its shards.
+      in_specs: the sharding of each argument; `devices.batch_spec` marks the batch.
+      out_specs: the sharding of the results.
+      batch_key: the config key of the batch size, for error messages.
+      updates_state: the first result is the new state and reuses the memory of the first argument.
+      last: fixed arguments, already on the devices, that are appended to those of each call.
     """
 
     devices: "Devices"
@@ -40,23 +42,23 @@ class Program:
     _compiled: Any = None
 
     def __call__(self, *args: Any) -> Any:
-        """Calls the function. Raises UserError if a device has too little memory, with the batch that should fit."""
+        """Calls the function. Raises UserError if a device is out of memory, with a batch size that should fit."""
         args = (*args, *self.last)
         if self._compiled is not None:
             return self._run(*args)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), args)
         free = self.devices.free_memory_bytes
-        with memory.exhaustion_in_a_line(lambda _: self._explain_exhaustion(shapes, free)):
+        with memory.out_of_memory_as_user_error(lambda _: self._explain_memory(shapes, free)):
             self._compiled = self._compile(*args)
-            free = self.devices.free_memory_bytes  # compiling takes some of a host's
+            free = self.devices.free_memory_bytes  # compiling uses some of the host's memory
             return jax.block_until_ready(self._run(*args))
 
     def compile(self, *args: Any) -> Any:
-        """What XLA made of the function, for arguments like these, arrays or descriptions of arrays."""
+        """Compiles the function for arguments like these, arrays or their shapes, and returns XLA's executable."""
         return self._compile(*args, *self.last)
 
     def _run(self, *args: Any) -> Any:
-        with jax.transfer_guard("disallow"):  # what is not on the devices yet would be waited for
+        with jax.transfer_guard("disallow"):  # an implicit transfer would stall the devices
             return self._compiled(*args)
 
     def _compile(self, *args: Any) -> Any:
@@ -69,7 +71,7 @@ class Program:
         mapped = self.devices.map(self.function, in_specs, out_specs, donated)
         return mapped.lower(*args).compile(compiler_options=self.devices.compiler_options)
 
-    def _explain_exhaustion(self, shapes: tuple[Any, ...], free_bytes: int) -> str:
+    def _explain_memory(self, shapes: tuple[Any, ...], free_bytes: int) -> str:
         index = self.in_specs.index(self.devices.batch_spec)
 
         def memory_of(batch: dict[str, jax.ShapeDtypeStruct]) -> Any:

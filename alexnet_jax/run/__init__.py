@@ -1,1 +1,1 @@
-"""What a run leaves in its folder."""
+"""What a run writes into its folder and prints: records, audit, profile, speed."""

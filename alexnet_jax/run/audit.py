@@ -1,7 +1,7 @@
-"""Which images a run has used, and whether these are the ones that it should have: each once an epoch, in its order.
+"""Checks that a run used the right images: each once an epoch, in the order that the seed gives.
 
-A run chains the examples that its devices really had into a hash, from one evaluation to the next, through every
-restart, and whatever the batch, devices and hosts; metrics.jsonl keeps it.
+Between two evaluations a run chains the ids of the examples that its devices really used into a hash, which is kept in
+metrics.jsonl. It does not depend on restarts, batch size, devices or hosts.
 """
 
 import dataclasses
@@ -16,11 +16,14 @@ from alexnet_jax.errors import UserError
 
 
 def chain(digest: str, epochs: np.ndarray, ids: np.ndarray) -> str:
-    """The hash after some more examples: h <- SHA-256(h, epoch, id) for each, as little-endian 32-bit numbers.
+    """The hash after further examples: h <- SHA-256(h, epoch, id) for each, the numbers as little-endian 32-bit.
 
     Args:
       digest: the hash so far, in hexadecimal; "" in the beginning.
-      epochs, ids: [examples].
+      epochs, ids: integers, [examples].
+
+    Returns:
+      The hash, in hexadecimal.
     """
     state, data = bytes.fromhex(digest), np.stack([epochs, ids], axis=1).astype("<i4").tobytes()
     for place in range(0, len(data), 8):
@@ -30,12 +33,12 @@ def chain(digest: str, epochs: np.ndarray, ids: np.ndarray) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """A part of the stream of examples, from one evaluation to the next.
+    """The examples between two evaluations.
 
     Attributes:
-      epoch: where it ends, in epochs.
+      epoch: its end, in epochs.
       begin, end: positions in the stream.
-      is_right: whether the run used exactly the examples that stand there.
+      is_right: whether the run used exactly the examples of these positions, in their order.
     """
 
     epoch: float
@@ -47,11 +50,11 @@ class Stretch:
 def check(records: Sequence[Mapping[str, Any]]) -> Iterator[Stretch]:
     """Compares the hashes in the records of metrics.jsonl with those of the order that (seed, epoch) gives.
 
-    Raises UserError if the records do not tell what is needed.
+    Raises UserError if the record of the run's start is missing.
     """
     start = next((record for record in records if record["kind"] == "start"), None)
     if start is None:
-        raise UserError("metrics.jsonl does not begin with the record of the run's start, or is missing")
+        raise UserError("metrics.jsonl is missing, or has no record of the start of the run")
     size, seed, begin = start["train_examples"], start["seed"], 0
     for record in records:
         if record["kind"] == "epoch":
@@ -62,7 +65,7 @@ def check(records: Sequence[Mapping[str, Any]]) -> Iterator[Stretch]:
 
 
 def presentations(size: int, seed: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """Epoch and id of the examples at the positions from `begin` to before `end` of the stream."""
+    """Epochs and ids, [examples], of the positions `begin` to `end` - 1 in the stream of training examples."""
     numbers = range(begin // size, -(-end // size))
     orders = [epoch_order(size, seed, number) for number in numbers]
     if not all(np.array_equal(np.sort(order), np.arange(size)) for order in orders):

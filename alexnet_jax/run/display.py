@@ -1,22 +1,35 @@
-"""What a person sees of a run: the experiment, its layers, a line an epoch, and its end."""
+"""What a run prints: the experiment, the table of layers, a line an epoch, learning-rate drops, the result."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from alexnet_jax.experiment import Experiment
 from alexnet_jax.models.summary import LayerSummary
 from alexnet_jax.parallel import hosts
 from alexnet_jax.system import console
 
+SLOW_INPUT = 0.1
+"""Fraction of the time spent waiting for images from which on it is shown."""
+
 
 def show_header(experiment: Experiment, run: str, command: str, learning_rate: str) -> None:
-    """Prints what is trained, on what and how long; `run` says where and from which epoch on."""
+    """Prints what is trained, on which devices, for how long, and what the line of an epoch holds.
+
+    Args:
+      experiment: the network, the data and the devices.
+      run: the folder of the run, and the epoch from which it is continued.
+      command: the command line.
+      learning_rate: the first one.
+    """
     config, dataset, layers, plan = experiment.config, experiment.dataset, experiment.layers, experiment.plan
     sizes = ", ".join(f"{len(records.labels):,} {split}" for split, records in dataset.splits.items())
     parameters, macs = (sum(getattr(row, field) for row in layers) for field in ("parameters", "macs"))
     devices, processes = experiment.devices.devices, hosts.count()
     place = {"disk": str(dataset.directory), "host": "memory", "device": "the device's memory"}[experiment.source.cache]
+    counted = " (evaluations without improvement)" if config.optimizer.schedule == "plateau" else ""
     facts = {
         "run": run,
         "command": command,
@@ -27,6 +40,7 @@ def show_header(experiment: Experiment, run: str, command: str, learning_rate: s
         f"{processes} process{'es' if processes > 1 else ''}; batch {config.batch_size}",
         "learning rate": learning_rate,
         "length": f"{plan.epochs:g} epochs, {plan.total_steps:,} steps",
+        "each epoch": f"training loss, top-1/top-5 error of validation, learning rate{counted}",
     }
     console.show_facts(facts)
     show_layers(layers)
@@ -35,7 +49,7 @@ def show_header(experiment: Experiment, run: str, command: str, learning_rate: s
 
 
 def show_layers(layers: Sequence[LayerSummary]) -> None:
-    """Prints the table of layers with its totals."""
+    """Prints the table of layers: output shape, parameters and multiply-accumulates (MACs), with their totals."""
     header = ("layer", "output", "parameters", "MACs an image")
     rows = [
         [row.name, " x ".join(map(str, row.shape)), *(f"{n:,}" if n else "" for n in (row.parameters, row.macs))]
@@ -45,19 +59,40 @@ def show_layers(layers: Sequence[LayerSummary]) -> None:
     console.show_table(header, rows, totals, right=header[1:])
 
 
-def show_epoch(record: Mapping[str, Any], patience: int, measured: Mapping[str, float]) -> None:
-    """Prints the line of an epoch; `measured` is that of the `Throughput` before its evaluation."""
-    top1, top5 = (console.percent(record[f"validation_top{k}_error"]) for k in (1, 5))
-    speed = ""
-    if measured["images_per_second"]:
-        speed = f"  {measured['images_per_second']:,.0f} images/s, input {measured['input_share']:.0%}"
-    quality = f"train loss {record['train_loss']:.4f}  validation top-1 {top1:>6} top-5 {top5:>6}"
-    schedule = f"rate {record['learning_rate']:.3g}  plateau {record['plateau_count']}/{patience}"
-    console.show(f"epoch {record['epoch']:6.2f}  {quality}  {schedule}{speed}")
+def show_epoch(record: Mapping[str, Any], optimizer: ConfigDict, images_per_second: float, input_share: float) -> None:
+    """Prints the line of an epoch, at most 80 columns wide.
+
+    Args:
+      record: of the evaluation, as metrics.jsonl has it.
+      optimizer: `config.optimizer`.
+      images_per_second: of the last seconds of training; 0.0 if it is not known.
+      input_share: fraction of the time spent waiting for images since the last pause.
+    """
+    top1, top5 = (record[f"validation_top{k}_error"] for k in (1, 5))
+    error = f"{100 * top1:5.2f}" + ("" if top5 is None else f"/{100 * top5:.2f}")
+    line = f"epoch {record['epoch']:5.2f}  loss {record['train_loss']:.4f}  error {error}%"
+    line += f"  lr {record['learning_rate']:.3g}"
+    if optimizer.schedule == "plateau":
+        line += f" ({record['plateau_count']}/{optimizer.patience})"
+    console.show(line + (f"  {images_per_second:,.0f} images/s" if images_per_second else ""))
+    if input_share >= SLOW_INPUT:
+        console.show(f"  waited for images {input_share:.0%} of the time")
+
+
+def show_drop(before: float, after: float, reason: str) -> None:
+    """Prints that the learning rate was lowered, and why: `reason` is that of the record in metrics.jsonl."""
+    console.show(f"  learning rate {before:.3g} -> {after:.3g}: {reason}", style="bold")
 
 
 def show_end(result: Mapping[str, Any], state: str, workdir: Path, commands: Mapping[str, str]) -> None:
-    """Prints a run's last error, where it is and what can be done next."""
+    """Prints a run's test error, where it lies and the commands that use it next.
+
+    Args:
+      result: the test record of metrics.jsonl.
+      state: such as "is finished".
+      workdir: its folder.
+      commands: by what they do; see `run_folder.next_commands`.
+    """
     top1, top5 = console.percent(result["top1_error"]), console.percent(result["top5_error"])
     console.show(f"\n{result['split']} error: top-1 {top1}, top-5 {top5} ({result['count']:,} images)", style="bold")
     console.show(f"The run {state} and lies in {workdir}")

@@ -1,7 +1,7 @@
-"""The run's record: metrics.jsonl is the truth, TensorBoard a view of it, timing.jsonl what the clock said.
+"""The records of a run: metrics.jsonl, a view of it for TensorBoard, and times in timing.jsonl.
 
-metrics.jsonl holds nothing that depends on the machine's speed, so an interrupted and resumed run leaves the same bytes
-as an uninterrupted one.
+metrics.jsonl holds nothing that depends on the speed of the machine, so an interrupted and resumed run leaves the same
+bytes as an uninterrupted one.
 """
 
 import json
@@ -22,7 +22,7 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, examples_seen: int):
-        """Opens the record at a position of the run; what was written after it is dropped and will be written again."""
+        """Opens the files at a position of the run; records after it are dropped, for they will be written again."""
         self._metrics = _reopen(workdir / "metrics.jsonl", examples_seen)
         self._timing = _reopen(workdir / "timing.jsonl", examples_seen)
         self._board = _Board(workdir / "tensorboard", examples_seen + 1)
@@ -37,21 +37,21 @@ class MetricWriter:
                     file.close()
             self._board.close()
         except UserError:
-            if error is None:  # else it is the error that ended the run, once more
+            if error is None:  # else this is the error that ended the run, a second time
                 raise
 
     def write(self, kind: str, examples_seen: int, values: Mapping[str, Any]) -> None:
-        """Records values that the experiment alone determines."""
+        """Records values that do not depend on the machine, under a kind of record such as "step" or "epoch"."""
         _append(self._metrics, {"kind": kind, "examples_seen": examples_seen, **values})
         self._board.write(kind, examples_seen, values)
 
     def write_timing(self, examples_seen: int, values: Mapping[str, float]) -> None:
-        """Records what depends on the machine."""
+        """Records times and speeds."""
         _append(self._timing, {"examples_seen": examples_seen, **values})
         self._board.write("timing", examples_seen, values)
 
     def sync(self) -> None:
-        """Puts the records on disk: called before a checkpoint, which must not be ahead of them."""
+        """Flushes the records to the disk; called before a checkpoint is saved, which must not be ahead of them."""
         for file in (self._metrics, self._timing):
             with naming(file.name):
                 file.flush()
@@ -59,10 +59,10 @@ class MetricWriter:
 
 
 class _Board:
-    """TensorBoard's event files. Not by SummaryWriter: an error of its thread is shown and then blocks the program."""
+    """Writes TensorBoard event files; not by SummaryWriter, of which an error in its thread blocks the program."""
 
     def __init__(self, folder: Path, purge_step: int):
-        """Events from `purge_step` on, in older files, are to be forgotten."""
+        """Tells TensorBoard to forget events of older files from `purge_step` on."""
         import tensorboardX  # takes seconds where torch is installed, which it then imports
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
@@ -101,7 +101,7 @@ def read_timing(workdir: Path) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Its records; not a last line that a kill cut short."""
+    """The records of a file, without a last line that a kill cut short."""
     try:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -116,7 +116,7 @@ def _append(file: TextIO, record: Mapping[str, Any]) -> None:
 
 
 def _reopen(path: Path, examples_seen: int) -> TextIO:
-    """Opens a file to append to, without records after a position and without a line that a kill cut short."""
+    """Drops records after a position and a line that a kill cut short, then opens the file to append to it."""
     records = [record for record in _read(path) if record["examples_seen"] <= examples_seen]
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))
     return path.open("a")

@@ -1,4 +1,4 @@
-"""What the devices do in a few training steps, written down for a viewer."""
+"""A profile of a few training steps: a trace of what the devices do, for Perfetto or XProf."""
 
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,18 @@ from alexnet_jax.system import console
 from alexnet_jax.train_state import TrainState
 
 WARM_UP = 3
-"""Steps before the trace: the first compiles, two more warm up."""
+"""Steps before the trace: one that compiles and two more."""
 
 
 class StepTrace:
-    """A trace of some steps of a process, recorded by `jax.profiler` once the first ones have warmed it up."""
+    """Records a trace of some training steps of this process with `jax.profiler`, after the first WARM_UP steps."""
 
     def __init__(self, folder: Path, steps: int):
         self._folder, self._steps = folder, steps
         self._done, self._is_recording = 0, False
 
     def around(self, train_step: TrainStep) -> TrainStep:
-        """The same step, recorded when its turn comes."""
+        """The same training step, which starts and ends the recording when it is due."""
 
         def traced(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
             if self._done == WARM_UP:
@@ -37,14 +37,14 @@ class StepTrace:
         return traced if self._steps else train_step
 
     def _start(self, state: TrainState) -> None:
-        jax.block_until_ready(state)  # the step before is none of the trace's
+        jax.block_until_ready(state)  # the step before must not be in the trace
         options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # each call of a Python function would bury the rest
+        options.python_tracer_level = 0  # without it each call of a Python function would be recorded
         jax.profiler.start_trace(self._folder, profiler_options=options)
         self._is_recording = True
 
     def close(self) -> None:
-        """Ends the recording, if one is going on, and says where it lies."""
+        """Ends the recording, if there is one, and prints where the trace lies."""
         if self._is_recording:
             jax.profiler.stop_trace()
             self._is_recording = False

@@ -1,4 +1,4 @@
-"""What the folder of a run holds, whether a config may continue it, and by which commands."""
+"""The folder of a run: its checkpoints and descriptions, whether a config may continue it, and by which commands."""
 
 import contextlib
 import dataclasses
@@ -24,15 +24,15 @@ from alexnet_jax.train_state import TrainState
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands: what a checkpoint holds beside its arrays.
+    """The progress of a run: what a checkpoint holds of it beside the arrays.
 
     Attributes:
       examples_seen: the position in the stream of training examples.
       evaluated_at: the position of the last evaluation.
-      totals: sums of the training batches since then.
-      ids_sha256: hash of their examples; see `audit.chain`.
+      totals: metric sums of the training batches since then; see `metrics.add`.
+      ids_sha256: hash of the examples of these batches; see `audit.chain`.
       best_top1_error: the lowest validation error so far, in [0, 1].
-      best_examples_seen: its position.
+      best_examples_seen: the position of that evaluation.
       train_top1_error: of the training batches between the last two evaluations, in [0, 1].
     """
 
@@ -46,7 +46,7 @@ class Progress:
 
 
 def checkpoint_tree(state: TrainState, learning_rates: LearningRates, preprocessing: Preprocessing) -> dict[str, Any]:
-    """The arrays of a checkpoint; they may still be on the devices."""
+    """The arrays of a checkpoint as a nested dict; they may still be on the devices."""
     return {
         "params": state.params,
         "batch_stats": state.batch_stats,
@@ -64,7 +64,16 @@ def checkpoint_metadata(
     learning_rate: float,
     versions: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The plain data of a checkpoint; `content` is `Dataset.content`, `versions` what describe_environment returns."""
+    """The data of a checkpoint that JSON can hold.
+
+    Args:
+      config: of the run.
+      class_names: of the data set.
+      content: `Dataset.content`, which tells whether the images have changed.
+      progress: of the run.
+      learning_rate: of kernels, in the last step.
+      versions: what `describe_environment` returns.
+    """
     return {
         "progress": dataclasses.asdict(progress),
         "learning_rate": learning_rate,
@@ -76,7 +85,7 @@ def checkpoint_metadata(
 
 
 def restored(state: TrainState, tree: Mapping[str, Any]) -> TrainState:
-    """A state of the same config with the arrays of a checkpoint."""
+    """The state with its arrays replaced by those of a checkpoint of the same config."""
     opt_state = restored_state(state.opt_state, tree)
     return dataclasses.replace(state, params=tree["params"], batch_stats=tree["batch_stats"], opt_state=opt_state)
 
@@ -88,21 +97,21 @@ def write_description(workdir: Path, config: ConfigDict, versions: Mapping[str, 
 
 
 def claim(workdir: Path) -> contextlib.ExitStack | None:
-    """Keeps other processes of this machine from claiming the folder until it is closed; None if one has it."""
+    """Locks the folder against other processes of this machine until the result is closed; None if it is locked."""
     workdir.mkdir(parents=True, exist_ok=True)
     return acquire_lock(workdir / ".claim", timeout=0.0)
 
 
 def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict[str, Any]]:
-    """The arrays of the newest checkpoint, None if there is none; its "metadata"; and what is recorded.
+    """Reads what a run has left in its folder. Raises UserError if that run is of another config.
 
-    That is: the "tests", and whether it "is_started".
-
-    Raises UserError if it is of another experiment.
+    Returns:
+      The arrays of the newest checkpoint, None if there is none, and a dict: "tests", the test records; "is_started",
+      whether the start is recorded; and "metadata", the data of the checkpoint if there is one.
     """
     newest, warnings = restore_latest(workdir / "checkpoints")
     for warning in warnings:
-        console.warn(f"{warning}; the one before is used")
+        console.warn(f"{warning}; the checkpoint before it is used")
     records = read_metrics(workdir)
     recorded = {
         "tests": [record for record in records if record["kind"] == "test"],
@@ -115,7 +124,7 @@ def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict
     if list(class_names) != list(dataset.class_names):
         changes.append(f"classes: {len(class_names)} -> {len(dataset.class_names)}, or other names")
     elif newest.metadata.get("data") != dataset.content:
-        changes.append(f"the images of {config.data.name} have changed since")
+        changes.append(f"the images of {config.data.name} have changed since then")
     if changes:
         what = "; ".join(changes)
         raise UserError(f"{workdir} holds a run of another config ({what}); for a new run give another --workdir")
@@ -123,19 +132,19 @@ def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict
 
 
 def training_program() -> list[str]:
-    """The words that start a training in this folder: main.py in a checkout, `alexnet train` anywhere else."""
+    """The words that start training from the current folder: main.py in a checkout, `alexnet train` anywhere else."""
     return ["main.py"] if Path("main.py").is_file() and Path.cwd() == PROJECT else ["alexnet", "train"]
 
 
 def command_line(command: Sequence[str], *changes: str) -> str:
-    """A run's own command with flags changed or added."""
+    """The command line of a run with flags changed or added."""
     flags = {change.split("=")[0] for change in changes}
     kept = [word for word in command if word.split("=")[0] not in flags]
     return shell_command([*(kept or training_program()), *changes])
 
 
 def next_commands(command: Sequence[str], config: ConfigDict, workdir: Path) -> dict[str, str]:
-    """What can be done with a run, and how: by the program that trained it."""
+    """Commands that continue, evaluate or vary a run, by what they do, for the program that trained it."""
     longer = {"max_steps": config.max_steps} if config.max_steps else {"epochs": config.epochs}
     program = ["alexnet"] if list(command[:1]) == ["alexnet"] else ["-m", "alexnet_jax"]
     return {

@@ -1,1 +1,1 @@
-"""The machine around a run: terminal, files, processor, signals."""
+"""The machine around a run: terminal, files, processor and memory, signals, versions."""

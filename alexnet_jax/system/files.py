@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and archives that do not unpack to more than they should."""
+"""Writes files whole or not at all, locks files, and opens zip archives that unpack to a bounded size."""
 
 import contextlib
 import csv
@@ -21,21 +21,21 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, and its folder. Raises UserError if it cannot."""
+    """Writes a text file whole or not at all; makes its folder. Raises UserError if it cannot."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a file of comma-separated values whole or not at all, and its folder. Raises UserError if it cannot."""
+    """Writes a CSV file whole or not at all; makes its folder. Raises UserError if it cannot."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(path, text.getvalue())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, and its folder. Raises UserError if it cannot.
+    """Writes a file whole or not at all; makes its folder. Raises UserError if it cannot.
 
-    A symbolic link in its place is replaced, not followed.
+    A symbolic link of that name is replaced, not followed.
     """
     temporary = path.parent / f"{path.name}.tmp"
     with naming(path):
@@ -50,10 +50,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def acquire_lock(path: Path, timeout: float = -1.0) -> contextlib.ExitStack | None:
-    """Keeps other processes of this machine from a lock file until the result is closed, or this process dies.
+    """Locks a file against other processes of this machine until the result is closed or this process ends.
 
-    Waits for `timeout` seconds, for ever if it is negative; returns None if another has the lock for that long. Raises
-    UserError if the file cannot be made, or is a symbolic link.
+    Waits for `timeout` seconds, for ever if it is negative; returns None if another process holds the lock for that
+    long. Raises UserError if the file cannot be made, or is a symbolic link.
     """
     held = contextlib.ExitStack()
     with naming(path):
@@ -66,7 +66,7 @@ def acquire_lock(path: Path, timeout: float = -1.0) -> contextlib.ExitStack | No
 
 @contextlib.contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Makes an error of the file system one that names the file."""
+    """Turns an OSError inside the context into a UserError that names the file."""
     try:
         yield
     except OSError as error:
@@ -76,9 +76,10 @@ def naming(path: Path | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip archive whose members, unpacked, are not much more than the file: weights hardly shrink.
+    """Opens a zip archive of weights, which hardly compress.
 
-    Raises ValueError for another, or if two members have one name; errors of zipfile for a damaged one.
+    Raises ValueError if its members would unpack to more than `most_unpacked` bytes or two of them have one name, and
+    errors of zipfile if it is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -91,5 +92,5 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def most_unpacked(packed: int) -> int:
-    """Bytes that weights of so many bytes in files may take in memory: 20 times as many, 64 MiB in any case."""
+    """Bytes of memory that weights may take whose files have `packed` bytes: 20 times as many, and at least 64 MiB."""
     return max(20 * packed, 2**26)

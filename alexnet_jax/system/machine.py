@@ -1,4 +1,4 @@
-"""What this machine has."""
+"""The processor and the memory of this machine."""
 
 import hashlib
 import os
@@ -10,12 +10,12 @@ import psutil
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes() -> int:
-    """Memory of the machine, or what its container may use of it."""
+    """Bytes of memory of the machine, or of its container if that may use less."""
     limit = Path("/sys/fs/cgroup/memory.max")
     allowed = limit.read_text().strip() if limit.is_file() else "max"
     total = psutil.virtual_memory().total
@@ -23,7 +23,7 @@ def memory_bytes() -> int:
 
 
 def free_memory_bytes() -> int:
-    """Memory that this process may still take, of the machine, of its container and within its own limit."""
+    """Bytes of memory that this process may still take: of the machine, of its container, within its own limit."""
     import resource  # here: Windows has none
 
     process = psutil.Process().memory_info()
@@ -33,13 +33,13 @@ def free_memory_bytes() -> int:
 
 
 def processor_kind() -> str:
-    """A name for processors that can run the same instructions, as far as the machine tells."""
+    """A name shared by processors that can run the same instructions, as far as the machine tells."""
     features = _first_line_of_cpuinfo("flags", "Features")
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has held so far."""
+    """The most bytes of memory that this process has held so far."""
     import resource  # here: Windows has none
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -47,12 +47,12 @@ def peak_memory_bytes() -> int:
 
 
 def processor_name() -> str:
-    """What the processor calls itself."""
+    """The name of the processor, such as "Intel(R) Xeon(R) CPU"."""
     return _first_line_of_cpuinfo("model name").split(":", 1)[-1].strip()
 
 
 def _first_line_of_cpuinfo(*names: str) -> str:
-    """The line "name : value" of Linux for the first of these names; what Python knows where there is none."""
+    """The first line "name : value" of /proc/cpuinfo with one of these names; without Linux, what Python knows."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     return next((line for line in lines if line.startswith(names)), platform.processor())

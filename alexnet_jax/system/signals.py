@@ -1,4 +1,4 @@
-"""Stopping a run from outside without losing anything."""
+"""SIGINT (Ctrl-C) and SIGTERM: how a run or a preparation is stopped without loss of work."""
 
 import contextlib
 import signal
@@ -7,16 +7,20 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from alexnet_jax.system import console
+
+STOPPING = "stopping after this step, then saving ... (again: at once, without saving)"
+
 
 class Terminated(KeyboardInterrupt):
-    """What SIGTERM raises inside `raise_on_sigterm`, as SIGINT raises KeyboardInterrupt."""
+    """Raised by SIGTERM inside `raise_on_sigterm`, as KeyboardInterrupt is by SIGINT."""
 
 
 @contextlib.contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """Lets SIGTERM unwind the main thread while the context lasts, so that threads stop and the work is kept.
+    """Makes SIGTERM raise Terminated in the main thread while the context lasts, so that work can be kept.
 
-    Without effect in another thread, where Python lets nobody set signal handlers.
+    Without effect in another thread, where Python does not allow signal handlers to be set.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -33,7 +37,11 @@ def _raise_terminated(number: int, frame: FrameType | None) -> None:
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM while the context lasts, so that the run can save; a second one is not held back."""
+    """Notes SIGINT or SIGTERM while the context lasts, so that the run can save first; a second one acts at once.
+
+    Attributes:
+      received: the signal, once there was one.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -52,3 +60,5 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         signal.signal(number, self._previous[self.received])
+        # In a thread: the signal may have come while this one was printing, which must not begin again inside itself.
+        threading.Thread(target=console.show, args=(STOPPING,)).start()

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
-"""The folder with main.py, if this is a checkout; where installed packages lie, if it is one of them."""
+"""The folder with main.py in a checkout; the folder of installed packages if this is one of them."""
 
 LISTED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "pillow", "simplejpeg")
-"""The packages that decide results."""
+"""The packages whose versions may change results."""
 
 
 def describe_environment(command: list[str]) -> dict[str, Any]:
-    """The command, the versions of Python and of the packages that decide results, and the code's git revision."""
+    """The command, the versions of Python and of the packages in LISTED, the platform and the git revision."""
     return {
         "command": command,
         "python": sys.version.split()[0],
@@ -28,12 +28,12 @@ def describe_environment(command: list[str]) -> dict[str, Any]:
 
 
 def shell_command(command: Sequence[str]) -> str:
-    """The recorded words of a command as a shell takes them: `alexnet ...`, or `python ...`."""
+    """The recorded words of a command as one line for a shell: `alexnet ...`, or `python ...`."""
     return shlex.join(command if list(command[:1]) == ["alexnet"] else ["python", *command])
 
 
 def _git_revision(folder: Path) -> str | None:
-    """Commit of the checkout, with "-dirty" if it has changes; None outside a checkout or without git."""
+    """The commit of a checkout, with "-dirty" if it has changes; None outside a checkout or without git."""
     try:
         command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

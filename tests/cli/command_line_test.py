@@ -200,6 +200,16 @@ def test_user_errors_become_one_line_and_a_status(
     assert capsys.readouterr().err == "error: this is no good\n"
 
 
+def test_names_in_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    @flags_lib.exit_on_user_error
+    def program(argv: list[str]) -> None:
+        raise UserError("a\x1b[31m.jpg is damaged")
+
+    with pytest.raises(SystemExit):
+        program([])
+    assert capsys.readouterr().err == "error: a\\x1b[31m.jpg is damaged\n"
+
+
 def test_errors_of_the_program_itself_keep_their_traceback() -> None:
     @flags_lib.exit_on_user_error
     def program(argv: list[str]) -> None:

@@ -311,6 +311,8 @@ def test_a_memory_that_is_too_small_is_refused(cache: str, device_bytes: int | N
 
 def test_images_pass_through_the_hosts_memory_to_the_device() -> None:
     assert choose_cache("auto", Pictures(100), ROOM, LITTLE) == "disk"
+    assert choose_cache("auto", Pictures(100), ROOM, 2 * NEEDED) == "device"
+    assert choose_cache("auto", Pictures(100), ROOM, 2 * NEEDED - 1) == "disk"
     with pytest.raises(UserError, match=r"config\.data\.cache='device': "):
         choose_cache("device", Pictures(100), ROOM, LITTLE)
 

@@ -1,4 +1,4 @@
-"""When a run counts as started, and what a stuck one is said to suffer from."""
+"""When a run counts as started, and the diagnosis of a stuck one."""
 
 import dataclasses
 import math
@@ -36,7 +36,7 @@ def noise(steps: int, deviation: float) -> np.ndarray:
     return np.random.default_rng(0).normal(0, deviation, steps)
 
 
-def test_a_run_at_the_loss_of_guessing_is_stuck() -> None:
+def test_a_run_at_chance_level_is_stuck() -> None:
     losses = math.log(10) + noise(2000, 0.02)
     assert stuck_at(losses, after=1000) == 1000
     assert stuck_at(losses, after=0) is None
@@ -56,7 +56,7 @@ def test_a_few_lucky_steps_are_no_start_and_a_start_is_for_good() -> None:
     assert stuck_at([1.0] * 200 + [2.4] * 1000, after=500) is None
 
 
-def test_guessing_is_measured_by_the_frequencies_of_the_labels() -> None:
+def test_chance_level_is_measured_by_the_frequencies_of_the_labels() -> None:
     rare = np.repeat(np.arange(3, dtype=np.int32), (900, 50, 50))
     entropy = -0.9 * math.log(0.9) - 0.1 * math.log(0.05)
     assert StartWatch(rare, 10).chance == pytest.approx(entropy)
@@ -89,7 +89,7 @@ def test_layers_are_measured_in_every_kind_of_network(preset: str) -> None:
     assert len(layers) == len(model.layers)
     for layer in layers:
         assert all(np.isfinite(value) for value in dataclasses.astuple(layer)[1:])
-        assert layer.signal > 0 and layer.gradient > 0 and layer.dead < 1
+        assert layer.output_std > 0 and layer.gradient > 0 and layer.dead < 1
         assert layer.moved == pytest.approx(2**0.5, rel=0.3)  # kernels that were drawn independently
         if preset != "cifar_11pct":
             assert layer.kernel_std == pytest.approx(layer.he_std, rel=0.2)
@@ -98,7 +98,7 @@ def test_layers_are_measured_in_every_kind_of_network(preset: str) -> None:
 @pytest.mark.parametrize(
     ("name", "cause"),
     [
-        ("biases from -10 in hidden layers", "biases"),
+        pytest.param("biases from -10 in hidden layers", "biases", marks=pytest.mark.slow),
         ("labels shuffled", "labels"),
         ("learning rate 1e-7", "learning rate"),
     ],
@@ -125,7 +125,7 @@ def test_kernels_that_are_too_small_are_named(
     assert "gradient/kernel" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_healthy_run_is_left_alone(seed: int, prepared_dir: str) -> None:
     assert faults.run_healthy("synthetic,lenet", 100, seed, prepared_dir) is None
 

@@ -1,4 +1,4 @@
-"""The tables of ablations: their rows, and a table made of a few images."""
+"""Ablation tables: their rows, and a table measured on a few images."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -188,6 +188,7 @@ def test_a_table_of_a_few_images(tmp_path: Path, prepared_dir: str, capsys: pyte
     assert tmp_path.joinpath("runs", *ten_views).read_bytes() != before
 
 
+@pytest.mark.slow
 def test_a_network_that_is_tested_with_ten_views_is_compared_with_one(
     tmp_path: Path, prepared_dir: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Figure 1: rates, races, the picture."""
+"""Figure 1: learning rates, epochs to the bound, the plot."""
 
 import json
 import math
@@ -34,6 +34,7 @@ def test_nothing_regularises(network: str) -> None:
     assert (config.data.cropping, config.optimizer.schedule) == ("centre", "constant")
 
 
+@pytest.mark.slow
 def test_a_run_ends_once_training_errors_are_rare_enough(
     tmp_path: Path, make_config: Callable[..., ConfigDict]
 ) -> None:
@@ -51,6 +52,7 @@ def test_a_run_ends_once_training_errors_are_rare_enough(
     assert len(more) == len(errors) + 1
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_ends_at_the_same_training_error(
     tmp_path: Path, make_config: Callable[..., ConfigDict]
 ) -> None:
@@ -69,18 +71,18 @@ def test_a_run_that_was_interrupted_ends_at_the_same_training_error(
     assert (parts.workdir / "metrics.jsonl").read_bytes() == (whole.workdir / "metrics.jsonl").read_bytes()
 
 
-def test_the_best_rate_has_the_lowest_loss_and_one_that_diverged_is_never_best() -> None:
-    assert figure1.best_rate({0.1: math.inf, 0.01: 1.5, 0.001: 1.2}, "relu") == 0.001
+def test_the_best_learning_rate_has_the_lowest_loss_and_one_that_diverged_is_never_best() -> None:
+    assert figure1.best_learning_rate({0.1: math.inf, 0.01: 1.5, 0.001: 1.2}, "relu") == 0.001
     with pytest.raises(UserError, match="relu"):
-        figure1.best_rate({0.1: math.inf}, "relu")
+        figure1.best_learning_rate({0.1: math.inf}, "relu")
 
 
 def test_the_ratio_to_the_last_error_of_tanh_by_hand() -> None:
     relu = [0.6, 0.4, 0.3]
-    assert figure1.ratio_at_the_last(relu, [0.8] * 6 + [0.5]) == pytest.approx(7 / 1.5)
-    assert figure1.ratio_at_the_last(relu, [0.8, 0.3]) == pytest.approx(2 / 3)
-    assert figure1.ratio_at_the_last(relu, [0.8, 0.7, 0.6]) == 3
-    assert figure1.ratio_at_the_last(relu, [0.2]) is None
+    assert figure1.ratio_at_last_error(relu, [0.8] * 6 + [0.5]) == pytest.approx(7 / 1.5)
+    assert figure1.ratio_at_last_error(relu, [0.8, 0.3]) == pytest.approx(2 / 3)
+    assert figure1.ratio_at_last_error(relu, [0.8, 0.7, 0.6]) == 3
+    assert figure1.ratio_at_last_error(relu, [0.2]) is None
 
 
 def test_epochs_to_the_bound() -> None:
@@ -111,7 +113,7 @@ def test_the_ratio_claims_no_more_than_the_runs_tell(
     assert figure1.ratio_text(*expected) == text
 
 
-def test_a_best_rate_at_the_edge_of_those_tried_is_noticed() -> None:
+def test_a_best_learning_rate_at_the_edge_of_those_tried_is_noticed() -> None:
     losses = {0.001: 1.2, 0.01: 1.5, 0.1: math.inf}
     assert [figure1.is_at_the_edge(losses, rate) for rate in (0.001, 0.01, 0.1)] == [True, False, True]
     assert not figure1.is_at_the_edge({0.1: 1.0}, 0.1)

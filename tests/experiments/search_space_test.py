@@ -1,4 +1,4 @@
-"""What a sweep varies."""
+"""Search spaces of sweeps."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The work of a training step, counted by hand, and rates measured in small."""
+"""FLOPs of a training step against counts by hand, and the timings at a small size."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,7 @@ OTHERS = (
     + 4096 * 4096
     + 4096 * 1000
 )
-"""Multiply-accumulates of Caffe's layers: outputs times what one of them sees."""
+"""Multiply-accumulates of Caffe's layers: outputs times inputs of each."""
 
 
 def test_the_work_of_caffe() -> None:
@@ -55,5 +55,5 @@ def test_rates_of_the_devices(dtype: object, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(step_timing, "MATRIX_SIDE_ON_CPU", 64)
     monkeypatch.setattr(step_timing, "VECTOR_LENGTH", 1024)
     devices = data_parallel(2)
-    assert step_timing.matmul_rate(devices, dtype) > 0
-    assert step_timing.memory_rate(devices) > 0
+    assert step_timing.matmul_flops(devices, dtype) > 0
+    assert step_timing.memory_bandwidth(devices) > 0

@@ -1,4 +1,4 @@
-"""What many workers know of one sweep."""
+"""The study that several workers of a sweep share."""
 
 import contextlib
 import dataclasses
@@ -33,12 +33,12 @@ def finish(setting: Setting, error: float = 0.5) -> None:
     setting.add(error, error + 0.1)
 
 
-def failed(failure: str, is_its_fault: bool) -> Outcome:
-    return Outcome(Trial(ConfigDict(), Path("run"), []), [], None, failure, is_its_fault)
+def failed(failure: str, cannot_train: bool) -> Outcome:
+    return Outcome(Trial(ConfigDict(), Path("run"), []), [], None, failure, cannot_train)
 
 
 def die(study: Study, done_before: int = 0) -> Setting:
-    """The worker of a study finishes some settings and is then killed; returns the one that it was doing."""
+    """A worker finishes some settings and is then killed; returns the setting that it was trying."""
     begun = []
 
     def train(setting: Setting) -> None:
@@ -53,7 +53,7 @@ def die(study: Study, done_before: int = 0) -> Setting:
 
 
 def values_done(study: Study) -> list[Settings]:
-    """Does all settings that are left; their values, in order."""
+    """Tries all settings that are left, and returns their values in order."""
     values = []
 
     def train(setting: Setting) -> None:
@@ -136,7 +136,7 @@ def test_failures_are_recorded_and_come_last(tmp_path: Path) -> None:
         if setting.folder > 1:
             return finish(setting, 0.9)
         setting.report(1, 0.01)
-        return failed("the loss is nan", is_its_fault=setting.folder == 0)
+        return failed("the loss is nan", cannot_train=setting.folder == 0)
 
     with opened(tmp_path, SweepPlan(RANGES, "random", 3)) as study:
         study.optimize(train)
@@ -159,7 +159,7 @@ def test_what_is_worse_than_the_median_is_pruned(tmp_path: Path) -> None:
             setting.report(1, error)
         except TrialStoppedError as stopped:
             assert setting.folder == 5
-            return failed(str(stopped), is_its_fault=False)
+            return failed(str(stopped), cannot_train=False)
         return finish(setting, error)
 
     with opened(tmp_path, dataclasses.replace(GRID, pruner="median")) as study:
@@ -262,7 +262,7 @@ def test_a_setting_is_locked_until_its_result_is_known(tmp_path: Path, monkeypat
     with opened(tmp_path, plan) as study, opened(tmp_path, plan) as other:
 
         def after_trial(*_: object) -> None:
-            """What Optuna calls once it has the result, before it says so to others."""
+            """Called by Optuna once it has the result, before other workers can see it."""
             assert not other._is_any_left() and other.standings()[0].state == "running"
             seen.append(True)
 

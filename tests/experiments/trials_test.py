@@ -1,4 +1,4 @@
-"""Runs of many configs, against runs by themselves."""
+"""Runs of several configs, compared with the same runs done separately."""
 
 import json
 import os
@@ -33,6 +33,7 @@ def make_trial(make_config: MakeConfig, workdir: Path, **changes: object) -> Tri
     return Trial(config, workdir, ["main.py"])
 
 
+@pytest.mark.slow
 def test_each_equals_its_run_by_itself(tmp_path: Path, make_config: MakeConfig) -> None:
     trials = [make_trial(make_config, tmp_path / str(number), **settings) for number, settings in enumerate(SETTINGS)]
     outcomes = {outcome.trial.workdir: outcome for outcome in run_trials(trials)}
@@ -73,7 +74,7 @@ def test_a_finished_trial_is_not_repeated_and_a_changed_one_fails_alone(
     again, refused, done = run_trials([first, changed, other])
     assert again.test is not None and done.test is not None and again.test["loss"] == done.test["loss"]
     assert refused.test is None and "config.optimizer.momentum: 0.9 -> 0.1" in str(refused.failure)
-    assert not refused.is_its_fault
+    assert not refused.cannot_train
     assert (tmp_path / "run" / "timing.jsonl").read_bytes() == before
 
 
@@ -84,7 +85,7 @@ def test_a_trial_that_diverges_is_to_blame_and_the_others_go_on(tmp_path: Path, 
     ]
     outcomes = {outcome.trial.workdir.name: outcome for outcome in run_trials(trials)}
     assert outcomes["good"].test is not None
-    assert outcomes["bad"].is_its_fault and "training loss is" in str(outcomes["bad"].failure)
+    assert outcomes["bad"].cannot_train and "training loss is" in str(outcomes["bad"].failure)
 
 
 def test_a_trial_can_be_stopped_and_goes_on_later(tmp_path: Path, make_config: MakeConfig) -> None:
@@ -97,7 +98,7 @@ def test_a_trial_can_be_stopped_and_goes_on_later(tmp_path: Path, make_config: M
         raise TrialStoppedError("enough")
 
     (stopped,) = run_trials([trial], on_epoch=stop)
-    assert stopped.failure == "enough" and len(stopped.epochs) == 1 and not stopped.is_its_fault
+    assert stopped.failure == "enough" and len(stopped.epochs) == 1 and not stopped.cannot_train
     (done,) = run_trials([trial], on_epoch=lambda _, record: heard.append(record["epoch"]))
     assert done.test is not None and len(done.epochs) == 2
     assert heard == [record["epoch"] for record in done.epochs]
@@ -129,7 +130,7 @@ def test_after_a_signal_the_run_is_saved_and_goes_on_later(
     with pytest.raises(SystemExit) as caught:
         for outcome in run_trials(trials, on_epoch=interrupt):
             pytest.fail(str(outcome.failure))  # it was not saved
-    assert caught.value.code == 143 and "the same command goes on" in capsys.readouterr().out
+    assert caught.value.code == 143 and "the same command continues" in capsys.readouterr().out
     assert not (tmp_path / "1").exists()
     before = len(read_metrics(trials[0].workdir))
     outcomes = list(run_trials(trials))
@@ -146,7 +147,7 @@ def test_a_signal_while_another_process_is_waited_for_ends_the_wait(
     monkeypatch.setattr(time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     with claim, pytest.raises(Terminated):
         list(run_trials([trial]))
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "the same command continues" in capsys.readouterr().out
 
 
 def test_a_trial_finished_before_a_key_was_added_is_not_repeated(tmp_path: Path, make_config: MakeConfig) -> None:

@@ -1,4 +1,4 @@
-"""The table of decisions: each key of the config has its row, and each reference its own column."""
+"""The table of decisions: every config key affects its rows, and each reference agrees with its own preset."""
 
 import re
 from typing import Any
@@ -67,7 +67,7 @@ OTHER: dict[str, Any] = {
     "data.dir": "elsewhere",
     "data.prepared_dir": "elsewhere",
 }
-"""Another value of each key that is neither a number nor a truth value."""
+"""Another value for each key that is neither a number nor a boolean."""
 
 NEEDS: dict[str, dict[str, Any]] = {
     "data.synthetic_examples": {"data.name": "synthetic"},
@@ -76,7 +76,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "optimizer.dexp_target": {"optimizer.schedule": "dexp"},
     "optimizer.dexp_steps": {"optimizer.schedule": "dexp"},
 }
-"""What another key must be for this one to matter."""
+"""Other keys' values that are needed for a key to matter."""
 
 SOURCES = (
     r"paper section \d(\.\d)?",
@@ -87,7 +87,7 @@ SOURCES = (
     r"Caffe (train_val\.prototxt|solver\.prototxt|(data_transformer|lrn_layer|pooling_layer|dropout_layer)\.cpp)",
     r"Caffe (group|decay_mult|lr_mult): \d",
 )
-"""What `where` may name: sections of the paper, files of the three codes, keys of Caffe's train_val.prototxt."""
+"""Patterns of `where`: sections of the paper, files of the three codebases, keys of Caffe's train_val.prototxt."""
 
 
 def rows_of(config: ConfigDict) -> dict[str, Comparison]:
@@ -165,13 +165,13 @@ def test_each_reference_is_its_own_preset(preset: str, unlike: set[str]) -> None
         (
             "caffe",
             {"batch_size": 512, "optimizer.batch_scaling": "linear"},
-            "first rate",
+            "initial learning rate",
             "0.04 (linear: 0.01 for 128)",
         ),
         ("owt", {}, "dropout", "0.5 after conv5, fc6; outputs scaled in training"),
         ("owt", {}, "windows", "11 x 11 every 4, 5 x 5, 3 x 3, 3 x 3, 3 x 3 (padding 2, 2, 1, 1, 1)"),
         ("run170", {}, "schedule", "down to 1 / 250 in 4 equal steps"),
-        ("run170", {}, "rate of biases", "2 times that of kernels, divided by 10 at half-time"),
+        ("run170", {}, "learning rate of biases", "2 times that of kernels, divided by 10 halfway"),
         ("modern", {}, "targets", "labels smoothed by 0.1, images mixed by Beta(0.2)"),
     ],
 )
@@ -219,7 +219,7 @@ paper_note = "roughly"
 
 def test_an_entry_is_read() -> None:
     (decision,) = read_decisions(ENTRY)
-    assert decision.text("paper") == "90 epochs (roughly)" and decision.text("caffe") == "not told"
+    assert decision.text("paper") == "90 epochs (roughly)" and decision.text("caffe") == "not stated"
     assert decision.cost == "not measured"
 
 

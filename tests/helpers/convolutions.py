@@ -1,4 +1,4 @@
-"""Compares formulations of a convolution, gradients included."""
+"""Compares implementations of convolution, including gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ Convolve = Callable[..., jax.Array]
 
 
 def gradients(convolve: Convolve, x: np.ndarray, kernel: np.ndarray, **options: Any) -> tuple[Any, ...]:
-    """The output, and what a random gradient of it becomes for the images and for the kernel."""
+    """The output, and the gradients of images and kernel for a random gradient of the output."""
     output, pull_back = jax.vjp(lambda x, kernel: convolve(x, kernel, **options), jnp.asarray(x), jnp.asarray(kernel))
     return output, *pull_back(jnp.asarray(normal64(2, *output.shape), output.dtype))
 

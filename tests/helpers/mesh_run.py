@@ -29,7 +29,7 @@ Batch = dict[str, np.ndarray]
 
 
 def thin(choices: str) -> tuple[Any, AlexNet, Any, Any]:
-    """`setup` of a network with a sixteenth of the features, started so that it learns from the first step on."""
+    """`setup` of a network with a sixteenth of the features, initialised so that it learns from the first step."""
     config, model, optimizer, preprocessing = setup(choices)
     few = [dataclasses.replace(layer, features=layer.features // 16, init="he", bias=0.0) for layer in model.layers]
     return config, model.clone(layers=tuple(few)), optimizer, dataclasses.replace(preprocessing, std=(64.0,) * 3)
@@ -68,7 +68,7 @@ def draws(devices: Devices, mean_form: str = "image_centre") -> list[np.ndarray]
 
 
 def start(devices: Devices, choices: str, micro_batches: int = 1) -> tuple[Any, TrainState]:
-    """The compiled step of a thin network and its first state."""
+    """The compiled step of a narrow network and its initial state."""
     config, model, optimizer, preprocessing = thin(choices)
     step = make_train_step(model, optimizer, preprocessing, devices.axes, micro_batches)
     fresh = create_train_state(init_variables(model, config.data.crop, 0), optimizer, 0)
@@ -77,10 +77,10 @@ def start(devices: Devices, choices: str, micro_batches: int = 1) -> tuple[Any, 
 
 
 def outcome(devices: Devices, choices: str, steps: int, micro_batches: int = 1) -> dict[str, Any]:
-    """What a thin network computes in a few steps, as flat arrays.
+    """Trains a narrow network for a few steps.
 
-    Returns the sums of an evaluation before them, the velocities after the first, which are its gradients, the losses
-    of all, the last parameters, and the ids in the order in which the devices had them.
+    Returns flat arrays: the metrics of an evaluation before the first step, the velocities after it, which are its
+    gradients, the losses of all steps, the final parameters, and the ids in the order in which the devices had them.
     """
     config, model, _, preprocessing = thin(choices)
     step, state = start(devices, choices, micro_batches)
@@ -104,7 +104,7 @@ def outcome(devices: Devices, choices: str, steps: int, micro_batches: int = 1) 
 
 
 def copied(devices: Devices, tree: Any) -> Any:
-    """The whole arrays of a tree on devices, as new arrays of the host."""
+    """Copies of the whole arrays of a tree on the host."""
     return jax.tree.map(np.array, devices.on_host(tree))
 
 

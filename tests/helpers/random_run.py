@@ -1,4 +1,4 @@
-"""Networks that nobody trained, but whose answers depend on all that they hold."""
+"""Untrained networks whose predictions depend on everything that they hold."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`python -m alexnet_jax convert`: from other programs' weights to a run, and back."""
+"""`python -m alexnet_jax convert`: weights of other programs to a run, and back."""
 
 import json
 import zipfile
@@ -89,7 +89,7 @@ def test_weights_become_a_run_and_come_out_the_same(
         ("torchvision", ["--config.model.hidden_width=8"], r"classifier.1.bias is \(16,\), not \(8,\)"),
         ("torchvision", ["--config.data.crop=64"], r"classifier.1.weight is \(16, 1024\), not \(16, 256\)"),
         ("torchvision", ["--config.model.activation=tanh"], "activation tanh"),
-        ("torchvision", ["what"], "what is 'what'"),
+        ("torchvision", ["what"], "unexpected argument 'what'"),
     ],
 )
 def test_what_does_not_suit_is_refused_and_nothing_is_written(

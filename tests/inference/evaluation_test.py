@@ -1,4 +1,4 @@
-"""A run's errors, image by image: what is written adds up to what is printed."""
+"""Evaluation of a run: the tables of predictions add up to the printed errors."""
 
 import csv
 import dataclasses
@@ -46,7 +46,7 @@ def test_rows_add_up_to_what_is_printed_and_recorded(
     assert all(row["file"].startswith("digits/") and row["class"] == row["label"] for row in rows)
     assert len({row["file"] for row in rows}) == len(rows)
     for k in (1, 5):
-        wrong = sum(row["label"] not in [row[f"guess{rank}"] for rank in range(1, k + 1)] for row in rows)
+        wrong = sum(row["label"] not in [row[f"prediction{rank}"] for rank in range(1, k + 1)] for row in rows)
         assert wrong / len(rows) == pytest.approx(test[f"top{k}_error"])
         assert f"top-{k} error {wrong / len(rows):.2%} ({wrong} of {len(rows)} wrong" in printed
     for row in rows:
@@ -60,8 +60,8 @@ def test_rows_add_up_to_what_is_printed_and_recorded(
     assert evaluation.summary["loss"] == pytest.approx(test["loss"], rel=1e-5)
 
 
-def test_the_guesses_of_many_devices_stay_in_order(make_config: MakeConfig, tmp_path: Path) -> None:
-    """Two devices, a batch that does not divide the split: each row is still its image's own."""
+def test_the_predictions_of_many_devices_stay_in_order(make_config: MakeConfig, tmp_path: Path) -> None:
+    """With two devices and a batch size that does not divide the split, each row still belongs to its image."""
     train_and_evaluate(make_config("digits,lenet,smoke"), tmp_path)
     run = load_run(tmp_path)
     assert len(jax.devices()) == 2
@@ -69,11 +69,11 @@ def test_the_guesses_of_many_devices_stay_in_order(make_config: MakeConfig, tmp_
     small = run.config.copy_and_resolve_references()
     small.eval_batch_size = 7
     first, second = evaluate(run, dataset, "test"), evaluate(dataclasses.replace(run, config=small), dataset, "test")
-    np.testing.assert_array_equal(first.guesses, second.guesses)
+    np.testing.assert_array_equal(first.predicted, second.predicted)
     np.testing.assert_allclose(first.losses, second.losses, rtol=1e-4, atol=1e-6)
 
 
-def test_a_guess_agrees_with_the_sums_of_training_also_for_ties_and_nan() -> None:
+def test_a_prediction_agrees_with_the_metrics_of_training_also_for_ties_and_nan() -> None:
     """The n-th image has one bright pixel, so that the logits are the n-th row of the kernel."""
     model = AlexNet(layers=(fc(0),), num_classes=7)
     rng = np.random.default_rng(0)
@@ -84,11 +84,11 @@ def test_a_guess_agrees_with_the_sums_of_training_also_for_ties_and_nan() -> Non
     for kernel in (logits, np.full_like(logits, np.nan)):
         params = {"fc1": {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(7)}}
         answers, sums = (step(params, {}, batch) for step in steps)
-        guesses = np.asarray(answers["prediction"])
+        predictions = np.asarray(answers["prediction"])
         for k in (1, 5):
-            assert (guesses[:, :k] == labels[:, None]).any(axis=1).sum() == sums[f"top{k}_correct"]
+            assert (predictions[:, :k] == labels[:, None]).any(axis=1).sum() == sums[f"top{k}_correct"]
         np.testing.assert_allclose(answers["loss"].sum(), sums["loss_sum"], rtol=1e-5)
-    assert (guesses == -1).all()
+    assert (predictions == -1).all()
 
 
 def test_other_classes_are_refused_with_the_first_that_differs(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_other_classes_are_refused_with_the_first_that_differs(make_config: Make
         program.main([str(tmp_path / "run")])
     make_folder(folder, {"train/eel": 30})
     (folder / "train" / "cow").rename(folder / "train" / "dog")
-    with pytest.raises(UserError, match="3, not 2"):
+    with pytest.raises(UserError, match="3 classes, not 2"):
         program.main([str(tmp_path / "run")])
     shutil.rmtree(folder / "train" / "eel")
     program.main([str(tmp_path / "run"), "--split=train", f"--output={tmp_path / 'elsewhere'}"])

@@ -1,4 +1,4 @@
-"""Exported files answer as the network does, say what their answers mean, and are whole or not there."""
+"""Exported files predict what the network does, describe their outputs, and are complete or not written at all."""
 
 import ast
 import dataclasses
@@ -22,6 +22,9 @@ from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from tests.conftest import REPOSITORY, full_disk
 from tests.helpers.pictures import noise, refused, save
 from tests.helpers.random_run import CLASSES, random_run
+
+QUICK = {"source", "lenet", "small_modern"}
+"""Networks that have all kinds of layers between them."""
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "export.md").read_text(), re.DOTALL)
 PRESETS = (
@@ -49,7 +52,9 @@ def format_of(block: str) -> str:
     return re.findall(r'\("model(\.\S+)"\)\n', block)[0]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
+)
 def test_stablehlo_answers_as_the_network_does(
     preset: str, make_config: Callable[..., ConfigDict], tmp_path: Path
 ) -> None:
@@ -72,8 +77,8 @@ def test_safetensors_give_the_same_run(preset: str, make_config: Callable[..., C
     again = load_run(path)
     assert again.config.to_json(sort_keys=True) == run.config.to_json(sort_keys=True)
     assert again.class_names == CLASSES and again.model == run.model
-    squares = np.stack([noise(seed, 32, 32) for seed in range(3)])
-    np.testing.assert_array_equal(again.predict(squares), run.predict(squares))
+    images = np.stack([noise(seed, 32, 32) for seed in range(3)])
+    np.testing.assert_array_equal(again.predict(images), run.predict(images))
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -91,7 +96,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(
 
 def test_an_answer_that_is_no_number_is_not_kept(run: TrainedRun, tmp_path: Path) -> None:
     nan = dataclasses.replace(
-        FORMATS["safetensors"], load=lambda path: lambda squares: np.full((len(squares), 3), np.nan)
+        FORMATS["safetensors"], load=lambda path: lambda images: np.full((len(images), 3), np.nan)
     )
     assert "by nan in a probability" in refused(lambda: export_run(run, nan, tmp_path / "model"))
     assert files(tmp_path) == []
@@ -165,7 +170,7 @@ def test_without_onnx_it_says_how_to_get_it(run: TrainedRun, tmp_path: Path, mon
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np.ndarray]:
-    """A folder of all files and a photograph; what the network makes of it, scaled as in training and by Pillow."""
+    """A folder with all files and a photograph, and the network's predictions, resized as in training and by Pillow."""
     from configs import alexnet
 
     folder = tmp_path_factory.mktemp("served")

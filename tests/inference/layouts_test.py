@@ -23,7 +23,7 @@ def network(preset: str, **changes: object) -> AlexNet:
 
 
 def random_params(model: AlexNet, crop: int) -> Any:
-    """Every number another, kernels of the scale that keeps the images' up to the logits."""
+    """Parameters that all differ, with kernels of a scale that keeps that of the images up to the logits."""
     generator = np.random.default_rng(0)
     images = jax.ShapeDtypeStruct((1, crop, crop, 3), "float32")
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
@@ -47,7 +47,7 @@ def test_there_and_back_is_exact(layout: str, preset: str, crop: int) -> None:
 
 
 def test_names_and_shapes_of_torchvision() -> None:
-    """As `torchvision.models.alexnet().state_dict()` lists them."""
+    """The names of `torchvision.models.alexnet().state_dict()` with their shapes."""
     model = get_model(alexnet.get_config("synthetic,owt").model, num_classes=1000)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]

@@ -1,4 +1,4 @@
-"""ONNX files answer as the network does, whatever it is made of."""
+"""ONNX files predict what the network does, for every operation that a network may have."""
 
 import json
 from collections.abc import Callable
@@ -20,10 +20,11 @@ from tests.helpers.pictures import refused
 from tests.helpers.random_run import CLASSES, random_run
 
 SAME = ("run170", "caffenet", "modern", "single_tower", "cifar_80sec", "cifar_19pct")
-"""Presets of which another has all layers and all conventions."""
+"""Presets whose layers and conventions all occur in another preset."""
 
-NETWORKS: list[tuple[str, dict[str, Any]]] = [
-    *((preset, {}) for preset in PRESETS if preset not in SAME),
+NETWORKS: list[Any] = [
+    ("source", {}),
+    *(pytest.param(preset, {}, marks=pytest.mark.slow) for preset in PRESETS if preset not in (*SAME, "source")),
     *(("lenet", {"model.activation": name}) for name in (*ACTIVATIONS, "prelu")),
     *(("lenet", {"test_views": 2, "data.mean_form": form}) for form in ("channel", "image_centre", "image_crop")),
     ("small", {"test_views": 10, "data.mean_form": "image_crop"}),
@@ -51,12 +52,12 @@ def test_it_answers_as_the_network_does(
 
     session = onnxruntime.InferenceSession(path)
     size = run.config.data.image_size
-    squares = np.random.default_rng(1).integers(0, 256, (3, size, size, 3), np.uint8)
-    squares //= np.array([1, 2, 8], np.uint8).reshape(3, 1, 1, 1)
-    answers = session.run(["probabilities"], {"images": squares})[0]
+    images = np.random.default_rng(1).integers(0, 256, (3, size, size, 3), np.uint8)
+    images //= np.array([1, 2, 8], np.uint8).reshape(3, 1, 1, 1)
+    answers = session.run(["probabilities"], {"images": images})[0]
     assert answers.dtype == np.float32 and answers.shape == (3, run.model.num_classes)
     assert answers.std(axis=0).max() > 5e-4  # it depends on the image
-    np.testing.assert_allclose(answers, run.predict(squares), atol=0.05 if "bfloat16" in changes.values() else 1e-4)
+    np.testing.assert_allclose(answers, run.predict(images), atol=0.05 if "bfloat16" in changes.values() else 1e-4)
 
 
 def test_it_says_what_it_is(make_config: Callable[..., ConfigDict]) -> None:

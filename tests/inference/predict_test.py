@@ -1,4 +1,4 @@
-"""What a trained network says of images, from its folder or file alone."""
+"""Predictions of a trained network that is loaded from its run folder or file."""
 
 import dataclasses
 import io
@@ -75,11 +75,11 @@ def test_predict_is_what_training_evaluates(run: TrainedRun) -> None:
 
     dataset = open_run_dataset(run)
     evaluation = evaluate(run, dataset, "test")
-    squares = read_images(dataset.splits["test"], np.arange(40))
-    probabilities = run.predict(squares)
-    np.testing.assert_array_equal(np.argsort(-probabilities, axis=1, kind="stable")[:, :5], evaluation.guesses[:40])
+    images = read_images(dataset.splits["test"], np.arange(40))
+    probabilities = run.predict(images)
+    np.testing.assert_array_equal(np.argsort(-probabilities, axis=1, kind="stable")[:, :5], evaluation.predicted[:40])
     np.testing.assert_allclose(
-        np.take_along_axis(probabilities, evaluation.guesses[:40], axis=1), evaluation.probabilities[:40], rtol=1e-5
+        np.take_along_axis(probabilities, evaluation.predicted[:40], axis=1), evaluation.probabilities[:40], rtol=1e-5
     )
 
 
@@ -89,7 +89,7 @@ def test_grey_and_print_colours_and_rotation(mode: str, run: TrainedRun, tmp_pat
     turned, exif = Image.open(upright), Image.Exif()
     exif[0x0112] = 6
     turned.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.jpg", exif=exif, quality=95)
-    first, second = (run.square(file).astype(float) for file in (upright, tmp_path / "b.jpg"))
+    first, second = (run.resize(file).astype(float) for file in (upright, tmp_path / "b.jpg"))
     assert first.shape == (run.config.data.image_size, run.config.data.image_size, 3)
     assert np.abs(first - second).mean() < 8 < np.abs(first - first[::-1]).mean()
 
@@ -149,8 +149,9 @@ def test_a_folder_in_order_and_a_file(run: TrainedRun, tmp_path: Path, capsys: p
     assert [answer["file"] for answer in found] == [*map(str, files), str(extra)]
     probabilities = run.predict([*files, extra])
     for answer, expected in zip(found, probabilities, strict=True):
-        assert [guess["label"] for guess in answer["guesses"]] == np.argsort(-expected, kind="stable")[:3].tolist()
-        assert [guess["class"] for guess in answer["guesses"]] == [str(guess["label"]) for guess in answer["guesses"]]
+        labels = [prediction["label"] for prediction in answer["predictions"]]
+        assert labels == np.argsort(-expected, kind="stable")[:3].tolist()
+        assert [prediction["class"] for prediction in answer["predictions"]] == [str(label) for label in labels]
 
 
 def test_the_table_and_the_csv_say_the_same(
@@ -227,9 +228,9 @@ def test_standard_input_elsewhere_without_data_or_configs(run: TrainedRun, tmp_p
         check=True,
     )
     assert not done.stderr and not list(tmp_path.iterdir())
-    (guess, *_) = json.loads(done.stdout)["guesses"]
+    (first, *_) = json.loads(done.stdout)["predictions"]
     expected = run.predict([content.getvalue()])[0]
-    assert guess["label"] == expected.argmax() and guess["probability"] == pytest.approx(float(expected.max()), 1e-5)
+    assert first["label"] == expected.argmax() and first["probability"] == pytest.approx(float(expected.max()), 1e-5)
 
 
 def test_classes_that_the_data_lack_have_a_name(make_config: Callable[..., ConfigDict], tmp_path: Path) -> None:
@@ -267,9 +268,9 @@ def test_each_file_has_its_answer_and_hidden_ones_are_none(
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
-        ({"class_names": tuple("abc")}, r"its arrays are not those of its network: params/fc5/bias is \(10,\), not"),
+        ({"class_names": tuple("abc")}, r"its arrays do not match its network: params/fc5/bias is \(10,\), not"),
         ({"params": {"conv1": {"kernel": np.zeros(3, np.float32)}}}, "params/conv2/kernel is missing"),
-        ({"config": ConfigDict({"seed": 1})}, "its arrays are not those of its network"),
+        ({"config": ConfigDict({"seed": 1})}, "its arrays do not match its network"),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused(

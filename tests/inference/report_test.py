@@ -1,4 +1,4 @@
-"""The page on a run, whatever became of it."""
+"""The HTML report on a run, finished or not."""
 
 import html
 import json
@@ -23,7 +23,7 @@ from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
 
-FIGURES = ["curves", "kernels", "confusion", "answers", "mistakes", "neighbours"]
+FIGURES = ["curves", "kernels", "confusion", "predictions", "mistakes", "neighbours"]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def test_the_page_of_a_finished_run(finished: Path) -> None:
     ) and "http" not in page.replace("http-equiv", "")
     assert "<script" not in page and "<run>" not in page
     titles = re.findall(r"<h2>(.*?)</h2>", page)
-    expected = ["Training", "First layer", "Errors", "Answers", "Worst mistakes", "Neighbours", "Activations", "Time"]
-    assert titles == [*expected, "Config", "Paper, source, Caffe and this run", "Versions"]
+    expected = ["Training", "First layer", "Errors", "Predictions", "Worst mistakes", "Neighbours", "Activations"]
+    assert titles == [*expected, "Time", "Config", "Paper, source, Caffe and this run", "Versions"]
     assert page.count("<img") == page.count("prefers-color-scheme: dark") - 1 == len(FIGURES)
     text = text_of(page)
     (test,) = (record for record in read_metrics(finished) if record["kind"] == "test")
@@ -82,6 +82,7 @@ def test_the_figures_alone(finished: Path, tmp_path: Path, capsys: pytest.Captur
     assert len(capsys.readouterr().out.splitlines()) == len(FIGURES)
 
 
+@pytest.mark.slow
 def test_a_run_without_its_end(run_folder: Path) -> None:
     metrics = run_folder / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
@@ -105,6 +106,7 @@ def test_a_run_that_has_recorded_nothing(run_folder: Path) -> None:
     assert "no epoch has been evaluated yet" in text and text.count("Nothing is recorded yet.") == 2
 
 
+@pytest.mark.slow
 def test_a_run_whose_images_are_gone(make_config: Callable[..., ConfigDict], tmp_path: Path, prepared_dir: str) -> None:
     from tests.helpers.pictures import make_folder
 
@@ -120,6 +122,7 @@ def test_a_run_whose_images_are_gone(make_config: Callable[..., ConfigDict], tmp
     assert again.count("<img") == len(FIGURES)
 
 
+@pytest.mark.slow
 def test_a_run_made_before_a_key_was_added_is_shown_with_its_default(run_folder: Path) -> None:
     path = run_folder / "config.json"
     config = json.loads(path.read_text())
@@ -159,9 +162,9 @@ def test_neighbours_of_training_images_are_themselves(finished: Path) -> None:
 
 def test_activation_statistics_are_those_of_the_features(finished: Path) -> None:
     run = load_run(finished)
-    squares = read_images(open_run_dataset(run).splits["test"], np.arange(40))
-    for row in activation_statistics(run, squares):
-        features = run.features(squares, row.name)
+    images = read_images(open_run_dataset(run).splits["test"], np.arange(40))
+    for row in activation_statistics(run, images):
+        features = run.features(images, row.name)
         assert row.shape == features.shape[1:]
         assert row.mean == pytest.approx(features.mean(), rel=1e-4, abs=1e-5)
         assert row.std == pytest.approx(features.std(), rel=1e-4)

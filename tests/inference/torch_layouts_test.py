@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 
 
 class TorchvisionAlexNet(nn.Module):
-    """torchvision/models/alexnet.py, narrower where it is fully connected, without the pooling that does nothing."""
+    """torchvision/models/alexnet.py with narrower fully connected layers and without its adaptive pooling."""
 
     def __init__(self, width: int = 16, num_classes: int = 7, dropout: float = 0.0):
         super().__init__()
@@ -60,7 +60,7 @@ class TorchvisionAlexNet(nn.Module):
 
 
 class CaffeAlexNet(nn.Module):
-    """bvlc_alexnet/deploy.prototxt by the names of its layers; sees B, G, R. Both divide alpha by the size."""
+    """bvlc_alexnet/deploy.prototxt with its names of layers; inputs are B, G, R. Both divide alpha by the size."""
 
     def __init__(self, width: int = 16, num_classes: int = 7):
         super().__init__()
@@ -87,7 +87,7 @@ LAYOUTS = {"torchvision": ("owt", TorchvisionAlexNet), "caffe": ("caffe", CaffeA
 
 
 def arrays_of(layout: str, peer: Any, of_gradients: bool = False) -> dict[str, np.ndarray]:
-    """The parameters by their names in files."""
+    """The parameters by the names that files use."""
     found = {name: (p.grad if of_gradients else p).detach().numpy() for name, p in peer.named_parameters()}
     if layout == "caffe":
         suffixes = {"weight": "0", "bias": "1"}
@@ -96,7 +96,7 @@ def arrays_of(layout: str, peer: Any, of_gradients: bool = False) -> dict[str, n
 
 
 def difference(actual: Any, expected: Any) -> float:
-    """The largest, relative to the largest value."""
+    """The largest difference, relative to the largest value."""
     return float(np.abs(np.asarray(actual) - np.asarray(expected)).max() / np.abs(np.asarray(expected)).max())
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's files: read by hand, and never run."""
+"""PyTorch's files are parsed, and nothing in them is run."""
 
 import io
 import pickletools
@@ -67,7 +67,7 @@ def name_of(module: str, attribute: str) -> bytes:
 
 
 def tensor(offset: int = 0, size: tuple[int, ...] = (4,), stride: tuple[int, ...] = (1,), count: int = 4) -> bytes:
-    """A tensor of the storage "0" of floats."""
+    """A tensor with the storage "0" of floats."""
     storage = (
         b"(" + text("storage") + name_of("torch", "FloatStorage") + text("0") + text("cpu") + number(count) + b"tQ"
     )
@@ -112,7 +112,7 @@ def test_the_hand_made_files_are_valid_but_for_what_is_tested(write: Writer, tmp
 
 
 def attacks(target: Path) -> dict[str, tuple[bytes, str]]:
-    """Programs that would make a file if they were run, and what is said of them."""
+    """Pickles that would create a file if they were run, with the expected messages."""
     make = text(f"touch {target}")
     code = text(f"open({str(target)!r}, 'w')")
     return {
@@ -131,7 +131,7 @@ def attacks(target: Path) -> dict[str, tuple[bytes, str]]:
         "with-escapes": (name_of("os\x1b[2J", "system"), r"os\x1b[2J.system"),
         "extension": (b"\x82\x01", "EXT1"),
         "persistent-name": (b"Pos.system\n", "PERSID"),
-        "calls-a-storage": (name_of("torch", "FloatStorage") + make + b"\x85R", "no function"),
+        "calls-a-storage": (name_of("torch", "FloatStorage") + make + b"\x85R", "not a function"),
         "builds-a-tensor": (tensor() + b"}b", "a dict was expected"),
     }
 
@@ -151,7 +151,7 @@ def test_a_planted_program_is_refused_and_does_nothing(attack: str, write: Write
 
 @pytest.mark.parametrize("attack", ["global", "stack-global", "eval", "inst", "behind-a-memo"])
 def test_the_planted_programs_are_programs(attack: str, tmp_path: Path) -> None:
-    """Else the test above would show nothing: PyTorch's own reader would run them."""
+    """PyTorch's own reader runs these pickles; otherwise the test above would prove nothing."""
     value, _ = attacks(tmp_path)[attack]
     opcodes = [opcode.name for opcode, _, _ in pickletools.genops(program(value))]
     assert {"REDUCE", "INST"} & set(opcodes) and opcodes[-1] == "STOP"
@@ -205,7 +205,7 @@ def test_a_program_without_end_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])
 def test_a_state_dict_within_a_checkpoint(key: str, tmp_path: Path) -> None:
-    """As training scripts save it, from DataParallel, beside what is none of our business."""
+    """As training scripts save it: from DataParallel, beside other objects."""
     inner = b"}(" + text("module.weight") + tensor() + text("module.bias") + tensor() + b"u"
     whole = b"\x80\x02}(" + text("epoch") + b"K\x07" + text(key) + inner + text("args") + b"}u."
     assert read_arrays(in_zip(tmp_path / "a.pth", whole)).keys() == {"weight", "bias"}

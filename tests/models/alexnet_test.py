@@ -1,6 +1,5 @@
-"""The switches of the network, and its types."""
+"""The options of the network, and its types."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -56,14 +55,6 @@ def test_prelu_has_one_slope_a_layer_that_learns() -> None:
     assert any(float(gradient[name]["negative_slope"]) != 0 for name in slopes)
 
 
-@pytest.fixture
-def mixed_types() -> Iterator[None]:
-    """Arrays of two types meet in Flax's BatchNorm."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-@pytest.mark.usefixtures("mixed_types")
 @pytest.mark.parametrize("preset", ["source", "bn", "lenet"])
 def test_bfloat16_is_of_activations_alone(preset: str) -> None:
     model, crop = small(preset, compute_dtype="bfloat16"), 28 if preset == "lenet" else 67

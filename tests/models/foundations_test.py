@@ -31,7 +31,7 @@ def sigmoid(z: np.ndarray) -> np.ndarray:
 
 
 def pixels(x: np.ndarray) -> jax.Array:
-    """Each row as an image of one pixel, whose three channels are the inputs."""
+    """Each row as an image of one pixel with the inputs as its three channels."""
     return jnp.asarray(x)[:, None, None, :]
 
 

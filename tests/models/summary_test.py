@@ -1,4 +1,4 @@
-"""The table of a network's layers."""
+"""The layer table of a network."""
 
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.presets import PRESETS

@@ -1,4 +1,4 @@
-"""The formulations of a convolution against each other, and two towers against a loop."""
+"""The implementations of convolution against each other, and two towers against a loop."""
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ TWO_TOWERS = {"stride": 2, "padding": ((1, 2), (0, 1)), "groups": 2}
 
 
 def conv_loop(x: np.ndarray, kernels: np.ndarray, stride: int, towers: int) -> np.ndarray:
-    """Each kernel sees the channels of its own tower alone."""
+    """Each kernel sees only the channels of its own tower."""
     x, kernels = np.pad(x.astype(np.float64), ((0, 0), *TWO_TOWERS["padding"], (0, 0))), kernels.astype(np.float64)
     size, _, width, features = kernels.shape
     height, length = ((extent - size) // stride + 1 for extent in x.shape[1:3])

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.cpu_kernels
 
 
 def cross_map_loop(x: np.ndarray, k: float, alpha: float, size: int, towers: int) -> np.ndarray:
-    """Normalises over the `size` channels around each, as far as they lie in its tower."""
+    """Normalises over the `size` channels around each channel, within its tower."""
     x, half, width = x.astype(np.float64), size // 2, x.shape[-1] // towers
     normalised = np.empty_like(x)
     for i in range(x.shape[-1]):

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.cpu_kernels
 
 
 def pool_loop(x: np.ndarray, kind: str, size: int, stride: int, ceil: bool) -> np.ndarray:
-    """With `ceil`, windows go on until one reaches the edge; slicing cuts off what lies outside."""
+    """With `ceil`, windows continue until one reaches the edge; slicing clips what is outside."""
 
     def starts(extent: int) -> list[int]:
         starts = list(range(0, extent - size + 1, stride))

@@ -1,4 +1,4 @@
-"""How many windows fit, with which padding."""
+"""Output sizes and padding of sliding windows."""
 
 import pytest
 

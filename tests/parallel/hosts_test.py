@@ -1,4 +1,4 @@
-"""Processes that train together, on one machine: the run of one process, and an end in words whatever happens."""
+"""Several processes on one machine: the same run as one process, and every failure ends with a one-line message."""
 
 import signal
 import socket
@@ -21,14 +21,14 @@ STEPS = 17  # of two epochs of 101 images in batches of 12
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -> list[dict[str, Any]]:
-    """The record of the run of one process."""
+    """The records of a run of one process."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     train(1, workdir, prepared_dir)
     return read_metrics(workdir)
 
 
 def train(count: int, workdir: Path, prepared_dir: str, *changes: str, **settings: Any) -> str:
-    """Runs so many processes to their end and returns what they say, which process 0 alone does."""
+    """Runs some processes to their end and returns the output, which only process 0 prints."""
     results = finish(start(count, workdir, prepared_dir, *changes, **settings))
     assert [status for status, *_ in results] == [0] * count, results
     assert all(is_silent(out) and not errors for _, out, errors in results[1:]), results
@@ -40,7 +40,7 @@ def train(count: int, workdir: Path, prepared_dir: str, *changes: str, **setting
 
 
 def assert_same(record: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
-    """Losses may differ as sums of another order do; images, counts and rates may not."""
+    """Losses may differ by the order of summation; images, counts and learning rates may not."""
     assert len(record) == len(other)
     for entry, expected in zip(record, other, strict=True):
         losses = {key: pytest.approx(value, rel=1e-5) for key, value in expected.items() if key.endswith("loss")}
@@ -76,12 +76,12 @@ def test_continued_by_other_numbers_of_processes(
 
 
 def is_in_both(entry: dict[str, Any]) -> bool:
-    """Whether it is in the records of runs that stop on the way and of those that do not."""
+    """Whether a record occurs both in runs that are stopped on the way and in those that are not."""
     return entry["kind"] in ("step", "division") or (entry["kind"], entry["examples_seen"]) == ("test", STEPS * 12)
 
 
 def start_endless(run: Path, prepared_dir: str, *changes: str) -> list[subprocess.Popen[str]]:
-    """Two processes in the midst of training."""
+    """Two processes that are training."""
     processes = start(2, run, prepared_dir, "--config.epochs=100000.0", *changes)
     deadline, record = time.monotonic() + 60, run / "metrics.jsonl"
     while not (record.exists() and '"kind": "epoch"' in record.read_text()):
@@ -112,7 +112,7 @@ def test_lost_process_ends_the_others(tmp_path: Path, prepared_dir: str) -> None
     try:
         killed = start_endless(tmp_path / "2", prepared_dir)
         killed[1].kill()
-        assert_ended_in_words(killed, "another process of this run has ended, see its own message (Gloo ")
+        assert_ended_in_words(killed, "another process of this run has ended; see its message (Gloo ")
         hanging[0].wait(2 * seconds)
     finally:
         hanging[1].kill()
@@ -120,7 +120,7 @@ def test_lost_process_ends_the_others(tmp_path: Path, prepared_dir: str) -> None
 
 
 def assert_ended_in_words(processes: list[subprocess.Popen[str]], text: str) -> None:
-    """Whether process 0 ended by itself, in one line that begins with the text."""
+    """Asserts that process 0 ended by itself, with one line that starts with the text."""
     status, _, errors = finish(processes, 30)[0]
     assert status == 1 and errors.count("\n") == 1
     assert errors.startswith(f"error: process 0: {text}")
@@ -131,7 +131,7 @@ def test_other_settings_are_refused(tmp_path: Path, prepared_dir: str) -> None:
     results = finish(start(2, tmp_path / "run", prepared_dir, own={1: ["--config.seed=1"]}))
     for number, (status, _, errors) in enumerate(results):
         assert status == 2, results
-        expected = "process 1 has other settings than process 0; give all the same"
+        expected = "process 1 has other settings than process 0; give all processes the same"
         assert errors == f"error: process {number}: {expected}\n"
     assert not (tmp_path / "run").exists()
 
@@ -145,7 +145,7 @@ def test_error_of_one_ends_all(tmp_path: Path, prepared_dir: str) -> None:
     assert results[1][2].startswith(f"error: process 1: {file}") and results[1][2].count("\n") == 1
     for number in (0, 2):
         assert results[number][2] == (
-            f"error: process {number}: another process of this run could not go on; its own message says why\n"
+            f"error: process {number}: another process of this run has failed; see its message\n"
         )
 
 
@@ -155,9 +155,9 @@ def test_nobody_to_join_is_one_line(tmp_path: Path, prepared_dir: str) -> None:
     with socket.create_server(("", 0)) as server:
         used = server.getsockname()[1]
         cases = {
-            "not all processes have met there within 3 s": joining(1, 2, free_port()),
-            "process 0 cannot listen at this port (Address already in use); try another": joining(0, 2, used),
-            "Outside a cluster that JAX knows, give": ["--config.parallel.coordinator=auto"],
+            "not all processes have joined within 3 s": joining(1, 2, free_port()),
+            "process 0 cannot listen on this port (Address already in use); try another": joining(0, 2, used),
+            "Outside a cluster that JAX detects, give": ["--config.parallel.coordinator=auto"],
         }
         processes = [start(1, tmp_path, prepared_dir, timeout, *flags)[0] for flags in cases.values()]
         results = finish(processes)
@@ -187,7 +187,7 @@ def test_one_process_asks_nobody() -> None:
     tree = {"kernel": object()}
     assert hosts.from_main(lambda: (tree, "data")) == (tree, "data")
     assert hosts.on_main(lambda: tree) is tree
-    assert hosts.any_of_them(True) and not hosts.any_of_them(False)
+    assert hosts.any_process(True) and not hosts.any_process(False)
     with pytest.raises(UserError, match="bad"), hosts.together():
         raise UserError("bad")
 

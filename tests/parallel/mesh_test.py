@@ -1,4 +1,4 @@
-"""Networks divided over devices, as in 2012 and in 2014: the same training, and what the devices tell each other."""
+"""Tensor parallelism as in 2012 and in 2014: the same training, and the expected collectives."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def source_alone() -> dict[str, np.ndarray]:
     return outcome(data_parallel(1), "source,smoke", 20)
 
 
-@pytest.mark.parametrize(("devices", "towers"), [(2, 1), (2, 2)])
+@pytest.mark.parametrize(("devices", "towers"), [pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)])
 def test_the_scheme_of_2012_on_two_devices(devices: int, towers: int, source_alone: dict[str, np.ndarray]) -> None:
     mesh = mesh_parallel(devices, towers, thin("source,smoke")[1])
     errors = largest_errors(source_alone, outcome(mesh, "source,smoke", 20))
@@ -34,10 +34,12 @@ def test_the_scheme_of_2012_on_two_devices(devices: int, towers: int, source_alo
     ("choices", "steps", "devices"),
     [
         pytest.param("paper,smoke", 20, 1, marks=pytest.mark.slow),  # a normalisation window that crosses the towers
-        ("owt,smoke", 20, 1),  # fully connected layers alone divided, images put together for them
+        pytest.param(
+            "owt,smoke", 20, 1, marks=pytest.mark.slow
+        ),  # fully connected layers alone divided, images put together for them
         # Batch normalisation of such a layer. The rounding of its averages, 5e-5 between one device and two in either
         # way, grows tenfold a step.
-        ("bn,smoke", 2, 2),
+        pytest.param("bn,smoke", 2, 2, marks=pytest.mark.slow),
     ],
 )
 def test_other_networks_on_two_devices(choices: str, steps: int, devices: int) -> None:
@@ -57,13 +59,13 @@ def test_four_and_eight_devices() -> None:
 
 
 def program(devices: Devices, choices: str) -> jax.stages.Compiled:
-    """The compiled training step of a thin network."""
+    """The compiled training step of a narrow network."""
     step, state = start(devices, choices)
     return step.compile(state, devices.shard(batches(1, thin(choices)[0].data.image_size)[0]))
 
 
 def sizes(choices: str) -> dict[str, int]:
-    """Activations of an image after each layer that the network has, all towers together."""
+    """Activations of an image after each layer of the network, all towers together."""
     config, model, _, _ = thin(choices)
     return {row.name: int(np.prod(row.shape)) for row in summarize(model, config.data.crop)}
 
@@ -147,7 +149,7 @@ def test_networks_that_do_not_divide() -> None:
 
 @pytest.mark.slow
 def test_the_table_of_meshes() -> None:
-    """Cells are numbers, and nothing is received on one device."""
+    """Cells are numbers, and a single device receives nothing."""
     alone, shared = (describe("synthetic,lenet,smoke", 1, towers).split(" | ") for towers in (1, 2))
     assert alone[0] == "0.0" and float(shared[0]) > 0
     assert float(shared[1].replace(",", "")) < float(alone[1].replace(",", ""))

@@ -62,6 +62,7 @@ def run(workdir: Path, make_config: MakeConfig, **changes: Any) -> None:
     train_and_evaluate(make_config("synthetic,lenet", **settings | changes), workdir)
 
 
+@pytest.mark.slow
 def test_a_run_on_one_then_two_then_one_device_with_other_batches(
     tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,7 +103,7 @@ def test_a_planted_fault_is_found(
         run(tmp_path, make_config, epochs=3.0)
     with pytest.raises(AuditFailedError, match=r"2 of 3 .* 104 to 208"):
         program.main([str(tmp_path)])
-    assert capsys.readouterr().out.count("NOT those that stand there") == 2  # all after it are shifted
+    assert capsys.readouterr().out.count("MISMATCH with the expected order") == 2  # all after it are shifted
 
 
 def test_a_resume_from_the_wrong_place_is_found(tmp_path: Path, make_config: MakeConfig) -> None:
@@ -121,5 +122,5 @@ def test_what_cannot_be_audited(tmp_path: Path) -> None:
         program.main([str(tmp_path)])
     start = {"kind": "start", "examples_seen": 0, "seed": 0, "train_examples": 3}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(start) + "\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+    with pytest.raises(UserError, match="evaluation"):
         program.main([str(tmp_path)])
