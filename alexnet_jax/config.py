@@ -53,9 +53,7 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterato
 
 def nearest(key: str, keys: list[str]) -> str | None:
     """The key probably meant: its new name, or one of that name elsewhere, of those initials or of similar spelling."""
-    if key in RENAMED:
-        return RENAMED[key]
-    section, dot, name = key.rpartition(".")
+    section, dot, name = RENAMED.get(key, key).rpartition(".")
     names = {known.rsplit(".", 1)[-1]: known for known in keys}
     initials = {"".join(word[0] for word in known.split("_")): known for known in names if "_" in known}
     name = "_".join(initials.get(word, word) for word in name.split("_"))

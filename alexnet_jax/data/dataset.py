@@ -46,28 +46,26 @@ class Dataset:
         return len(self.class_names)
 
 
-def get_dataset(
-    name: str, source_dir: str, prepared_dir: str, synthetic_examples: int, options: StorageOptions
-) -> Dataset:
+def get_dataset(name: str, source_dir: str, prepared_dir: str, synthetic_size: int, options: StorageOptions) -> Dataset:
     """Opens a data set, after preparing it if it is new or its originals have changed.
 
     Args:
       name: one of DATASET_NAMES or "tfds:NAME", where NAME is as in `tfds.builder`, e.g. tfds:cifar10:3.0.2.
       source_dir: folder of the originals of "folder" and "imagenet2012".
       prepared_dir: folder of prepared data sets; it is also the first place to look for those of TFDS.
-      synthetic_examples: size of the synthetic training split.
+      synthetic_size: size of the synthetic training split.
       options: how images are prepared and stored.
 
     Raises UserError if there is no such data set or it cannot be prepared.
     """
     folder = Path(source_dir).resolve()
-    origin = {"folder": folder, "imagenet2012": folder, "synthetic": synthetic_examples}.get(name)
+    origin = {"folder": folder, "imagenet2012": folder, "synthetic": synthetic_size}.get(name)
     identity = (name, str(origin), dataclasses.astuple(dataclasses.replace(options, max_quarantined=0.0)))
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
     label = re.sub(r"[^\w.]+", "-", f"{name}-{folder.name}".strip("-") if name == "folder" else name)[:80]
     directory = Path(prepared_dir) / f"{label}-{options.image_size}-{digest}"
     try:
-        source = _get_source(name, source_dir, prepared_dir, synthetic_examples)
+        source = _get_source(name, source_dir, prepared_dir, synthetic_size)
     except MissingSourceError as error:
         if read_info(directory) is None:
             raise
