@@ -109,7 +109,7 @@ def test_the_program_says_what_it_wrote(format: str, saved: Path, capsys: pytest
     printed = capsys.readouterr().out
     for words in (str(path), "uint8, [batch, 32, 32, 3]", "[batch, 3], the mean of 1 view", "3: cat, dog, Ærø ship"):
         assert "".join(words.split()) in "".join(printed.split())  # however it was folded
-    difference, limit = re.findall(r"by (\S+) at most \(limit (\S+)\)", printed)[0]
+    difference, limit = re.findall(r"at most\s+(\S+)\s+\(limit\s+(\S+)\)", printed)[0]
     assert float(difference) <= float(limit) == FORMATS[format].limit
     assert files(saved.parent) == sorted([path.name, saved.name])
 
