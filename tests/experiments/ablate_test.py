@@ -207,6 +207,7 @@ def test_a_network_that_is_tested_with_ten_views_is_compared_with_one(
     assert "on synthetic: 32 training" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_numbers_are_kept_after_each_run(tmp_path: Path, prepared_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--config=configs/alexnet.py:synthetic,small,smoke", f"--config.data.prepared_dir={prepared_dir}"]
     words += ["--processes=1", f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'table.json'}"]

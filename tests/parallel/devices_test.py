@@ -178,7 +178,8 @@ class OutOfMemory(Program):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
 
 
-@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
 def test_exhausted_memory_names_the_batch_that_fits(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config, model, optimizer, preprocessing = setup("lenet,smoke")
     parallel = data_parallel(devices)
