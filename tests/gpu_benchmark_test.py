@@ -31,7 +31,7 @@ SECTIONS = (
     "The step takes ",
     "| training step, float32, best batch, against PyTorch |",
     "| end to end from data on the device, fraction of the bare step's images/s |",
-    "| bare step with config.parallel.deterministic, share of its rate |",
+    "| bare step with config.parallel.deterministic, fraction of its images/s |",
     "| 90 epochs of ImageNet at ",
 )
 

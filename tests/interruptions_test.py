@@ -49,7 +49,7 @@ def assert_differences_are_told(finished: Path, folder: Path, patch: pytest.Monk
 
     patch.setattr(interruptions, "fuzz", lambda *_: results)
     patch.setattr("sys.argv", ["interruptions"])
-    with pytest.raises(SystemExit, match="the runs are kept in"):
+    with pytest.raises(SystemExit, match="kept in"):
         interruptions.main()
 
 
