@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from alexnet_jax.cli.flags import config_from_flags, show_keys
+from alexnet_jax.system.versions import shell_command
 
 RUN = "the folder of a run, or a .safetensors file that export made of it"
 
@@ -17,9 +18,14 @@ CONFIG = "--config=FILE.py:CHOICES"
 CONFIG_HELP = "such as configs/alexnet.py:digits; --config.KEY=VALUE changes a key, and --help then lists all keys"
 
 
+def program_words() -> list[str]:
+    """The words that started this process, without "python": "alexnet", or "-m" and "alexnet_jax"."""
+    return ["alexnet"] if Path(sys.argv[0]).stem == "alexnet" else ["-m", "alexnet_jax"]
+
+
 def program(command: str) -> str:
-    """The words that start a command as this process was started: `alexnet NAME` or `python -m alexnet_jax NAME`."""
-    return f"{'alexnet' if Path(sys.argv[0]).stem == 'alexnet' else 'python -m alexnet_jax'} {command}"
+    """The line that starts a command as this process was started: `alexnet NAME` or `python -m alexnet_jax NAME`."""
+    return f"{shell_command(program_words())} {command}"
 
 
 def run_parser(

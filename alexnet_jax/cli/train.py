@@ -2,7 +2,6 @@
 
 import functools
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +18,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default ru
 
 def main(words: list[str]) -> None:
     """Trains, as `alexnet train` or `python -m alexnet_jax train`."""
-    is_console_command = Path(sys.argv[0]).stem == "alexnet"
-    run([*(["alexnet"] if is_console_command else ["-m", "alexnet_jax"]), "train"], words)
+    run([*arguments.program_words(), "train"], words)
 
 
 def run(program: Sequence[str], words: Sequence[str]) -> None:
