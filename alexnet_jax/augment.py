@@ -86,8 +86,7 @@ def training_images(
     """
     p = preprocessing
     crop_keys, mirror_keys, color_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
-    if p.mean_form == "image_crop":
-        images = images.astype(jnp.float32) - p.mean[None]
+    images = _subtract_mean_image(p, images)
     if p.cropping == "centre":
         crops = p.centre(images).astype(jnp.float32)
     else:
@@ -135,8 +134,7 @@ def testing_images(preprocessing: Preprocessing, images: Pixels, views: int) -> 
     if views not in VIEWS:
         raise UserError(f"views={views}: the number of views must be one of {', '.join(map(str, VIEWS))}")
     p = preprocessing
-    if p.mean_form == "image_crop":
-        images = images.astype(jnp.float32) - p.mean[None]
+    images = _subtract_mean_image(p, images)
     border = images.shape[1] - p.crop
     corners = [(0, 0), (0, border), (border, 0), (border, border)] if views == 10 else []
     windows = [p.centre(images)]
@@ -146,8 +144,13 @@ def testing_images(preprocessing: Preprocessing, images: Pixels, views: int) -> 
     return jnp.stack([_subtract_mean(p, window.astype(jnp.float32)) / _channels(p.std) for window in windows])
 
 
+def _subtract_mean_image(p: Preprocessing, images: Pixels) -> Pixels | Centred:
+    """Subtracts the mean image from whole images, before they are cropped, if `mean_form` is "image_crop"."""
+    return images.astype(jnp.float32) - p.mean[None] if p.mean_form == "image_crop" else images
+
+
 def _subtract_mean(p: Preprocessing, crops: Crops) -> Crops:
-    """Subtracts the mean from crops; "image_crop" has subtracted it before cropping."""
+    """Subtracts the mean from crops in the other forms; see `_subtract_mean_image`."""
     if p.mean_form == "image_crop":
         return crops
     return crops - (_channels(p.mean) if p.mean_form == "channel" else p.centre(p.mean)[None])
