@@ -73,6 +73,7 @@ class _Board:
             folder.mkdir(exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
             self._write(purge_step, session_log=start)
+            self._events.flush()
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Records the numbers among the values."""
@@ -80,6 +81,7 @@ class _Board:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._write(step, summary=self._scalar(f"{kind}/{name}", value))
+            self._events.flush()
 
     def close(self) -> None:
         with naming(self._folder):
@@ -87,7 +89,6 @@ class _Board:
 
     def _write(self, step: int, **content: Any) -> None:
         self._events.write_event(self._event(wall_time=time.time(), step=step, **content))
-        self._events.flush()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

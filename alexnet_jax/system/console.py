@@ -128,7 +128,7 @@ class ProgressBar:
         if task.remaining is not None and task.completed > self._first:
             seconds = task.remaining * (now - self._began) / (task.completed - self._first)
             rest.append(f"{duration(seconds)} left")
-        self._progress.update(self._task, rest="  ".join(rest))
+        task.fields["rest"] = "  ".join(rest)
         with self._lock:
             if not self._progress.disable or now - self._printed < LINE_SECONDS:
                 return
