@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from alexnet_jax.models.alexnet import AlexNet, get_model
-from alexnet_jax.models.presets import fc
+from alexnet_jax.models.presets import Layer
 from configs import alexnet
 
 torch = pytest.importorskip("torch")
@@ -95,7 +95,7 @@ def test_gradients_of_every_parameter(preset: str, lrn_by_slices: bool) -> None:
 
 @pytest.mark.parametrize(("convention", "in_training", "in_testing"), [("2012", 1, 0.75), ("inverted", 4 / 3, 1)])
 def test_dropout(convention: str, in_training: float, in_testing: float) -> None:
-    layers = (fc(1000, ("dropout",)),)
+    layers = (Layer("fc", 1000, ("dropout",)),)
     model = AlexNet(layers=layers, dropout_rate=0.25, dropout_convention=convention)
     peer, images = TorchAlexNet(model, crop=2), nchw(images_of(2))
     plain = peer.operations.fc1(images.flatten(1))

@@ -7,7 +7,6 @@ github.com/pytorch/vision.
 """
 
 import dataclasses
-import functools
 import importlib.resources
 import tomllib
 from collections.abc import Mapping
@@ -46,9 +45,6 @@ class Layer:
     def is_hidden(self) -> bool:
         """Whether this is a fully connected layer other than the last."""
         return self.kind == "fc" and self.features > 0
-
-
-fc = functools.partial(Layer, "fc")
 
 
 def _layer(then: str = "", **row: Any) -> Layer:

@@ -17,7 +17,7 @@ from alexnet_jax.cli import evaluate as program
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
 from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.models.presets import fc
+from alexnet_jax.models.presets import Layer
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.steps import make_eval_step, make_predictions_step
 from alexnet_jax.train import train_and_evaluate
@@ -75,7 +75,7 @@ def test_the_predictions_of_many_devices_stay_in_order(make_config: MakeConfig, 
 
 def test_a_prediction_agrees_with_the_metrics_of_training_also_for_ties_and_nan() -> None:
     """The n-th image has one bright pixel, so that the logits are the n-th row of the kernel."""
-    model = AlexNet(layers=(fc(0),), num_classes=7)
+    model = AlexNet(layers=(Layer("fc", 0),), num_classes=7)
     rng = np.random.default_rng(0)
     images = np.eye(108, dtype=np.uint8).reshape(108, CROP, CROP, 3)
     logits, labels = rng.integers(-2, 3, (108, 7)).astype(np.float32), rng.integers(0, 7, 108).astype(np.int32)

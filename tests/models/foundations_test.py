@@ -11,7 +11,7 @@ import pytest
 
 from alexnet_jax import metrics
 from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.models.presets import PRESETS, fc
+from alexnet_jax.models.presets import PRESETS, Layer
 from alexnet_jax.models.summary import summarize
 from alexnet_jax.ops.activations import ACTIVATIONS
 from alexnet_jax.ops.convolution import conv
@@ -41,7 +41,7 @@ def params_of(*weights_and_bias: tuple[np.ndarray, np.ndarray]) -> dict[str, dic
 
 def test_fully_connected_layer_is_weights_transposed_times_inputs_plus_bias() -> None:
     image, W, b = normal32(0, 1, 2, 2, 3), normal32(1, 12, 5), normal32(2, 5)
-    logits, _ = AlexNet((fc(0),), num_classes=5).apply({"params": params_of((W, b))}, jnp.asarray(image))
+    logits, _ = AlexNet((Layer("fc", 0),), num_classes=5).apply({"params": params_of((W, b))}, jnp.asarray(image))
     a = image.reshape(12, 1).astype(np.float64)
     np.testing.assert_allclose(logits.T, W.T @ a + b[:, None], rtol=1e-5)
 
@@ -50,7 +50,7 @@ def test_backpropagation_through_two_layers() -> None:
     """Sigmoid in the hidden and in the output layer, binary cross-entropy summed over examples and outputs."""
     X, Y = normal32(0, 6, 3), np.array([[0, 1], [1, 1], [1, 0], [0, 0], [1, 0], [0, 1]], np.float32)
     W1, b1, W2, b2 = normal32(1, 3, 4), normal32(2, 4), normal32(3, 4, 2), normal32(4, 2)
-    network = AlexNet((fc(4, ("act",)), fc(0)), num_classes=2, activation="sigmoid")
+    network = AlexNet((Layer("fc", 4, ("act",)), Layer("fc", 0)), num_classes=2, activation="sigmoid")
 
     def loss(params: dict) -> jax.Array:
         z, _ = network.apply({"params": params}, pixels(X))
@@ -70,13 +70,13 @@ def test_backpropagation_through_two_layers() -> None:
 
 def test_two_linear_layers_are_one() -> None:
     x, W1, b1, W2, b2 = normal32(0, 5, 3), normal32(1, 3, 4), normal32(2, 4), normal32(3, 4, 2), normal32(4, 2)
-    network = AlexNet((fc(4), fc(0)), num_classes=2)
+    network = AlexNet((Layer("fc", 4), Layer("fc", 0)), num_classes=2)
     logits, _ = network.apply({"params": params_of((W1, b1), (W2, b2))}, pixels(x))
     np.testing.assert_allclose(logits, x @ (W1 @ W2) + (b1 @ W2 + b2), rtol=1e-4, atol=1e-5)
 
 
 def test_relu_between_two_layers_makes_them_more_than_one() -> None:
-    network = AlexNet((fc(1, ("act",)), fc(0)), num_classes=1)
+    network = AlexNet((Layer("fc", 1, ("act",)), Layer("fc", 0)), num_classes=1)
     params = params_of((np.ones((3, 1), np.float32), np.zeros(1)), (np.ones((1, 1), np.float32), np.zeros(1)))
     x = np.array([[1, 2, 4], [-1, -2, -4], [0, 0, 0]], np.float32)
     logits, _ = network.apply({"params": params}, pixels(x))
@@ -114,7 +114,7 @@ def test_every_activation_has_its_closed_form_here() -> None:
 
 
 def test_prelu_learns_its_slope_from_the_negative_inputs() -> None:
-    network = AlexNet((fc(0, ("act",)),), num_classes=3, activation="prelu")
+    network = AlexNet((Layer("fc", 0, ("act",)),), num_classes=3, activation="prelu")
     x = np.array([[-2, 0.5, -1]], np.float32)
     params = network.init(jax.random.key(0), pixels(x))["params"]
     params["fc1"]["kernel"] = jnp.eye(3)
