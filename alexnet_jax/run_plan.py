@@ -51,7 +51,7 @@ class RunPlan:
             below, above = batch_size // divisor * divisor, -(-batch_size // divisor) * divisor
             sizes = f"{below} or {above}" if below else f"{above}"
             raise UserError(
-                f"config.batch_size={batch_size} does not divide into {num_shards} shards (one for each device)"
+                f"config.batch_size={batch_size} does not divide into {num_shards} shards"
                 + (f" times config.parallel.micro_batches={micro_batches}" if micro_batches > 1 else "")
                 + f"; the nearest size: {sizes}"
             )
