@@ -16,6 +16,7 @@ from alexnet_jax.models.presets import PRESETS
 from alexnet_jax.schedules import BATCH_SCALINGS
 from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
+from tests.helpers.models import slow_unless
 
 ELSEWHERE = {"parallel.towers", "parallel.num_processes", "parallel.process_id", "optimizer.cooldown"}
 """Keys read only in tensor parallel, multi-process or longer runs; mesh_, hosts_ and schedules_test.py cover them."""
@@ -73,9 +74,7 @@ QUICK = {"source", "lenet"}
 """Presets that compile in seconds and together have all kinds of layers but batch normalisation."""
 
 
-@pytest.mark.parametrize(
-    "preset", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in alexnet.PRESETS]
-)
+@pytest.mark.parametrize("preset", slow_unless(QUICK, alexnet.PRESETS))
 def test_every_preset_trains_a_step(preset: str, tmp_path: Path, prepared_dir: str) -> None:
     config = alexnet.get_config(f"digits,{preset},smoke")
     config.data.prepared_dir = prepared_dir

@@ -20,6 +20,7 @@ from alexnet_jax.cli.export import main
 from alexnet_jax.inference.export import FORMATS, export_run
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from tests.conftest import REPOSITORY, full_disk
+from tests.helpers.models import slow_unless
 from tests.helpers.pictures import noise, refused, save
 from tests.helpers.random_run import CLASSES, random_run
 
@@ -52,9 +53,7 @@ def format_of(block: str) -> str:
     return re.findall(r'\("model(\.\S+)"\)\n', block)[0]
 
 
-@pytest.mark.parametrize(
-    "preset", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
-)
+@pytest.mark.parametrize("preset", slow_unless(QUICK, PRESETS))
 def test_stablehlo_answers_as_the_network_does(
     preset: str, make_config: Callable[..., ConfigDict], tmp_path: Path
 ) -> None:
