@@ -6,7 +6,6 @@ python -m docs.make_configuration
 from collections.abc import Iterator
 from pathlib import Path
 
-from alexnet_jax.config import flatten
 from alexnet_jax.config_keys import KEYS, Key
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -50,7 +49,7 @@ def main() -> None:
 def page() -> str:
     """The page as Markdown."""
     sections: dict[str, list[str]] = {}
-    for name, entry in flatten(KEYS):
+    for name, entry in KEYS.items():
         sections.setdefault(name.rpartition(".")[0], []).append(_row(name, entry))
     return "\n".join([HEAD, *_tables(sections)]).rstrip() + "\n"
 
