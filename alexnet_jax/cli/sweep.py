@@ -76,20 +76,22 @@ class Sweep:
 
     def run(self, count: int) -> None:
         """Tries the settings that are left; keeps the leaderboard up to date and prints a line about each setting."""
-        shown = {standing.number for standing in self._study.standings() if standing.state != "running"}
-        with console.work_progress("settings", count, len(shown)) as bar:
+        shown: set[int] = set()
 
-            def show_new() -> None:
-                standings = self._study.standings()
-                _write(standings, self._workdir)
-                for standing in standings:
-                    if standing.state != "running" and standing.number not in shown:
-                        shown.add(standing.number)
-                        values = "  ".join(f"{_short(key)} {_text(value)}" for key, value in standing.settings.items())
-                        console.show(f"trial {standing.number:4}  {_result(standing)}  {values}")
-                        bar.advance(1)
+        def show_new() -> int:
+            """Prints the settings that have ended since the last call, in the first call all; returns their number."""
+            standings = self._study.standings()
+            _write(standings, self._workdir)
+            new = [standing for standing in standings if standing.state != "running" and standing.number not in shown]
+            for standing in new:
+                values = "  ".join(f"{_short(key)} {_text(value)}" for key, value in standing.settings.items())
+                console.show(f"trial {standing.number:4}  {_result(standing)}  {values}")
+            shown.update(standing.number for standing in new)
+            return len(new)
 
-            self._study.optimize(self._train, show_new)
+        ended = show_new()  # earlier, or by workers that were faster to start
+        with console.work_progress("settings", count, ended) as bar:
+            self._study.optimize(self._train, lambda: bar.advance(show_new()))
 
     def _train(self, setting: Setting) -> Outcome | None:
         for seed in self._seeds:
