@@ -45,15 +45,16 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "status"),
     [
-        pytest.param("step", -9, marks=pytest.mark.slow),
-        pytest.param("evaluation", -9, marks=pytest.mark.slow),
-        pytest.param("save", -9, marks=pytest.mark.slow),
+        ("step", -9),
+        ("evaluation", -9),
+        ("save", -9),
         ("SIGTERM", 143),
-        pytest.param("SIGINT", 130, marks=pytest.mark.slow),
-        pytest.param("SIGTERM-evaluation", 143, marks=pytest.mark.slow),
+        ("SIGINT", 130),
+        ("SIGTERM-evaluation", 143),
     ],
 )
 def test_killed_and_continued(

@@ -78,6 +78,7 @@ def test_statistics_are_of_the_training_images(prepared_dir: str) -> None:
     np.testing.assert_allclose(np.array(statistics.pca_vectors)[:, 0], 3**-0.5, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_may_prepare_at_once(tmp_path: Path) -> None:
     code = f"from tests.data.dataset_test import digits; print(len(digits({str(tmp_path)!r}).splits['train'].labels))"
     processes = [
@@ -290,6 +291,7 @@ def test_tfds_data_sets_that_cannot_be_learnt_are_refused(
         from_tfds(builder.name, tmp_path)
 
 
+@pytest.mark.slow
 def test_tensorflow_is_never_loaded(prepared_dir: str) -> None:
     code = (
         "import sys, alexnet_jax.train\nfrom tests.data.dataset_test import digits, images\n"

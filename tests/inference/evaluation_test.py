@@ -32,7 +32,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("views", [1, 10])
+@pytest.mark.parametrize("views", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_rows_add_up_to_what_is_printed_and_recorded(
     views: int, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

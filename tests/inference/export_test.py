@@ -185,6 +185,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, 
     return folder, run.predict([photo])[0], run.predict([square])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=format_of)
 def test_ten_lines_serve_it(block: str, served: tuple[Path, np.ndarray, np.ndarray]) -> None:
     folder, by_training, by_pillow = served

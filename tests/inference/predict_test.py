@@ -298,6 +298,7 @@ def test_a_network_of_nan_has_no_answers(run: TrainedRun, tmp_path: Path) -> Non
         predict.main([*words, "--checkpoint=best"])
 
 
+@pytest.mark.slow
 def test_nobody_reads_on(run: TrainedRun, tmp_path: Path) -> None:
     photo(tmp_path / "a.png", 1)
     command = f"{sys.executable} -m alexnet_jax predict {run.path} {tmp_path} --csv | true; exit ${{PIPESTATUS[0]}}"

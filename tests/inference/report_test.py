@@ -73,6 +73,7 @@ def test_the_page_of_a_finished_run(finished: Path) -> None:
     assert "config.optimizer.learning_rate" in text and "shorter side 256, central square" in text
 
 
+@pytest.mark.slow
 def test_the_figures_alone(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report.main([str(finished), "--png", f"--output={tmp_path}"])
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(FIGURES)
