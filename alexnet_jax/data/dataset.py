@@ -1,6 +1,5 @@
 """Opens data sets by name, with random access to resized images; they are prepared at the first use."""
 
-import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -101,10 +100,13 @@ def find_prepared(prepared_dir: str, content: str, options: StorageOptions) -> D
     """
     found = []
     for path in Path(prepared_dir).glob(f"*-{options.image_size}-????????/info.json"):
-        with contextlib.suppress(UserError):  # a damaged one cannot be recognised
+        try:
             info = read_info(path.parent)
-            if info and info.content == content and _is_stored_as(info, options):
-                found.append((info.storage, path.parent))
+        except UserError as error:  # of another data set, perhaps
+            console.warn(str(error))
+            continue
+        if info and info.content == content and _is_stored_as(info, options):
+            found.append((info.storage, path.parent))
     return open_prepared(max(found)[1]) if found else None
 
 

@@ -200,7 +200,7 @@ def _known_features_alone(wanted: str) -> Iterator[None]:
     def known_class(name: str) -> Any:
         package, _, kind = name.rpartition(".")
         if kind not in FEATURES or not package.startswith("tensorflow_datasets.core.features."):
-            raise UserError(f"{wanted}: its features.json names {name!r}, which is none of {', '.join(FEATURES)}")
+            raise UserError(f"{wanted}: its files name the class {name!r}, which is none of {', '.join(FEATURES)}")
         return class_of(name)
 
     base.cls_from_name = known_class
