@@ -27,12 +27,12 @@ from configs import alexnet
 from tests.conftest import REPOSITORY
 from tests.helpers.pictures import make_folder, noise, save
 
-CHOICES = "digits,lenet,smoke"
+TEXT = "tensorflow_datasets.core.features.text_feature.Text"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -> Path:
-    config = alexnet.get_config(CHOICES)
+    config = alexnet.get_config("digits,lenet,smoke")
     config.data.prepared_dir = prepared_dir
     folder = tmp_path_factory.mktemp("trained") / "run"
     train_and_evaluate(config, folder)
@@ -79,8 +79,8 @@ def plant(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_tfds_metadata(directory, ["cat", "dog"], 8, {"train": [(shard.name, 2, 9)]})
     features = directory / "features.json"
     text = features.read_text()
-    assert text.count("tensorflow_datasets.core.features.text_feature.Text") == 1
-    features.write_text(text.replace("tensorflow_datasets.core.features.text_feature.Text", "intruder.Text"))
+    assert text.count(TEXT) == 1
+    features.write_text(text.replace(TEXT, "intruder.Text"))
     modules.mkdir()
     (modules / "intruder.py").write_text("from pathlib import Path\nPath(__file__).with_name('was_here').touch()\n")
     monkeypatch.syspath_prepend(modules)
@@ -115,6 +115,7 @@ def test_no_command_uses_a_place_that_a_run_names(
     run = from_a_stranger(trained, trap, "digits")
     caches: list[str] = []
     monkeypatch.setattr(evaluation, "use_compilation_cache", caches.append)
+    monkeypatch.setattr("alexnet_jax.inference.report._predictions", lambda *_: {})  # takes long, and no places
     save(own_folder / "photo.png", noise(0))
     before = files(run)
     for name, command in COMMANDS.items():
@@ -129,7 +130,7 @@ def test_no_command_uses_a_place_that_a_run_names(
     assert {path.name for path in own_folder.iterdir()} == {"data", "photo.png", "weights.npz"}
 
 
-@pytest.mark.parametrize("name", ["folder", "imagenet2012", "tfds:planted", "tfds:planted:1.0.0", "tfds:mnist"])
+@pytest.mark.parametrize("name", ["folder", "tfds:planted", "tfds:mnist"])
 def test_images_where_a_run_says_that_they_are_are_not_opened(
     name: str, trained: Path, trap: Path, prepared_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,9 +153,10 @@ def test_a_prepared_set_of_tfds_that_names_a_module_is_refused(
 ) -> None:
     intruded, directory = plant(trap, monkeypatch), trap / "planted" / "1.0.0"
     if file == "dataset_info.json":  # TFDS reads features there, too
+        features = directory / "features.json"
         info = json.loads((directory / file).read_text())
-        write_json(directory / file, {**info, "features": json.loads((directory / "features.json").read_text())})
-        (directory / "features.json").unlink()
+        write_json(directory / file, {**info, "features": json.loads(features.read_text())})
+        features.write_text(features.read_text().replace("intruder.Text", TEXT))
     for name in ("planted", "planted:1.0.0"):
         with pytest.raises(UserError, match=rf"'tfds:{name}': its files name the class 'intruder\.Text'"):
             Tfds(name, str(trap))
@@ -165,7 +167,7 @@ def test_a_prepared_set_of_tfds_that_names_a_module_is_refused(
 
 
 def test_what_a_run_records_is_shown_and_never_run(trained: Path, trap: Path) -> None:
-    run = shutil.copytree(trained, trap.parent / "run")
+    run = from_a_stranger(trained, trap, "folder")
     versions = json.loads((run / "versions.json").read_text())
     command = ["main.py", "<script>", f"$(touch {trap})", f"; touch {trap}"]
     write_json(run / "versions.json", {**versions, "command": command})
