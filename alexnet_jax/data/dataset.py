@@ -21,7 +21,6 @@ from alexnet_jax.system import console
 DATASET_NAMES = ("digits", "folder", "imagenet2012", "synthetic")
 """The names that `get_dataset` accepts in addition to tfds:NAME."""
 
-
 BUILT_IN = ("digits", "synthetic")
 """The names of those data sets that need no files."""
 
