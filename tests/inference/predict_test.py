@@ -69,11 +69,11 @@ def test_a_file_its_bytes_and_its_pixels_are_one(run: TrainedRun, tmp_path: Path
     np.testing.assert_array_equal(run.predict(np.asarray(Image.open(file))), expected)
 
 
-def test_predict_is_what_training_evaluates(run: TrainedRun) -> None:
+def test_predict_is_what_training_evaluates(run: TrainedRun, prepared_dir: str) -> None:
     from alexnet_jax.data.storage import read_images
     from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
 
-    dataset = open_run_dataset(run)
+    dataset = open_run_dataset(run, prepared_dir=prepared_dir)
     evaluation = evaluate(run, dataset, "test")
     images = read_images(dataset.splits["test"], np.arange(40))
     probabilities = run.predict(images)

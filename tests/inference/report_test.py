@@ -44,6 +44,12 @@ def run_folder(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "<run>")
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(prepared_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the prepared data sets where they are by default."""
+    monkeypatch.chdir(Path(prepared_dir).parent)
+
+
 def page_of(folder: Path, *flags: str) -> str:
     report.main([str(folder), *flags])
     return (folder / "report.html").read_text()
