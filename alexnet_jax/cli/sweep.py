@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="tpe (default), random or grid")
     parser.add_argument("--trials", type=int, help="settings to try; 20 by default, all of a grid")
     parser.add_argument(
-        "--pruner", choices=PRUNERS, default="median", help="median (default): stops what is worse; none"
+        "--pruner", choices=PRUNERS, default="median", help="median (default) stops what is worse; none"
     )
     parser.add_argument("--storage", help="postgresql://USER@HOST/DATABASE; by default the file WORKDIR/study.log")
     parser.add_argument("--study", help="its name in the storage; by default the name of the folder of the runs")
