@@ -19,17 +19,17 @@ prints the same list.
 python main.py --config=configs/alexnet.py --config.optimizer.learning_rate=0.005 --workdir=runs/slower
 ```
 
-On the command line `--config.` stands before the name of a key. Put quotes around tuples:
-`'--config.optimizer.step_epochs=(30.0,60.0)'`; a tuple of one row ends in a comma:
-`'--config.optimizer.learning_rate_multipliers=(("conv1/*",0.0,0.0),)'`. The patterns in such a row are those of file
-names, over names of parameters like `conv1/kernel`. For an unknown key the error names the nearest one, and for a value
-that cannot work it says why.
-
 A preset or data set of `configs/alexnet.py` may set other values than these defaults; `config.json` in the folder of a
-run has those that it used. A default of `None` means that the preset or the data decide; `None` itself cannot be typed.
+run has those that it used. Put quotes around tuples: `'--config.optimizer.step_epochs=(30.0,60.0)'`. An unknown key is
+answered with the nearest one, and a value that cannot work with a line that says why.
 
-The column "resume" says whether a run may continue with another value. A "free" key changes no result, only how it is
-computed; a "length" key decides how, and how far, the run goes on; a "fixed" key makes it another experiment. A dagger
+A tuple of one row ends in a comma: `'--config.optimizer.learning_rate_multipliers=(("conv1/*",0.0,0.0),)'`. Its pattern
+is like that of file names, and stands for all parameters with matching names, such as `conv1/kernel`. `None` cannot be
+typed.
+
+On the command line `--config.` stands before the name of a key. A default of `None` means that the preset or the data
+decide. The column "resume" says whether a run may continue with another value: "free" keys change no result, only how
+it is computed; those of "length" make the run shorter or longer; a "fixed" key makes it another experiment. A dagger
 (†) marks keys that may differ between the processes of one run.
 
 This page is made from `alexnet_jax/config_keys.py` by `python -m docs.make_configuration`.
