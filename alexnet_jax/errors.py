@@ -11,7 +11,10 @@ class UserError(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """The message of any exception, in one line of at most 200 characters."""
+    """One line on any exception, of at most 200 characters: the first line of its message, or else its class.
+
+    Of an OSError it is the reason alone, such as "No such file or directory", without the file.
+    """
     text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     first = next(filter(None, (" ".join(line.split()) for line in text.splitlines())), type(error).__name__)
     return first if len(first) <= 200 else f"{first[:196]} ..."

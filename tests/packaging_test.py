@@ -116,8 +116,8 @@ def test_the_installed_program_trains_the_digits_in_any_folder(installed: Path, 
 
 def test_the_installed_program_lists_its_commands_and_the_flags_of_training(installed: Path, tmp_path: Path) -> None:
     done = subprocess.run([installed / "alexnet", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stderr.startswith("usage: alexnet COMMAND")
-    assert {"train", "evaluate", "predict"} <= {line.split()[0] for line in done.stderr.splitlines() if line}
+    assert done.stdout.startswith("usage: alexnet COMMAND")
+    assert {"train", "evaluate", "predict"} <= {line.split()[0] for line in done.stdout.splitlines() if line}
     usage = run(installed / "alexnet", "train", "--help", cwd=tmp_path)
     assert usage.startswith("usage: alexnet train ") and "--workdir" in usage and "--config.KEY" in usage
 

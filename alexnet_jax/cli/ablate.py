@@ -153,11 +153,11 @@ def _show(table: str, rows: Sequence[Ablation], results: Results, baseline: Sequ
         console.show_table(["network", "test error", "against the first"], texts)
     else:
         texts = [[*text, row.paper, row.source, row.where] for text, row in zip(texts, rows, strict=True)]
-        header = ["what is changed", "ours", "against the first", "paper", "its source", "where"]
+        header = ["what is changed", "test error", "against the first", "paper", "authors' code", "where"]
         console.show_table(header, texts)
     names = "" if any(row.choice for row in rows) else f"preset {config.model.preset}, "
     network = names + (f"{config.max_steps:,} steps" if config.max_steps else f"{config.epochs:g} epochs")
     seeds = ", ".join(str(trial.config.seed) for trial in baseline)
-    console.show(f"Ours: test top-1 error on {_data(baseline)}; {network}; seeds {seeds}, mean ± standard deviation.")
+    console.show(f"Test top-1 error on {_data(baseline)}; {network}; seeds {seeds}, mean ± standard deviation.")
     if table == "paper":
-        console.show("Paper and source: ImageNet, 90 epochs, top-1 / top-5; + means worse than with the idea.")
+        console.show("Paper and authors' code: ImageNet, 90 epochs, top-1 / top-5; + means worse than with the idea.")

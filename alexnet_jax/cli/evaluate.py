@@ -16,7 +16,7 @@ MOST_ROWS = 10
 def main(argv: list[str]) -> None:
     """Prints top-1 and top-5 error and the classes with the most mistakes, and writes two tables."""
     parser = run_parser("evaluate", __doc__, views=True, data=True)
-    parser.add_argument("--split", default="test", help="train, validation or test (default)")
+    parser.add_argument("--split", help="train, validation or test; by default test, or validation if there is no test")
     parser.add_argument("--output", type=Path, help="folder of the tables; by default RUN/evaluation")
     options = parser.parse_args(argv)
     evaluation = evaluate_run(

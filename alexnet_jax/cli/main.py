@@ -32,12 +32,14 @@ def run() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command that argv[1] names; without one, or with --help, lists the commands."""
-    if len(argv) < 2 or argv[1] not in COMMANDS:
-        print(f"usage: {program('COMMAND')} [...]\n", file=sys.stderr)
+    """Runs the command that argv[1] names. Without one, or with --help, lists the commands."""
+    asked = argv[1:] in (["-h"], ["--help"])
+    if asked or len(argv) < 2 or argv[1] not in COMMANDS:
+        output = sys.stdout if asked else sys.stderr
+        print(f"usage: {program('COMMAND')} [...]\n", file=output)
         for name, purpose in COMMANDS.items():
-            print(f"  {name:<16} {purpose}", file=sys.stderr)
-        print(f"\nThe options of a command: {program('COMMAND --help')}", file=sys.stderr)
-        sys.exit(0 if argv[1:] in (["-h"], ["--help"]) else 2)
+            print(f"  {name:<16} {purpose}", file=output)
+        print(f"\nThe options of a command: {program('COMMAND --help')}", file=output)
+        sys.exit(0 if asked else 2)
     logging.set_verbosity(logging.FATAL)  # libraries log what is raised or shown anyway
     importlib.import_module(f"alexnet_jax.cli.{argv[1]}").main(argv[2:])

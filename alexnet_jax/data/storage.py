@@ -198,7 +198,7 @@ class PixelWriter:
             self._write_header()
 
     def _write_header(self) -> None:
-        """Writes the header; NumPy leaves room in it for the number of images to grow."""
+        """Writes the header at the file's position; NumPy leaves room in it for the number of images to grow."""
         shape = (self._count, self._image_size, self._image_size, 3)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)

@@ -16,7 +16,7 @@ from alexnet_jax.schedules import scaled_learning_rate
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A choice: `value`, which is compared, and `note`, details that are only shown."""
+    """What a config does in one decision: `value` in words, which are compared, and `note`, which is only shown."""
 
     value: str
     note: str = ""

@@ -92,7 +92,7 @@ class Evaluation:
 
 def evaluate_run(
     path: Path,
-    split: str = "test",
+    split: str | None = None,
     checkpoint: str = "latest",
     views: int | None = None,
     data_dir: str | None = None,
@@ -102,7 +102,7 @@ def evaluate_run(
 
     Args:
       path, checkpoint: see `load_run`.
-      split: the split to evaluate.
+      split: the split to evaluate; see `evaluate`.
       views: number of views to average over; None for `config.test_views`.
       data_dir, prepared_dir: see `open_run_dataset`.
 
@@ -163,17 +163,18 @@ def _difference(old: Sequence[str], new: Sequence[str]) -> str:
     return f"{len(new)} classes, not {len(old)}"
 
 
-def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = None) -> Evaluation:
+def evaluate(run: TrainedRun, dataset: Dataset, split: str | None = None, views: int | None = None) -> Evaluation:
     """Predicts every image of a split, on all devices.
 
     Args:
       run: the trained network.
       dataset: the data set of the run.
-      split: the split to evaluate.
+      split: the split to evaluate; None for the test split, or the validation split if there is no test split.
       views: number of views to average over; None for `config.test_views`.
 
     Raises UserError if the data set has no such split.
     """
+    split = split or ("test" if "test" in dataset.splits else "validation")
     if split not in dataset.splits:
         raise UserError(f"--split={split}: {run.config.data.name} has {', '.join(dataset.splits)}")
     use_compilation_cache(run.config.compilation_cache_dir)

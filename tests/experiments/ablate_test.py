@@ -176,7 +176,7 @@ def test_a_table_of_a_few_images(tmp_path: Path, prepared_dir: str, capsys: pyte
         test = read_metrics(tmp_path / "runs" / "baseline" / f"seed-{seed}")[-1]
         assert table["results"]["rows"]["baseline"]["errors"][number] == test["top1_error"]
     assert len(table["results"]["rows"]["no-decay"]["errors"]) == 1 and table["results"]["rows"]["no-decay"]["failure"]
-    assert "ImageNet, 90 epochs" in printed and "Ours: test top-1 error on synthetic: 64 training" in printed
+    assert "ImageNet, 90 epochs" in printed and "Test top-1 error on synthetic: 64 training" in printed
     times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/*/timing.jsonl"))]
     ablate.main(words)
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/*/timing.jsonl"))] == times
