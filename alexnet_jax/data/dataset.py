@@ -108,7 +108,7 @@ def open_prepared(directory: Path) -> Dataset:
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, OSError) and error.errno == errno.EMFILE:
             raise UserError(f"{directory}: too many open files; raise the limit (ulimit -n 4096)") from error
-        raise damaged_error(directory, "a file", error) from error
+        raise damaged_error(directory, str(error)) from error
     statistics = Statistics(mean_image=mean_image, **{key: _tuple(value) for key, value in info.statistics.items()})
     prepared = manifest.digest if manifest else ""
     return Dataset(splits, tuple(info.class_names), statistics, info.content, directory, prepared)
@@ -122,11 +122,12 @@ def _open_split(directory: Path, split: str, info: FolderInfo) -> Records:
             raise ValueError(f"{name} should have {size:,} bytes")
     if len(labels) != sum(count for _, count, _ in shards):
         raise ValueError(f"{split}_labels.npy has {len(labels):,} labels")
+    paths_and_counts = [(directory / name, count) for name, count, _ in shards]
     if info.storage == "raw":
         path = directory / f"{split}_checksums.npy"
         checksums = np.load(path) if path.exists() else None  # earlier versions wrote none
-        return PixelRecords([directory / name for name, _, _ in shards], labels, info.image_size, checksums)
-    return JpegRecords([(directory / name, count) for name, count, _ in shards], labels, info.image_size)
+        return PixelRecords(paths_and_counts, labels, info.image_size, checksums)
+    return JpegRecords(paths_and_counts, labels, info.image_size)
 
 
 def _tuple(value: Any) -> Any:

@@ -35,7 +35,7 @@ class Manifest:
         """Raises UserError that names the first of these files which is not as it was prepared."""
         for name in names:
             if fault := self.fault(name):
-                raise damaged_error(self.directory, name, fault)
+                raise damaged_error(self.directory, f"{name} ({fault})")
 
     def fault(self, name: str) -> str:
         """What is wrong with a file; "" if it is as it was prepared."""
@@ -66,10 +66,10 @@ class Manifest:
         return path.stat().st_size if path.is_file() else 0
 
 
-def damaged_error(directory: Path, what: str, fault: Exception | str) -> UserError:
-    """Returns the error to raise where a file or an image of a prepared folder cannot be used."""
-    anew = f"`rm -r {shlex.quote(str(directory))}` removes the folder, and training or `alexnet prepare` makes it anew"
-    return UserError(f"{directory}: {what} is damaged ({fault}); {anew} from the original images")
+def damaged_error(directory: Path, what: str) -> UserError:
+    """Returns the error to raise where a prepared folder cannot be used: it names what is damaged, and the remedy."""
+    anew = f"`rm -r {shlex.quote(str(directory))}` removes it, and training or `alexnet prepare` makes it anew"
+    return UserError(f"{directory} is damaged: {what}; {anew} from the original images")
 
 
 def write_manifest(directory: Path, names: Iterable[str]) -> None:
@@ -85,13 +85,14 @@ def read_manifest(directory: Path) -> Manifest | None:
     """Returns the manifest of a folder; None if it was prepared without one. Raises UserError if it is damaged."""
     try:
         content = json.loads((directory / MANIFEST).read_text())
-        if content["digest"] != _digest_of(content["files"]):
+        files = dict(content["files"])
+        if content["digest"] != _digest_of(files) or any(Path(name).name != name for name in files):
             raise ValueError("its content does not match its digest")
-        return Manifest(directory, **content)
+        return Manifest(directory, files, content["digest"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise damaged_error(directory, MANIFEST, error) from error
+        raise damaged_error(directory, f"{MANIFEST} ({error})") from error
 
 
 def _digest_of(files: Mapping[str, str]) -> str:

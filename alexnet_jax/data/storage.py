@@ -71,7 +71,7 @@ def read_info(directory: Path) -> FolderInfo | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:  # TypeError: missing or unknown keys
-        raise damaged_error(directory, INFO, error) from error
+        raise damaged_error(directory, f"{INFO} ({error})") from error
 
 
 @runtime_checkable
@@ -115,7 +115,7 @@ class JpegRecords:
             try:
                 decode_jpeg(self.read_jpeg(int(index)), pixels)
             except (OSError, ValueError, RuntimeError, DecodeError) as error:
-                raise damaged_error(self._folder, f"image {index}", error) from error
+                raise damaged_error(self._folder, f"image {index} ({error})") from error
 
     def read_jpeg(self, index: int) -> bytes:
         """Returns the JPEG bytes of an image."""
@@ -128,11 +128,22 @@ class PixelRecords:
 
     is_compressed = False
 
-    def __init__(self, paths: Sequence[Path], labels: np.ndarray, image_size: int, checksums: np.ndarray | None = None):
-        """Opens the files; an image is compared with its checksum, if there are any, when it is first read."""
-        self.labels, self.image_size, self._paths, self._checksums = labels, image_size, paths, checksums
-        self._shards = [np.load(path, mmap_mode="r") for path in paths]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
+    def __init__(
+        self,
+        paths_and_counts: Sequence[tuple[Path, int]],
+        labels: np.ndarray,
+        image_size: int,
+        checksums: np.ndarray | None = None,
+    ):
+        """Opens the files; an image is compared with its checksum, if there are any, when it is first read.
+
+        Raises ValueError that names a file which does not hold so many images.
+        """
+        self.labels, self.image_size, self._checksums = labels, image_size, checksums
+        self._paths, counts = zip(*paths_and_counts, strict=True)
+        shape = (image_size, image_size, 3)
+        self._shards = [_open_pixels(path, (count, *shape)) for path, count in paths_and_counts]
+        self._ends = np.cumsum(counts)
         self._is_checked = np.full(len(labels), checksums is None)
 
     def read(self, indices: Sequence[int] | np.ndarray, out: np.ndarray) -> None:
@@ -147,8 +158,19 @@ class PixelRecords:
         """Raises UserError if an image in the file `path` does not match its checksum."""
         assert self._checksums is not None
         if checksum(pixels) != self._checksums[index]:
-            raise damaged_error(path.parent, path.name, f"the pixels of image {index} do not match their checksum")
+            raise damaged_error(path.parent, f"{path.name} (image {index} does not match its checksum)")
         self._is_checked[index] = True
+
+
+def _open_pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Maps a .npy file of pixels into memory. Raises ValueError that names it if they are not of this shape."""
+    try:
+        pixels: np.ndarray = np.load(path, mmap_mode="r")
+    except ValueError as error:
+        raise ValueError(f"{path.name} ({error})") from error
+    if (pixels.shape, pixels.dtype) != (shape, np.uint8):
+        raise ValueError(f"{path.name} ({pixels.dtype} of shape {pixels.shape}, not uint8 of {shape})")
+    return pixels
 
 
 def checksum(pixels: np.ndarray) -> int:
