@@ -168,14 +168,14 @@ def _open_pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         pixels: np.ndarray = np.load(path, mmap_mode="r")
     except ValueError as error:
         raise ValueError(f"{path.name} ({error})") from error
-    if (pixels.shape, pixels.dtype) != (shape, np.uint8):
+    if pixels.shape != shape or pixels.dtype != np.uint8:
         raise ValueError(f"{path.name} ({pixels.dtype} of shape {pixels.shape}, not uint8 of {shape})")
     return pixels
 
 
 def checksum(pixels: np.ndarray) -> int:
     """CRC-32 of the pixels of an image."""
-    return zlib.crc32(pixels)
+    return zlib.crc32(pixels.data)
 
 
 class InMemoryRecords:
