@@ -15,7 +15,7 @@ MOST_NAMED = 10
 def main(argv: list[str]) -> None:
     """Says that all files are as they were prepared. Raises UserError that names those which are not."""
     parser = argparse.ArgumentParser(program("verify"), description=(__doc__ or "").partition("`: ")[2])
-    parser.add_argument("folder", type=Path, help="a prepared data set; `prepare` says where it lies")
+    parser.add_argument("folder", type=Path, help="of a prepared data set; the command prepare says where it lies")
     folder: Path = parser.parse_args(argv).folder
     manifest = read_manifest(folder)
     if manifest is None:

@@ -152,7 +152,7 @@ class PixelRecords:
         for pixels, index, number in zip(out, indices, shards, strict=True):
             pixels[:] = self._shards[number][index - self._ends[number]]  # negative: from the end
             if not self._is_checked[index]:
-                self._check(pixels, index, self._paths[number])
+                self._check(pixels, int(index), self._paths[number])
 
     def _check(self, pixels: np.ndarray, index: int, path: Path) -> None:
         """Raises UserError if an image in the file `path` does not match its checksum."""
