@@ -148,7 +148,7 @@ class Checkpoints:
         staged = staging / str(examples_seen)
         try:
             shutil.rmtree(staging, ignore_errors=True)  # late writers of a failed save may have left files
-            staging.mkdir(parents=True)
+            staging.mkdir()  # a folder of the run that has vanished is not made anew
             # The digest is of the data as JSON returns them.
             described = json.loads(json.dumps({**metadata, "best": self._best_on_disk(examples_seen, best)}))
             with _ONE_SAVE, _orbax() as orbax:
@@ -215,6 +215,15 @@ def restore_latest(directory: Path) -> tuple[Restored | None, list[str]]:
     if warnings:
         raise UserError(f"{'; '.join(warnings)}. No checkpoint is readable: start again in another --workdir")
     return None, []
+
+
+def newest_metadata(directory: Path) -> dict[str, Any]:
+    """The JSON data of the newest checkpoint, not compared with its digest; {} if there is none or it is damaged."""
+    names = checkpoint_names(directory)
+    try:
+        return _read_metadata(directory.absolute() / str(names[-1])) if names else {}
+    except Exception:  # as in `restore`
+        return {}
 
 
 def restore(directory: Path, examples_seen: int) -> Restored:

@@ -50,7 +50,7 @@ class LostProcessError(UserError):
 
 
 class AuditFailedError(UserError):
-    """The images that a run was trained on are not those that its seed determines."""
+    """The images that a run was trained on are not those that its seed determines, or its records were changed."""
 
     exit_code = 1
 

@@ -300,7 +300,7 @@ class Run:
         dataset, learning_rate = self.experiment.dataset, self.step_rates.kernels
         metadata = run_folder.checkpoint_metadata(
             self.config, dataset.class_names, dataset.content, self.progress, learning_rate, self.versions
-        )
+        ) | {"prepared": dataset.prepared, "records": self.writer.digest}
         self.checkpoints.save(self.position, tree, metadata, self.progress.best_examples_seen)
         self.writer.write_timing(self.position, {"save_seconds": time.monotonic() - began})
 
@@ -318,6 +318,8 @@ class Run:
         before = metadata["config"]["batch_size"]
         if before != self.plan.batch_size:
             console.warn(f"config.batch_size: {before} -> {self.plan.batch_size} from here on")
+        self.experiment = self.experiment.with_statistics(tree["preprocessing"])
+        self.train_step = self.trace.around(self.experiment.train_step)
         self.progress = Progress(**metadata["progress"])
         self.position = self.progress.examples_seen
         epoch = self.plan.epoch(self.position)

@@ -15,6 +15,7 @@ COMMANDS = {
     "ablate": "what each idea of the paper is worth: the test error without it, all else equal",
     "figure1": "the paper's Figure 1: how much sooner ReLU learns than tanh",
     "prepare": "makes a data set ready to be read fast, and says what is in it",
+    "verify": "compares every file of a prepared data set with its digest",
     "benchmark": "how fast the training step is here, and what limits it",
     "benchmark_input": "how fast images come to the training step, and what limits them",
     "audit": "checks that a run used every image once an epoch",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.checkpoint import newest_metadata
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.storage import read_images
 from alexnet_jax.errors import UserError
@@ -18,7 +19,7 @@ from alexnet_jax.inference import report_figures, report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
 from alexnet_jax.inference.evaluation import Evaluation, evaluate, open_run_dataset
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
-from alexnet_jax.run.metrics_log import read_metrics, read_timing
+from alexnet_jax.run.metrics_log import find_fault, read_metrics, read_timing
 from alexnet_jax.system import console
 from alexnet_jax.system.versions import shell_command
 
@@ -106,7 +107,7 @@ def make_report(
         dataset = open_run_dataset(run, data_dir, prepared_dir)
     except UserError as error:
         missing = f"No {'images are' if run else 'network is'} shown: {error}."
-    sections: dict[str, Sequence[Part]] = {"Training": list(_training(records))}
+    sections: dict[str, Sequence[Part]] = {"Training": [*_faults(workdir), *_training(records)]}
     if run:
         sections["First layer"] = [_kernels(run)]
     if run and dataset:
@@ -129,6 +130,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.parent} holds no run: {path.name} is missing") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _faults(workdir: Path) -> Iterator[Part]:
+    """A paragraph if the records are not as the run wrote them, which is also printed."""
+    if fault := find_fault(workdir, newest_metadata(workdir / "checkpoints").get("records", "")):
+        console.warn(fault)
+        yield report_page.paragraph(fault)
 
 
 def _summary(config: Mapping[str, Any], records: Records, dataset: Dataset | None) -> str:

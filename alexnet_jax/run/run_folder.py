@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
@@ -15,10 +16,11 @@ from alexnet_jax.config_keys import KEYS
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.errors import UserError
 from alexnet_jax.optimizer import restored_state, saved_state
-from alexnet_jax.run.metrics_log import read_metrics
+from alexnet_jax.run.metrics_log import find_fault, read_metrics
 from alexnet_jax.schedules import LearningRates
 from alexnet_jax.system import console
 from alexnet_jax.system.files import acquire_lock, write_json
+from alexnet_jax.system.machine import compute_threads
 from alexnet_jax.system.versions import PROJECT, shell_command
 from alexnet_jax.train_state import TrainState
 
@@ -129,7 +131,19 @@ def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict
     if changes:
         what = "; ".join(changes)
         raise UserError(f"{workdir} holds a run of another config ({what}); for a new run give another --workdir")
+    _warn_of_changes(workdir, newest.metadata, dataset)
     return newest.tree, {**recorded, "metadata": newest.metadata}
+
+
+def _warn_of_changes(workdir: Path, metadata: Mapping[str, Any], dataset: Dataset) -> None:
+    """Warns of what differs from when a checkpoint was saved without stopping the run: records, images, threads."""
+    if fault := find_fault(workdir, metadata.get("records", "")):
+        console.warn(f"{fault}. The run goes on from its checkpoint, which is sound")
+    if metadata.get("prepared", "") not in ("", dataset.prepared):
+        console.warn(f"the files of {dataset.directory} are not those of the run so far, which may change its results")
+    before, now = metadata["versions"].get("cpu_threads"), compute_threads()
+    if before not in (None, now) and jax.default_backend() == "cpu":
+        console.warn(f"CPU threads: {before} -> {now}, which changes the last bits of all results from here on")
 
 
 def training_program() -> list[str]:

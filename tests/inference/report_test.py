@@ -20,6 +20,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.inference import report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
 from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
+from alexnet_jax.inference.report import make_report
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
 
@@ -103,6 +104,14 @@ def test_a_run_without_a_checkpoint(run_folder: Path) -> None:
     page = page_of(run_folder)
     assert page.count("<img") == 1
     assert "No network is shown:" in text_of(page) and "holds no checkpoint" in text_of(page)
+
+
+def test_an_edited_record_is_told(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run_folder / "checkpoints")
+    record = run_folder / "metrics.jsonl"
+    record.write_text(record.read_text().replace('"loss": ', '"loss": 1', 1))
+    assert "line 2 was edited" in str(make_report(run_folder).sections["Training"][0])
+    assert "line 2 was edited" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_run_that_has_recorded_nothing(run_folder: Path) -> None:
