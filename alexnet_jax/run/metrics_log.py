@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from alexnet_jax.errors import UserError, reason
-from alexnet_jax.system.files import naming, write_text
+from alexnet_jax.system.files import make_folder, naming, write_text
 
 
 class MetricWriter:
@@ -69,8 +69,8 @@ class _Board:
 
         self._folder, self._scalar, self._event = folder, tensorboardX.summary.scalar, event_pb2.Event
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        make_folder(folder)
         with naming(folder):
-            folder.mkdir(exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
             self._write(purge_step, session_log=start)
             self._events.flush()
