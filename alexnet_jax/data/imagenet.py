@@ -16,7 +16,10 @@ TRAIN_IMAGES, VALIDATION_IMAGES = 1_281_167, 50_000
 _CLASSES_PER_CHUNK = 10
 _PADDING = 20 * 512 + 1024  # the most zeros at the end of a tar
 _MOST_READ = 2**26
-"""Bytes of the largest image, or description of one, that is read: ILSVRC-2012 has none above 2**24."""
+"""Bytes of the largest image, and of the longest description of a file: those of ILSVRC-2012 are far smaller."""
+
+_DAMAGED = (tarfile.TarError, ArithmeticError, LookupError, RecursionError, ValueError)
+"""What tarfile raises on damaged headers."""
 
 
 class ImageNet(Source):
@@ -82,7 +85,7 @@ class ImageNet(Source):
             with _Bounded(path) as file:
                 file.seek(offset)
                 with tarfile.open(fileobj=file, mode="r:") as tar:
-                    for member in _plain(tar):
+                    for member in _plain(tar, path):
                         image = tar.extractfile(member) if member.isfile() else None
                         if image is None:
                             raise tarfile.ReadError(f"{member.name} is no file")
@@ -92,7 +95,7 @@ class ImageNet(Source):
                 rest = file.read(min(offset + size - end, _PADDING + 1))
                 if end == offset or len(rest) > _PADDING or rest.strip(b"\0"):
                     raise tarfile.ReadError("an image is missing or unreadable")
-        except Exception as error:  # tarfile raises anything on damaged headers
+        except _DAMAGED as error:
             raise UserError(f"{path} is damaged in {name}.tar ({reason(error)}): copy or download it again") from error
 
     def _validation_chunks(self) -> list[Chunk]:
@@ -101,11 +104,13 @@ class ImageNet(Source):
         numbers = sorted(int(Path(member.name).stem[-8:]) for member in members)
         if numbers != list(range(1, VALIDATION_IMAGES + 1)):
             raise UserError(f"{path} is incomplete: it has {len(set(numbers)):,} of {VALIDATION_IMAGES:,} images")
+        if huge := next((member for member in members if member.size > _MOST_READ), None):
+            raise UserError(f"{path} is not ILSVRC-2012's: {huge.name} claims {huge.size:,} bytes")
         groups = divide_into_chunks(members)
         return [Chunk(sum(member.size for member in group), len(group), ("validation", group)) for group in groups]
 
     def _read_validation(self, members: list[tarfile.TarInfo]) -> Iterator[Original]:
-        with _Bounded(self._folder / VALIDATION) as file:
+        with (self._folder / VALIDATION).open("rb") as file:
             for member in members:
                 number = int(Path(member.name).stem[-8:])
                 file.seek(member.offset_data)
@@ -120,16 +125,17 @@ class _Bounded(io.BufferedReader):
         super().__init__(io.FileIO(path))
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Reads bytes. Raises tarfile.ReadError if they are too many, or all that there are."""
+        """Reads bytes. Raises tarfile.ReadError if they are too many, or if all are asked for."""
         if size is None or not 0 <= size <= _MOST_READ:
-            raise tarfile.ReadError(f"a header claims {size:,} bytes")
+            raise tarfile.ReadError(f"a header claims {size} bytes")
         return super().read(size)
 
 
-def _plain(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yields the members of a tar. Raises tarfile.ReadError at one whose size in the tar is not what it claims."""
+def _plain(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    """Yields the members of a tar file. Raises tarfile.ReadError at one that cannot have the size that it claims."""
+    most = path.stat().st_size
     for member in tar:
-        if member.issparse() or member.size < 0:
+        if member.issparse() or not 0 <= member.size <= most:
             raise tarfile.ReadError(f"{member.name} is sparse, or claims {member.size:,} bytes")
         yield member
 
@@ -138,8 +144,8 @@ def _members(path: Path, pattern: str) -> list[tarfile.TarInfo]:
     """The files in a tar. Raises UserError if one has a name that does not match or is cut short."""
     try:
         with _Bounded(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            members = [member for member in _plain(tar) if member.isfile()]
-    except Exception as error:  # tarfile raises anything on damaged headers
+            members = [member for member in _plain(tar, path) if member.isfile()]
+    except _DAMAGED as error:
         raise UserError(f"{path} is not ILSVRC-2012's tar file, or is incomplete: {reason(error)}") from error
     strange = [member.name for member in members if not re.fullmatch(pattern, Path(member.name).name)]
     if strange or not members:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import os
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,10 +111,11 @@ def decode_jpeg(jpeg: bytes, out: np.ndarray) -> None:
 
 def read_original(path: Path, max_pixels: float) -> bytes:
     """Reads an image file. Raises ValueError if it has more bytes than an image of `max_pixels` can need."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size or _most_bytes(max_pixels)  # a pipe has no size
-        _check_bytes(size, max_pixels)
-        return file.read(size + 1)
+    if path.is_file():
+        _check_bytes(path.stat().st_size, max_pixels)
+        return path.read_bytes()
+    with path.open("rb") as endless:  # perhaps: a pipe or a device
+        return endless.read(_most_bytes(max_pixels) + 1)
 
 
 def _most_bytes(max_pixels: float) -> int:
@@ -125,8 +125,7 @@ def _most_bytes(max_pixels: float) -> int:
 
 def _check_bytes(size: int, max_pixels: float) -> None:
     if size > _most_bytes(max_pixels):
-        most = f"the {_most_bytes(max_pixels):,} that suffice for config.data.max_megapixels"
-        raise ValueError(f"the file has more bytes than {most}")
+        raise ValueError(f"more than {_most_bytes(max_pixels):,} bytes, which suffice for config.data.max_megapixels")
 
 
 def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[str], bytes | None]:
