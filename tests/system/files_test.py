@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from alexnet_jax.checkpoint import Checkpoints
@@ -14,6 +13,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.run.metrics_log import MetricWriter
 from alexnet_jax.run.profiling import StepTrace
 from alexnet_jax.system.files import make_folder, write_csv
+from alexnet_jax.train_state import TrainState
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
     "checkpoints": lambda run: Checkpoints(run / "checkpoints", keep=1),
     "checkpoints/tmp": lambda run: Checkpoints(run / "checkpoints", keep=1),
     "damaged": set_aside,
-    "profile": lambda run: StepTrace(run / "profile", 1)._start(np.zeros(3)),  # type: ignore[arg-type]
+    "profile": lambda run: StepTrace(run / "profile", 1)._start(TrainState({}, {}, (), {}, None)),
     "evaluation": lambda run: evaluate.main([str(run)]),
     "figures": figures,
 }
