@@ -23,9 +23,10 @@ class MetricWriter:
 
     def __init__(self, workdir: Path, examples_seen: int):
         """Opens the files at a position of the run; records after it are dropped, for they will be written again."""
+        board = make_folder(workdir / "tensorboard")
         self._metrics = _reopen(workdir / "metrics.jsonl", examples_seen)
         self._timing = _reopen(workdir / "timing.jsonl", examples_seen)
-        self._board = _Board(workdir / "tensorboard", examples_seen + 1)
+        self._board = _Board(board, examples_seen + 1)
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -69,7 +70,6 @@ class _Board:
 
         self._folder, self._scalar, self._event = folder, tensorboardX.summary.scalar, event_pb2.Event
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        make_folder(folder)
         with naming(folder):
             self._events = EventsWriter(str(folder / "events"))
             self._write(purge_step, session_log=start)
