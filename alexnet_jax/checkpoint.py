@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.system import console
-from alexnet_jax.system.files import most_unpacked
+from alexnet_jax.system.files import make_folder, most_unpacked, naming
 
 _ITEM = "run"
 _STAGING = "tmp"
@@ -64,9 +64,10 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._busy_until = 0.0
         self._copy: Any = None
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self.directory)
         for path in [*self.directory.glob(f"*{_STAGING}*"), *self.directory.glob("*.new")]:  # left by a killed run
-            shutil.rmtree(path)
+            with naming(path):  # nor is a link followed here
+                shutil.rmtree(path)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -120,7 +121,7 @@ class Checkpoints:
             if name > examples_seen:
                 target = self.directory.parent / "damaged" / str(name)
                 shutil.rmtree(target, ignore_errors=True)
-                target.parent.mkdir(exist_ok=True)
+                make_folder(target.parent)
                 (self.directory / str(name)).rename(target)
 
     def _copied(self, tree: Any) -> Any:

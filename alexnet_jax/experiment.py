@@ -27,7 +27,7 @@ from alexnet_jax.run_plan import RunPlan
 from alexnet_jax.schedules import LearningRates
 from alexnet_jax.steps import make_eval_step, make_train_step
 from alexnet_jax.system import console
-from alexnet_jax.system.signals import raise_on_sigterm
+from alexnet_jax.system.signals import ends_after_signal, raise_on_sigterm
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
 
 Evaluate = Callable[[Any, Any, str], Iterator[dict[str, Any]]]
@@ -176,7 +176,7 @@ def make_storage_options(data: ConfigDict) -> StorageOptions:
 
 def open_dataset(data: ConfigDict) -> Dataset:
     """Opens the data set of `config.data`, preparing it if necessary; meanwhile SIGTERM raises Terminated."""
-    with raise_on_sigterm():
+    with raise_on_sigterm(), ends_after_signal():
         return get_dataset(data.name, data.dir, data.prepared_dir, data.synthetic_examples, make_storage_options(data))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.inference.evaluation import Evaluation, evaluate_run
 from alexnet_jax.system import console
-from alexnet_jax.system.files import write_csv
+from alexnet_jax.system.files import make_folder, write_csv
 
 MOST_ROWS = 10
 """Classes in the printed table; the file has all."""
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
         options.run, options.split, options.checkpoint, options.views, options.data_dir, options.prepared_dir
     )
     _show(evaluation)
-    write_tables(evaluation, options.output or evaluation.run.folder / "evaluation")
+    write_tables(evaluation, options.output or make_folder(evaluation.run.folder / "evaluation"))
 
 
 def _show(evaluation: Evaluation) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from alexnet_jax.data.images import PROPERTIES, PreparedImage
 from alexnet_jax.data.statistics import PixelSums, Statistics
 from alexnet_jax.data.storage import FolderInfo
-from alexnet_jax.system.files import flush
+from alexnet_jax.system.files import flush, inert
 
 _LISTS = ("split", "label", "file", "digest", "checksum", "quarantine")
 QUARANTINE_TABLE, DUPLICATES_TABLE, CLASSES_TABLE = "quarantine.tsv", "duplicates.tsv", "classes.tsv"
@@ -131,8 +131,8 @@ def write_tables(directory: Path, inventory: Inventory, class_names: Sequence[st
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes tab-separated values; tabs and line breaks within a value become spaces."""
-    lines = ["\t".join(" ".join(str(value).split()) for value in row) for row in (header, *rows)]
+    """Writes tab-separated values, each `inert`; tabs and line breaks within a value become spaces."""
+    lines = ["\t".join(inert(" ".join(str(value).split())) for value in row) for row in (header, *rows)]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
 
 

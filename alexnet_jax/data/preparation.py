@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from alexnet_jax.config import check_value
 from alexnet_jax.data import storage
-from alexnet_jax.data.images import PROPERTIES, PreparedImage, resize_image
+from alexnet_jax.data.images import PROPERTIES, PreparedImage, read_original, resize_image
 from alexnet_jax.data.inventory import QUARANTINE_TABLE, Inventory, describe, save_arrays, write_table, write_tables
 from alexnet_jax.data.manifest import write_manifest
 from alexnet_jax.data.sources import SPLITS, Original, Source
@@ -242,9 +242,9 @@ class _Job:
     def _prepare_image(self, original: Original, inventory: Inventory) -> PreparedImage | None:
         """Decodes, resizes and counts an image; returns None for an unreadable one."""
         try:
-            content = original.content
-            data = content.read_bytes() if isinstance(content, Path) else content
-            resized = resize_image(data, self.options.image_size, self.options.max_megapixels * 1e6)
+            content, max_pixels = original.content, self.options.max_megapixels * 1e6
+            data = read_original(content, max_pixels) if isinstance(content, Path) else content
+            resized = resize_image(data, self.options.image_size, max_pixels)
         except Exception as error:  # decoders raise anything on broken data
             inventory.quarantine.append((original.split, original.file, reason(error)))
             return None

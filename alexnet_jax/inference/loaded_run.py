@@ -17,7 +17,7 @@ from alexnet_jax import augment
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Restored, checkpoint_names, digest, restore, restore_latest
 from alexnet_jax.config import check, complete_here, decisive
-from alexnet_jax.data.images import resize_image
+from alexnet_jax.data.images import read_original, resize_image
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError, reason
 from alexnet_jax.experiment import make_preprocessing
@@ -95,12 +95,12 @@ class TrainedRun:
 
         Raises UserError that names the file if it cannot be read.
         """
-        data = self.config.data
+        data, max_pixels = self.config.data, self.config.data.max_megapixels * 1e6
         try:
-            content = Path(image).read_bytes() if isinstance(image, str | Path) else image
+            content = read_original(Path(image), max_pixels) if isinstance(image, str | Path) else image
             if isinstance(content, np.ndarray) and (content.dtype != np.uint8 or content.shape[2:] not in _CHANNELS):
                 raise ValueError(f"{content.dtype} of shape {content.shape} is not uint8, [height, width, 1 or 3]")
-            return resize_image(content, data.image_size, data.max_megapixels * 1e6).pixels
+            return resize_image(content, data.image_size, max_pixels).pixels
         except Exception as error:  # decoders raise anything on broken data
             name = str(image) if isinstance(image, str | Path) else "the image"
             raise UserError(f"{name} cannot be read: {reason(error)}") from error

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from alexnet_jax.errors import UserError, reason
 from alexnet_jax.run import record_chain
-from alexnet_jax.system.files import naming, write_text
+from alexnet_jax.system.files import make_folder, naming, write_text
 
 
 class MetricWriter:
@@ -28,10 +28,11 @@ class MetricWriter:
 
     def __init__(self, workdir: Path, examples_seen: int):
         """Opens the files at a position of the run; records after it are dropped, for they will be written again."""
+        board = make_folder(workdir / "tensorboard")
         self._metrics, kept = _reopen(workdir / "metrics.jsonl", examples_seen)
         self._timing, _ = _reopen(workdir / "timing.jsonl", examples_seen)
         self.digest = record_chain.last_digest(kept)
-        self._board = _Board(workdir / "tensorboard", examples_seen + 1)
+        self._board = _Board(board, examples_seen + 1)
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -82,7 +83,6 @@ class _Board:
         self._folder, self._scalar, self._event = folder, tensorboardX.summary.scalar, event_pb2.Event
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         with naming(folder):
-            folder.mkdir(exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
             self._write(purge_step, session_log=start)
             self._events.flush()

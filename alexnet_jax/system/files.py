@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 import filelock
 
 from alexnet_jax.errors import UserError
+
+_FORMULA = re.compile(r"[=@\t\r\n]|[+-](?![\d.]+$)")
+"""How text begins that a spreadsheet runs, or may: negative numbers are none."""
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -27,10 +31,32 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV file whole or not at all; makes its folder. Raises UserError if it cannot."""
+    """Writes a CSV file of `csv_line`s whole or not at all; makes its folder. Raises UserError if it cannot."""
+    write_text(path, "".join(f"{csv_line(row)}\n" for row in rows))
+
+
+def csv_line(row: Sequence[Any]) -> str:
+    """A row as a line of CSV, without its end; text that a spreadsheet would run as a formula follows an apostrophe."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
+    csv.writer(text, lineterminator="\r\n").writerow(map(inert, row))  # so that both are quoted within cells
+    return text.getvalue().removesuffix("\r\n")
+
+
+def inert(cell: Any) -> Any:
+    """A cell of a table, after an apostrophe if it is text that a spreadsheet would run as a formula."""
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a folder of ours unless it exists, and returns it.
+
+    Raises UserError if it cannot be made, or is a symbolic link: in a folder from elsewhere it may lead anywhere.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path} is a symbolic link, which is not followed: remove it, or put a folder there")
+    with naming(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def write_bytes(path: Path, content: bytes) -> None:

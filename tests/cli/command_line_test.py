@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from alexnet_jax.cli import flags as flags_lib
+from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.cli.train import default_workdir
 from alexnet_jax.config_keys import RENAMED
 from alexnet_jax.errors import TrainingDivergedError, UserError
@@ -216,6 +217,15 @@ def test_names_in_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         program([])
     assert capsys.readouterr().err == "error: a\\x1b[31m.jpg is damaged\n"
+
+
+def test_words_in_errors_of_the_command_line_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """They may be names of files, as `*` gives them."""
+    with pytest.raises(SystemExit) as exit:
+        run_parser("export", "").parse_args(["run", "--\x1b[31m.jpg"])
+    assert exit.value.code == 2
+    err = capsys.readouterr().err
+    assert "\x1b" not in err and r"--\x1b[31m.jpg" in err
 
 
 def test_errors_of_the_program_itself_keep_their_traceback() -> None:
