@@ -20,9 +20,10 @@ from tests.architecture_test import MODULES, imports
 from tests.conftest import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+EXTRAS = ("database", "export", "tfds", "test")
 REQUIREMENTS = {
     "requirements.txt": PROJECT["dependencies"],
-    **{f"requirements-{extra}.txt": PROJECT["optional-dependencies"][extra] for extra in ("export", "tfds", "test")},
+    **{f"requirements-{extra}.txt": PROJECT["optional-dependencies"][extra] for extra in EXTRAS},
 }
 """Files of pins -> the bounds in pyproject.toml that they are for."""
 

@@ -3,10 +3,7 @@
 import importlib
 import sys
 
-from absl import logging
-
-from alexnet_jax.cli.arguments import program
-from alexnet_jax.cli.flags import exit_on_user_error
+from alexnet_jax.cli.exits import exit_on_user_error
 
 COMMANDS = {
     "train": "trains a network, or continues a run",
@@ -31,8 +28,20 @@ def run() -> None:
     exit_on_user_error(main)(sys.argv)
 
 
+@exit_on_user_error
+def train(argv: list[str]) -> None:
+    """The program main.py: trains."""
+    from alexnet_jax.cli import train
+
+    train.run(argv[:1], argv[1:])
+
+
 def main(argv: list[str]) -> None:
     """Runs the command that argv[1] names; without one, or with --help, lists the commands."""
+    from absl import logging
+
+    from alexnet_jax.cli.arguments import program
+
     if len(argv) < 2 or argv[1] not in COMMANDS:
         print(f"usage: {program('COMMAND')} [...]\n", file=sys.stderr)
         for name, purpose in COMMANDS.items():

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from alexnet_jax.errors import UserError, reason
+from alexnet_jax.errors import UserError, check_keys, reason
 from alexnet_jax.system.files import naming, write_text
 
 
@@ -23,8 +23,8 @@ class MetricWriter:
 
     def __init__(self, workdir: Path, examples_seen: int):
         """Opens the files at a position of the run; records after it are dropped, for they will be written again."""
-        self._metrics = _reopen(workdir / "metrics.jsonl", examples_seen)
-        self._timing = _reopen(workdir / "timing.jsonl", examples_seen)
+        self._metrics = _reopen(workdir / "metrics.jsonl", read_metrics(workdir), examples_seen)
+        self._timing = _reopen(workdir / "timing.jsonl", read_timing(workdir), examples_seen)
         self._board = _Board(workdir / "tensorboard", examples_seen + 1)
 
     def __enter__(self) -> "MetricWriter":
@@ -93,21 +93,24 @@ class _Board:
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The complete records of metrics.jsonl. Raises UserError if it is damaged."""
-    return _read(workdir / "metrics.jsonl")
+    return _read(workdir / "metrics.jsonl", {"kind": str, "examples_seen": int})
 
 
 def read_timing(workdir: Path) -> list[dict[str, Any]]:
     """The complete records of timing.jsonl. Raises UserError if it is damaged."""
-    return _read(workdir / "timing.jsonl")
+    return _read(workdir / "timing.jsonl", {"examples_seen": int})
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, without a last line that a kill cut short."""
+def _read(path: Path, kinds: Mapping[str, type]) -> list[dict[str, Any]]:
+    """The records of a file, which must hold values of these types, without a last line that a kill cut short."""
     try:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except (OSError, ValueError) as error:
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {reason(error)}") from error
+    for number, record in enumerate(records, start=1):
+        check_keys(f"{path}, line {number}", record, kinds)
+    return records
 
 
 def _append(file: TextIO, record: Mapping[str, Any]) -> None:
@@ -116,8 +119,8 @@ def _append(file: TextIO, record: Mapping[str, Any]) -> None:
         file.flush()
 
 
-def _reopen(path: Path, examples_seen: int) -> TextIO:
+def _reopen(path: Path, records: list[dict[str, Any]], examples_seen: int) -> TextIO:
     """Drops records after a position and a line that a kill cut short, then opens the file to append to it."""
-    records = [record for record in _read(path) if record["examples_seen"] <= examples_seen]
-    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    kept = [record for record in records if record["examples_seen"] <= examples_seen]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
     return path.open("a")

@@ -7,13 +7,10 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from alexnet_jax.errors import Terminated
 from alexnet_jax.system import console
 
 STOPPING = "stopping after this step, then saving ... (again: at once, without saving)"
-
-
-class Terminated(KeyboardInterrupt):
-    """Raised by SIGTERM inside `raise_on_sigterm`, as KeyboardInterrupt is by SIGINT."""
 
 
 @contextlib.contextmanager

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from alexnet_jax.cli import flags as flags_lib
+from alexnet_jax.cli.exits import exit_on_user_error
 from alexnet_jax.cli.train import default_workdir
 from alexnet_jax.config_keys import RENAMED
-from alexnet_jax.errors import TrainingDivergedError, UserError
-from alexnet_jax.system.signals import Terminated
+from alexnet_jax.errors import Terminated, TrainingDivergedError, UserError
 from tests.conftest import REPOSITORY
 
 CONFIG_FILE = REPOSITORY / "configs" / "alexnet.py"
@@ -176,7 +176,7 @@ def test_the_program_answers_a_mistake_with_one_line_and_status_2(
 def test_an_interruption_before_the_run_begins_is_one_line_too(
     error: type[BaseException], status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         raise error
 
@@ -190,7 +190,7 @@ def test_an_interruption_before_the_run_begins_is_one_line_too(
 def test_user_errors_become_one_line_and_a_status(
     error: type[UserError], status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         raise error(f"{argv[0]} is no good")
 
@@ -201,7 +201,7 @@ def test_user_errors_become_one_line_and_a_status(
 
 
 def test_names_in_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         raise UserError("a\x1b[31m.jpg is damaged")
 
@@ -211,7 +211,7 @@ def test_names_in_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_errors_of_the_program_itself_keep_their_traceback() -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         raise ValueError(argv)
 
