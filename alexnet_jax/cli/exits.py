@@ -3,17 +3,58 @@
 Imports little, so that a signal is answered by that line while the rest is still being imported.
 """
 
+import _thread
+import contextlib
 import functools
 import io
 import os
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 from alexnet_jax.errors import Terminated, UserError, lacks_memory, reason
 
+Main = Callable[[list[str]], None]
+"""A function of the words of a command line."""
 
-def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+
+def run_program(main: Main, argv: list[str]) -> None:
+    """Runs a main function as this process: `exit_on_user_error`, and no interrupt is lost or waits for threads."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored, as after nohup
+        signal.signal(signal.SIGINT, _interrupt)
+    sys.unraisablehook = _interrupt_again
+    try:
+        exit_on_user_error(main)(argv)
+    except SystemExit as end:
+        if end.code not in (130, 143):
+            raise
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(end.code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt; during an import ends at once, for libraries may crash if their start is interrupted."""
+    if any(where.f_code.co_filename.startswith("<frozen importlib") for where, _ in traceback.walk_stack(frame)):
+        os.write(2, b"error: interrupted\n")
+        os._exit(130)
+    raise KeyboardInterrupt
+
+
+def _interrupt_again(unraisable: Any) -> None:
+    """Repeats an interrupt that came where no error can be raised, as in JAX's callback of the garbage collector."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        number = signal.SIGTERM if isinstance(unraisable.exc_value, Terminated) else signal.SIGINT
+        threading.Timer(0.01, _thread.interrupt_main, [number]).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def exit_on_user_error(main: Main) -> Main:
     """Wraps the main function of a program: what is no fault of the program becomes one line and the exit code.
 
     That are a UserError, a signal, a file or a stream that cannot be used, and too little memory.

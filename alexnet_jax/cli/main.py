@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from alexnet_jax.cli.exits import exit_on_user_error
+from alexnet_jax.cli.exits import run_program
 
 COMMANDS = {
     "train": "trains a network, or continues a run",
@@ -25,12 +25,15 @@ COMMANDS = {
 
 def run() -> None:
     """The program `alexnet`: runs the command that sys.argv names."""
-    exit_on_user_error(main)(sys.argv)
+    run_program(main, sys.argv)
 
 
-@exit_on_user_error
-def train(argv: list[str]) -> None:
+def train() -> None:
     """The program main.py: trains."""
+    run_program(_train, sys.argv)
+
+
+def _train(argv: list[str]) -> None:
     from alexnet_jax.cli import train
 
     train.run(argv[:1], argv[1:])
