@@ -38,7 +38,7 @@ def run_program(main: Main, argv: list[str]) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt; during an import ends at once, for libraries may crash if their start is interrupted."""
+    """Raises KeyboardInterrupt; during an import ends at once, for a library may crash if its start is interrupted."""
     if any(where.f_code.co_filename.startswith("<frozen importlib") for where, _ in traceback.walk_stack(frame)):
         os.write(2, b"error: interrupted\n")
         os._exit(130)
