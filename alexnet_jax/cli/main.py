@@ -3,10 +3,7 @@
 import importlib
 import sys
 
-from absl import logging
-
-from alexnet_jax.cli.arguments import program
-from alexnet_jax.cli.flags import exit_on_user_error
+from alexnet_jax.cli.exits import run_program
 
 COMMANDS = {
     "train": "trains a network, or continues a run",
@@ -29,11 +26,26 @@ COMMANDS = {
 
 def run() -> None:
     """The program `alexnet`: runs the command that sys.argv names."""
-    exit_on_user_error(main)(sys.argv)
+    run_program(main, sys.argv)
+
+
+def train() -> None:
+    """The program main.py: trains."""
+    run_program(_train, sys.argv)
+
+
+def _train(argv: list[str]) -> None:
+    from alexnet_jax.cli import train
+
+    train.run(argv[:1], argv[1:])
 
 
 def main(argv: list[str]) -> None:
     """Runs the command that argv[1] names. Without one, or with --help, lists the commands."""
+    from absl import logging
+
+    from alexnet_jax.cli.arguments import program
+
     asked = argv[1:] in (["-h"], ["--help"])
     if asked or len(argv) < 2 or argv[1] not in COMMANDS:
         output = sys.stdout if asked else sys.stderr

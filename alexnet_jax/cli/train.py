@@ -9,7 +9,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from alexnet_jax.cli import arguments
-from alexnet_jax.cli.flags import exit_on_user_error, parse_flags, refuse_words
+from alexnet_jax.cli.exits import exit_on_user_error
+from alexnet_jax.cli.flags import parse_flags, refuse_words
 from alexnet_jax.system.versions import shell_command
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration: FILE.py or FILE.py:CHOICES.", lock_config=True)

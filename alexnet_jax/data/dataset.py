@@ -131,7 +131,7 @@ def open_prepared(directory: Path) -> Dataset:
     try:
         splits = {split: _open_split(directory, split, info) for split in SPLITS if split in info.shards}
         mean_image = np.load(directory / "mean_image.npy")
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:  # any content of info.json
         if isinstance(error, OSError) and error.errno == errno.EMFILE:
             raise UserError(f"{directory}: too many open files; raise the limit (ulimit -n 4096)") from error
         raise damaged_error(directory, str(error)) from error
@@ -148,6 +148,8 @@ def _open_split(directory: Path, split: str, info: FolderInfo) -> Records:
             raise ValueError(f"{name} should have {size:,} bytes")
     if len(labels) != sum(count for _, count, _ in shards):
         raise ValueError(f"{split}_labels.npy has {len(labels):,} labels")
+    if labels.dtype.kind != "i" or labels.min() < 0 or labels.max() >= len(info.class_names):
+        raise ValueError(f"{split}_labels.npy holds other labels than those of {len(info.class_names):,} classes")
     paths_and_counts = [(directory / name, count) for name, count, _ in shards]
     if info.storage == "raw":
         path = directory / f"{split}_checksums.npy"

@@ -24,9 +24,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from alexnet_jax.errors import LostProcessError, UserError
+from alexnet_jax.errors import LostProcessError, Terminated, UserError
 from alexnet_jax.system import console
-from alexnet_jax.system.signals import Terminated
 
 _LOST = re.compile("gloo|nccl|connection|coordination|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE)
 """Words in JAX's errors that mean that another process has been lost."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from alexnet_jax.errors import UserError, reason
+from alexnet_jax.errors import UserError, check_keys, reason
 from alexnet_jax.run import record_chain
 from alexnet_jax.system.files import make_folder, naming, write_text
 
@@ -29,8 +29,8 @@ class MetricWriter:
     def __init__(self, workdir: Path, examples_seen: int):
         """Opens the files at a position of the run; records after it are dropped, for they will be written again."""
         board = make_folder(workdir / "tensorboard")
-        self._metrics, kept = _reopen(workdir / "metrics.jsonl", examples_seen)
-        self._timing, _ = _reopen(workdir / "timing.jsonl", examples_seen)
+        self._metrics, kept = _reopen(workdir / "metrics.jsonl", read_metrics(workdir), examples_seen)
+        self._timing, _ = _reopen(workdir / "timing.jsonl", read_timing(workdir), examples_seen)
         self.digest = record_chain.last_digest(kept)
         self._board = _Board(board, examples_seen + 1)
 
@@ -105,7 +105,7 @@ class _Board:
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The complete records of metrics.jsonl, without their digests. Raises UserError if it is damaged."""
-    records = _read(workdir / "metrics.jsonl")
+    records = _read(workdir / "metrics.jsonl", {"kind": str, "examples_seen": int})
     for record in records:
         record.pop("digest", None)
     return records
@@ -125,17 +125,19 @@ def find_fault(workdir: Path, expected: str) -> str:
 
 def read_timing(workdir: Path) -> list[dict[str, Any]]:
     """The complete records of timing.jsonl. Raises UserError if it is damaged."""
-    return _read(workdir / "timing.jsonl")
+    return _read(workdir / "timing.jsonl", {"examples_seen": int})
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The complete records of a file."""
+def _read(path: Path, kinds: Mapping[str, type]) -> list[dict[str, Any]]:
+    """The complete records of a file, which must hold values of these types."""
     records = []
     for number, line in enumerate(_lines(path), start=1):
+        where = f"{path}, line {number}"
         try:
             records.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}, is damaged: {reason(error)}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}, is damaged: {reason(error)}") from error
+        check_keys(where, records[-1], kinds)
     return records
 
 
@@ -161,13 +163,13 @@ def _check_present(file: TextIO) -> None:
         raise UserError(f"{path} was removed or replaced while the run was writing to it: the run ends here")
 
 
-def _reopen(path: Path, examples_seen: int) -> tuple[TextIO, list[str]]:
+def _reopen(path: Path, records: list[dict[str, Any]], examples_seen: int) -> tuple[TextIO, list[str]]:
     """Drops records after a position and a line that a kill cut short.
 
     Returns:
       The file, opened to append to it, and its lines.
     """
-    records = zip(_lines(path), _read(path), strict=True)
-    kept = [line for line, record in records if record["examples_seen"] <= examples_seen]
+    lines = zip(_lines(path), records, strict=True)
+    kept = [line for line, record in lines if record["examples_seen"] <= examples_seen]
     write_text(path, "".join(line + "\n" for line in kept))
     return path.open("a"), kept

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import errno
 import io
 import json
 import os
@@ -14,7 +13,7 @@ from typing import Any
 
 import filelock
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UserError, disk_hint, reason
 
 _FORMULA = re.compile(r"[=@\t\r\n]|[+-](?![\d.]+$)")
 """How text begins that a spreadsheet runs, or may: negative numbers are none."""
@@ -23,6 +22,17 @@ _FORMULA = re.compile(r"[=@\t\r\n]|[+-](?![\d.]+$)")
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all. Raises UserError if it cannot."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """The content of a JSON file, a dict or a list. Raises UserError if it cannot be read or is something else."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    if not isinstance(content, kind):
+        raise UserError(f"{path} is damaged: it holds a {type(content).__name__}, not a {kind.__name__}")
+    return content
 
 
 def write_text(path: Path, text: str) -> None:
@@ -106,8 +116,7 @@ def naming(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "; is the disk full?" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
-        raise UserError(f"cannot write {path}: {error.strerror or error}{hint}") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}{disk_hint(error)}") from error
 
 
 @contextlib.contextmanager

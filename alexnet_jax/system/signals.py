@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from alexnet_jax.errors import Terminated
 from alexnet_jax.system import console
 
 STOPPING = "stopping after this step, then saving ... (again: at once, without saving)"
@@ -16,10 +17,6 @@ STOPPING = "stopping after this step, then saving ... (again: at once, without s
 
 GRACE_SECONDS = 5.0
 """Time in which a signal inside `ends_after_signal` has to be answered."""
-
-
-class Terminated(KeyboardInterrupt):
-    """Raised by SIGTERM inside `raise_on_sigterm`, as KeyboardInterrupt is by SIGINT."""
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
-"""The command, packages, platform and git revision that a run records."""
+"""The command, packages, platform and git revision that a run records; packages that are needed at times."""
 
+import importlib.util
 import platform
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from alexnet_jax.errors import UserError
 from alexnet_jax.system.machine import compute_threads
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -33,6 +35,13 @@ def describe_environment(command: list[str]) -> dict[str, Any]:
 def shell_command(command: Sequence[str]) -> str:
     """The recorded words of a command as one line for a shell: `alexnet ...`, or `python ...`."""
     return shlex.join(command if list(command[:1]) == ["alexnet"] else ["python", *command])
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raises UserError for a missing module; it names the command that installs the packages of the extra."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"{module} is missing: python -m pip install -r requirements-{extra}.txt")
 
 
 def _git_revision(folder: Path) -> str | None:

@@ -8,10 +8,10 @@ import pytest
 
 from alexnet_jax.cli import flags as flags_lib
 from alexnet_jax.cli.arguments import run_parser
+from alexnet_jax.cli.exits import exit_on_user_error
 from alexnet_jax.cli.train import default_workdir
 from alexnet_jax.config_keys import RENAMED
-from alexnet_jax.errors import TrainingDivergedError, UserError
-from alexnet_jax.system.signals import Terminated
+from alexnet_jax.errors import Terminated, TrainingDivergedError, UserError
 from tests.conftest import REPOSITORY
 
 CONFIG_FILE = REPOSITORY / "configs" / "alexnet.py"
@@ -146,7 +146,7 @@ GOOD = f"--config={CONFIG_FILE}"
 def test_a_mistake_is_answered_with_one_line_and_status_2(
     arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         flags_lib.config_from_flags("main.py", argv)
 
@@ -185,7 +185,7 @@ def test_so_does_the_program_and_it_makes_no_folder(arguments: list[str], words:
 def test_an_interruption_before_the_run_begins_is_one_line_too(
     error: type[BaseException], status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         raise error
 
@@ -199,7 +199,7 @@ def test_an_interruption_before_the_run_begins_is_one_line_too(
 def test_user_errors_become_one_line_and_a_status(
     error: type[UserError], status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         raise error(f"{argv[0]} is no good")
 
@@ -210,7 +210,7 @@ def test_user_errors_become_one_line_and_a_status(
 
 
 def test_names_in_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         raise UserError("a\x1b[31m.jpg is damaged")
 
@@ -229,7 +229,7 @@ def test_words_in_errors_of_the_command_line_are_escaped(capsys: pytest.CaptureF
 
 
 def test_errors_of_the_program_itself_keep_their_traceback() -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         raise ValueError(argv)
 

@@ -10,7 +10,7 @@ import pytest
 
 from alexnet_jax.cli import benchmark, benchmark_input, prepare
 from alexnet_jax.cli import main as program
-from alexnet_jax.cli.flags import exit_on_user_error
+from alexnet_jax.cli.exits import exit_on_user_error
 from alexnet_jax.data.dataset import open_prepared
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments import step_timing

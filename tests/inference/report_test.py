@@ -192,7 +192,11 @@ def test_activation_statistics_are_those_of_the_features(finished: Path) -> None
 def test_the_confusion_matrix_adds_up(finished: Path) -> None:
     run = load_run(finished)
     evaluation = evaluate(run, open_run_dataset(run), "test")
-    counts = evaluation.confusion()
+    counts = evaluation.confusion(np.arange(len(run.class_names)))
+    mistakes = counts - np.diag(np.diag(counts))
+    assert evaluation.mistakes().tolist() == (mistakes.sum(0) + mistakes.sum(1)).tolist()
+    some = np.array([1, 3, 4])
+    assert evaluation.confusion(some).tolist() == counts[np.ix_(some, some)].tolist()
     for number, (_, images, wrong, _) in enumerate(evaluation.by_class()):
         assert counts[number].sum() == images and images - counts[number, number] == wrong
 
