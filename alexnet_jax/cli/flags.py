@@ -10,16 +10,17 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from alexnet_jax.config import check, flatten, nearest
+from alexnet_jax.config import check, decisive, flatten, nearest
 from alexnet_jax.config_keys import KEYS, RENAMED
 from alexnet_jax.errors import UserError
 from alexnet_jax.system import console
+from alexnet_jax.system.files import expand_home
 from alexnet_jax.system.signals import Terminated
 
 _PACKAGE = Path(__file__).parents[1]
@@ -46,8 +47,23 @@ def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]
             _exit("terminated", 143)
         except KeyboardInterrupt:
             _exit("interrupted", 130)
+        except (AssertionError, RuntimeError):
+            if wanted := missing_platform():
+                _exit(f"JAX_PLATFORMS={wanted}, but JAX finds no such device here; unset it to use what there is")
+            raise
 
     return wrapped
+
+
+def missing_platform() -> str:
+    """The value of JAX_PLATFORMS if JAX has no such device, for which its own errors have many forms; else ""."""
+    import jax  # here: it takes seconds
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError):
+        return os.environ.get("JAX_PLATFORMS", "")
+    return ""
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -75,6 +91,20 @@ def config_from_flags(program: str, argv: Sequence[str]) -> ConfigDict:
     config: ConfigDict = values["config"].value
     check(config.to_dict())
     return config
+
+
+def overrides(config_file: str, config: ConfigDict) -> dict[str, Any]:
+    """The keys that make a config another experiment than its file does, and the folder of images, with their values.
+
+    Args:
+      config_file: the value of --config.
+      config: the config after all flags.
+    """
+    before, after = (
+        decisive(plain) | {"data.dir": plain["data"]["dir"]}
+        for plain in (_load(config_file).to_dict(), config.to_dict())
+    )
+    return {name: value for name, value in after.items() if value != before.get(name)}
 
 
 def show_keys(words: Sequence[str]) -> None:
@@ -119,6 +149,12 @@ def _values_of_config(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
             yield index, flag[0], word[flag.end() :]
         elif index and re.fullmatch(r"--?config", words[index - 1]):
             yield index, "", word
+
+
+def expand_words(words: Sequence[str]) -> list[str]:
+    """A command line with ~ expanded at the start of a word and of a flag's value; shells leave out the latter."""
+    parts = [word.rpartition("=") if word.startswith("--") else ("", "", word) for word in words]
+    return [f"{flag}{equals}{expand_home(value)}" for flag, equals, value in parts]
 
 
 def with_choice(words: Sequence[str], choice: str) -> list[str]:

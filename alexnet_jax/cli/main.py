@@ -6,7 +6,7 @@ import sys
 from absl import logging
 
 from alexnet_jax.cli.arguments import program
-from alexnet_jax.cli.flags import exit_on_user_error
+from alexnet_jax.cli.flags import exit_on_user_error, expand_words
 
 COMMANDS = {
     "train": "trains a network, or continues a run",
@@ -40,4 +40,4 @@ def main(argv: list[str]) -> None:
         print(f"\nThe options of a command: {program('COMMAND --help')}", file=sys.stderr)
         sys.exit(0 if argv[1:] in (["-h"], ["--help"]) else 2)
     logging.set_verbosity(logging.FATAL)  # libraries log what is raised or shown anyway
-    importlib.import_module(f"alexnet_jax.cli.{argv[1]}").main(argv[2:])
+    importlib.import_module(f"alexnet_jax.cli.{argv[1]}").main(expand_words(argv[2:]))

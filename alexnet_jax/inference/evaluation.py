@@ -93,7 +93,7 @@ class Evaluation:
 def evaluate_run(
     path: Path,
     split: str = "test",
-    checkpoint: str = "latest",
+    checkpoint: str = "tested",
     views: int | None = None,
     data_dir: str | None = None,
     prepared_dir: str | None = None,

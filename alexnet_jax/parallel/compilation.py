@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 
+from alexnet_jax.system.files import expand_home
 from alexnet_jax.system.machine import processor_kind
 
 CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
@@ -23,5 +24,5 @@ def use_compilation_cache(directory: str) -> None:
     """
     if directory and not jax.config.values["jax_compilation_cache_dir"]:
         # XLA compiles for this processor; run on another one, the program may crash with an illegal instruction.
-        jax.config.update("jax_compilation_cache_dir", str(Path(directory) / processor_kind()))
+        jax.config.update("jax_compilation_cache_dir", str(Path(expand_home(directory)) / processor_kind()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

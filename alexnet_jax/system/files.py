@@ -5,6 +5,7 @@ import csv
 import errno
 import io
 import json
+import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,11 @@ from typing import Any
 import filelock
 
 from alexnet_jax.errors import UserError
+
+
+def expand_home(path: Path | str) -> str:
+    """A path with ~ expanded; "" stays as it is, and so does a ~ that is no user's home."""
+    return os.path.expanduser(path)  # noqa: PTH111, Path.expanduser makes "." of "" and raises for the latter
 
 
 def write_json(path: Path, content: Any) -> None:
