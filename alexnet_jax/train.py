@@ -223,11 +223,12 @@ class Run:
     def _ended_by(self) -> str:
         """The key of the config that ends the run here; "" if it goes on."""
         progress, config = self.progress, self.config
+        bound, patience = config.stop_at_train_error, config.early_stopping_patience
         if self.position >= self.plan.total_examples:
             return "max_steps" if self.plan.total_steps == config.max_steps else "epochs"
-        if progress.train_top1_error is not None and progress.train_top1_error <= config.stop_at_train_error > 0:
+        if bound and progress.train_top1_error is not None and progress.train_top1_error <= bound:
             return "stop_at_train_error"
-        if progress.evaluations_since_best >= config.early_stopping_patience > 0:
+        if patience and progress.evaluations_since_best >= patience:
             return "early_stopping_patience"
         return ""
 
@@ -287,7 +288,8 @@ class Run:
 
         The parameters are the last ones; with early stopping, those of the best checkpoint.
         """
-        dataset, state, which = self.experiment.dataset, self.state, {}
+        dataset, state = self.experiment.dataset, self.state
+        which: dict[str, Any] = {}
         if self.config.early_stopping_patience:
             self.checkpoints.wait()
             tree, which = hosts.from_main(self._best)

@@ -50,7 +50,7 @@ def play(
             rates.restore(store(rates.state()), float(epoch))
         rates.observe(error, float(epoch))
         scales.append(rates.of_kernels(float(epoch)) / first)
-        reasons.append(rates.at(float(epoch)).drop)
+        reasons.append(rates.at(float(epoch)).change)
     return scales, reasons
 
 

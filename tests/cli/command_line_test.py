@@ -1,5 +1,6 @@
 """The command line: what is mistyped is answered with one line, and never with a traceback."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -231,4 +232,31 @@ def test_errors_of_the_program_itself_keep_their_traceback() -> None:
     ],
 )
 def test_default_workdir_is_named_by_the_config(config: str, workdir: str) -> None:
-    assert default_workdir(config) == workdir
+    assert default_workdir(config, {}) == workdir
+
+
+@pytest.mark.parametrize(
+    ("flags", "workdir"),
+    [
+        # What only makes the run longer, or changes no result, continues the run.
+        (["--config.epochs=60", "--config.optimizer.restart_epochs=(30.0,)", "--config.data.num_threads=2"], ""),
+        (["--config.seed=0", "--config.optimizer.learning_rate=1e-2"], ""),  # as they are anyway
+        (["--config.seed=1"], "-seed=1"),
+        (["--config.optimizer.learning_rate=5e-3", "--config.seed=1"], "-learning_rate=0.005-seed=1"),
+        (["--config.seed=1", "--config.optimizer.learning_rate=0.005"], "-learning_rate=0.005-seed=1"),
+        (["--config.data.dir=my photos/pets"], "-pets"),
+        (["--config.data.std=(1.0, 1.0, 2.0)"], "-std=-1.0-1.0-2.0"),
+        (["--config.model.without_layers=('conv3', 'conv4', 'conv5')", "--config.init_from=runs/another/one"], "-#"),
+    ],
+)
+def test_the_default_workdir_is_another_where_the_experiment_is(flags: list[str], workdir: str) -> None:
+    config = flags_lib.config_from_flags("train", [f"--config={CONFIG_FILE}", *flags])
+    changes = flags_lib.overrides(str(CONFIG_FILE), config)
+    assert re.sub("-[0-9a-f]{8}$", "-#", default_workdir(str(CONFIG_FILE), changes)) == f"runs/alexnet{workdir}"
+
+
+def test_home_is_expanded_in_flags_and_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["--workdir=~/runs", "~/a.jpg", "--config.data.dir=~", "--config.x=a~b", "a=~", "--output", "~/x"]
+    expanded = ["--workdir=/home/me/runs", "/home/me/a.jpg", "--config.data.dir=/home/me", "--config.x=a~b", "a=~"]
+    assert flags_lib.expand_words(words) == [*expanded, "--output", "/home/me/x"]
