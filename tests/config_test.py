@@ -320,6 +320,7 @@ def test_choices_that_do_not_exist_or_exclude_each_other_are_refused(choices: st
         ("lenet,tfds:mnist", "tfds:mnist", "lenet", 0),
         ("smoke", "digits", "source", 3),
         ("smoke,imagenet2012,owt", "synthetic", "owt", 3),
+        ("folder,smoke", "folder", "source", 3),
     ],
 )
 def test_choices_in_any_order(choices: str, data: str, preset: str, max_steps: int) -> None:

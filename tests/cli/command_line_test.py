@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from alexnet_jax.cli import flags as flags_lib
@@ -185,6 +186,25 @@ def test_an_interruption_before_the_run_begins_is_one_line_too(
         program([])
     assert exit.value.code == status
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_device_that_jax_does_not_find_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise AssertionError  # so does jax 0.10.2
+
+    @flags_lib.exit_on_user_error
+    def program(argv: list[str]) -> None:
+        jax.devices()
+
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(SystemExit) as exit:
+        program([])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert "JAX_PLATFORMS=cuda" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("error", "status"), [(UserError, 2), (TrainingDivergedError, 1)])
