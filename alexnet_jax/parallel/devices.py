@@ -5,6 +5,7 @@ The only module that uses pmap and meshes.
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -289,7 +290,7 @@ def _choose(num_devices: int) -> list[jax.Device]:
 @functools.cache
 def _tell_of_unused_gpu() -> None:
     """Warns, once, if there is an NVIDIA GPU that this JAX cannot use; not if JAX_PLATFORMS asks for the CPU."""
-    if not jax.config.values["jax_platforms"] and has_nvidia_gpu():
+    if not os.environ.get("JAX_PLATFORMS") and has_nvidia_gpu():
         console.warn(
             "an NVIDIA GPU is here, but this JAX is for CPUs; to use it: python -m pip install -c requirements.txt "
             "'.[gpu]'"

@@ -177,7 +177,7 @@ def test_a_gpu_that_this_jax_cannot_use_is_told_once(
     monkeypatch.setattr("alexnet_jax.parallel.devices.has_nvidia_gpu", lambda: True)
     data_parallel(1)
     assert capsys.readouterr().out == ""  # JAX_PLATFORMS=cpu is what was asked for
-    monkeypatch.setitem(jax.config.values, "jax_platforms", None)
+    monkeypatch.delenv("JAX_PLATFORMS")
     _tell_of_unused_gpu.cache_clear()
     data_parallel(1)
     data_parallel(2)
