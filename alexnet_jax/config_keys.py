@@ -25,7 +25,7 @@ class Key:
 
     Attributes:
       resume: whether a resumed run may have another value: "fixed" (no: it would be another experiment), "length" (yes:
-        it makes the run shorter or longer) or "free" (yes: it changes no result).
+        it decides how far, or how, the run goes on) or "free" (yes: it changes no result).
       default: value if none is given; None where the preset or the data decide.
       comment: meaning, with unit and choices.
       rules: conditions on the value.
@@ -113,6 +113,11 @@ KEYS: dict[str, Key] = {
     "epochs": length(90.0, "passes over the training split", POSITIVE),
     "max_steps": length(0, "ends the run after so many steps; 0: only `epochs` counts", NOT_NEGATIVE),
     "stop_at_train_error": length(0.0, "ends the run at this training error of an epoch; 0: never", BELOW_1),
+    "early_stopping_patience": length(
+        0,
+        "ends the run after so many evaluations without a lower validation error, to test the best; 0: never",
+        NOT_NEGATIVE,
+    ),
     "eval_every_epochs": fixed(1.0, "epochs between evaluations on the validation split", POSITIVE),
     "eval_batch_size": free(128, "images per evaluation step; changes no result", at_least(1)),
     "label_smoothing": fixed(0.0, "fraction of a training label spread evenly over all classes", BELOW_1),
@@ -203,12 +208,15 @@ KEYS: dict[str, Key] = {
     "optimizer.threshold": fixed(0.001, "for plateau: relative improvement that counts", BELOW_1),
     "optimizer.cooldown": fixed(0, "for plateau: evaluations after a drop that do not count", NOT_NEGATIVE),
     "optimizer.minimum_learning_rate": fixed(1e-5, "for plateau: lowest learning rate", NOT_NEGATIVE),
-    "optimizer.min_drops": fixed(3, "for plateau: minimum number of drops in a run", NOT_NEGATIVE),
+    "optimizer.min_drops": fixed(0, "for plateau: minimum number of drops in a run", NOT_NEGATIVE),
     "optimizer.step_epochs": fixed(
         (30.0, 60.0, 80.0), "for step: epochs of the drops", row_of(float, "must be numbers of epochs")
     ),
     "optimizer.dexp_target": fixed(250.0, "for dexp: first learning rate over the last", more_than(1)),
     "optimizer.dexp_steps": fixed(4, "for dexp: equal intervals of the run, each with one learning rate", at_least(2)),
+    "optimizer.restart_epochs": length(
+        (), "epochs at which the schedule starts anew", row_of(float, "must be numbers of epochs: (30.0,)")
+    ),
     "optimizer.warmup_epochs": fixed(0.0, "warm-up, in which every learning rate grows from 0; 0: none", NOT_NEGATIVE),
     "optimizer.ema_decay": fixed(0.0, "decay of the moving average of parameters to evaluate with; 0: none", BELOW_1),
     # Devices and hosts.

@@ -72,6 +72,10 @@ class MissingSourceError(UserError):
     """The original images are missing; a prepared copy of them may still exist."""
 
 
+class RunInUseError(UserError):
+    """Another process is training in the folder of a run."""
+
+
 class TrainingDivergedError(UserError):
     """The loss or a parameter became NaN or infinite during training."""
 

@@ -42,13 +42,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--table", choices=TABLES, default="paper", help="decides the rows and the default of --config")
     parser.add_argument("--rows", nargs="+", help="names of rows beside the first of the table; by default all")
     parser.add_argument("--workdir", type=Path, help="folder of the runs; by default runs/ablate-TABLE")
-    parser.add_argument("--output", type=Path, help="JSON file of the results; by default results/ablations_TABLE.json")
+    parser.add_argument("--output", type=Path, help="JSON file of the results; by default WORKDIR/ablations_TABLE.json")
     workers.add_flags(parser, seeds=SEEDS)
     options, words = arguments.parse(parser, argv)
     if not any(word.startswith("--config=") for word in words):
         words = [*DEFAULTS[options.table], *words]
     workdir = options.workdir or Path("runs") / f"ablate-{options.table}"
-    output = options.output or Path("results") / f"ablations_{options.table}.json"
+    output = options.output or workdir / f"ablations_{options.table}.json"
     rows = _choose(options.table, options.rows)
     trials = make_trials(rows, words, options.seeds, workdir)
     baseline = [trials[rows[0].name, seed] for seed in options.seeds]
@@ -114,13 +114,13 @@ def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | 
     if outcome.test is None:
         return None, "the baseline failed"
     run, seen, data = outcome.trial.workdir, outcome.test["examples_seen"], outcome.trial.config.data
-    path = run / f"views-{views}.json"
+    checkpoint, path = str(outcome.test.get("checkpoint", seen)), run / f"views-{views}.json"
     with wait_for_claim(run):
         kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         if kept.get("examples_seen") != seen:  # a run may have been made longer
             try:
                 with console.muted():
-                    evaluation = evaluate_run(run, "test", str(seen), views, data.dir, data.prepared_dir)
+                    evaluation = evaluate_run(run, "test", checkpoint, views, data.dir, data.prepared_dir)
             except UserError as error:
                 return None, str(error)
             kept = {"examples_seen": seen, **evaluation.summary}

@@ -15,6 +15,8 @@ from alexnet_jax.system.versions import shell_command
 
 RUN = "the folder of a run, or a .safetensors file that export made of it"
 
+CHECKPOINT_HELP = "latest, best, its examples seen, or by default tested: the best with early stopping, else the latest"
+
 CONFIG = "--config=FILE.py:CHOICES"
 """How a usage line shows that a config must be given."""
 
@@ -54,7 +56,7 @@ def run_parser(
     parser = _Parser(prog=program(command), description=_purpose(doc))
     parser.add_argument("run", type=Path, help=run)
     if checkpoint:
-        parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or its examples seen")
+        parser.add_argument("--checkpoint", default="tested", help=CHECKPOINT_HELP)
     if views:
         from alexnet_jax.augment import VIEWS  # here: it imports JAX, which takes seconds
 

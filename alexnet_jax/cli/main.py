@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
     from absl import logging
 
     from alexnet_jax.cli.arguments import program
+    from alexnet_jax.cli.flags import expand_words
 
     asked = argv[1:] in (["-h"], ["--help"])
     if asked or len(argv) < 2 or argv[1] not in COMMANDS:
@@ -55,4 +56,4 @@ def main(argv: list[str]) -> None:
         print(f"\nThe options of a command: {program('COMMAND --help')}", file=output)
         sys.exit(0 if asked else 2)
     logging.set_verbosity(logging.FATAL)  # libraries log what is raised or shown anyway
-    importlib.import_module(f"alexnet_jax.cli.{argv[1]}").main(argv[2:])
+    importlib.import_module(f"alexnet_jax.cli.{argv[1]}").main(expand_words(argv[2:]))

@@ -18,6 +18,7 @@ from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.storage import FolderInfo, JpegRecords, PixelRecords, Records, read_info
 from alexnet_jax.errors import MissingSourceError, UserError
 from alexnet_jax.system import console
+from alexnet_jax.system.files import expand_home
 
 DATASET_NAMES = ("digits", "folder", "imagenet2012", "synthetic")
 """The names that `get_dataset` accepts in addition to tfds:NAME."""
@@ -64,6 +65,7 @@ def get_dataset(name: str, source_dir: str, prepared_dir: str, synthetic_size: i
 
     Raises UserError if there is no such data set or it cannot be prepared.
     """
+    source_dir, prepared_dir = expand_home(source_dir), expand_home(prepared_dir)
     folder = Path(source_dir).resolve()
     origin = {"folder": folder, "imagenet2012": folder, "synthetic": synthetic_size}.get(name)
     identity = (name, str(origin), dataclasses.astuple(dataclasses.replace(options, max_quarantined=0.0)))

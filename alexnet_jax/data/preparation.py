@@ -92,7 +92,9 @@ def prepare(source: Source, options: StorageOptions, directory: Path) -> None:
                 f"the disk is full: {_free(directory) / 1e9:.2f} GB free in {directory.parent}. The prepared images "
                 "are kept; free some space and give the same command to continue"
             ) from error
-        raise UserError(f"{error.filename or directory}: {error.strerror or error}") from error
+        place = Path(error.filename or directory)
+        key = "config.data.prepared_dir: " if place.is_relative_to(directory.parent) else ""
+        raise UserError(f"{key}{place}: {error.strerror or error}") from error
 
 
 def _is_up_to_date(directory: Path, fingerprint: str) -> bool:

@@ -104,7 +104,7 @@ class Evaluation:
 def evaluate_run(
     path: Path,
     split: str | None = None,
-    checkpoint: str = "latest",
+    checkpoint: str = "tested",
     views: int | None = None,
     data_dir: str | None = None,
     prepared_dir: str | None = None,

@@ -28,6 +28,7 @@ from alexnet_jax.ops.platforms import fast_compilation
 from alexnet_jax.parallel.compilation import compiler_options
 from alexnet_jax.steps import make_predict_step
 from alexnet_jax.system import console
+from alexnet_jax.system.files import expand_home
 
 Image = str | Path | bytes | np.ndarray
 """A path, the bytes of an image file, or pixels: uint8, [height, width] or [height, width, 1 or 3], RGB."""
@@ -202,21 +203,23 @@ class TrainedRun:
         write_safetensors(path, tree, {**about, "digest": digest(tree, about)})
 
 
-def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
+def load_run(path: str | Path, checkpoint: str = "tested") -> TrainedRun:
     """Loads a trained network from a run folder, or from a .safetensors file written by `TrainedRun.save`.
 
     Args:
       path: the folder or file; it may have been moved.
-      checkpoint: "latest", "best" (lowest validation error), or a number of examples seen. A file holds only one.
+      checkpoint: "latest", "best" (lowest validation error), "tested" (the best with early stopping, else the latest),
+        or a number of examples seen. A file holds only one.
 
     Raises UserError if it does not exist, is damaged, or was written by an incompatible version.
     """
-    path = Path(path)
+    path = Path(expand_home(path))
+    jax.devices()  # if JAX has none, that is not a fault of the checkpoint
     if path.is_dir():
-        restored = _restore(path / "checkpoints", checkpoint)
+        restored = restore_named(path / "checkpoints", checkpoint)
         tree, about = restored.tree, {**restored.metadata, "examples_seen": restored.examples_seen}
     elif path.exists():
-        if checkpoint != "latest":
+        if checkpoint not in ("latest", "tested"):
             raise UserError(f"--checkpoint={checkpoint}: {path} is a file, which holds one checkpoint; leave it out")
         tree, about = read_safetensors(path)
         if "digest" not in about or digest(tree, about) != about["digest"]:
@@ -301,9 +304,9 @@ def _by_name(variables: Mapping[str, Any]) -> dict[str, Any]:
     return traverse_util.flatten_dict(whole, sep="/")
 
 
-def _restore(directory: Path, name: str) -> Restored:
-    """Restores the checkpoint that `load_run` was asked for. Raises UserError if there is none."""
-    if name not in ("latest", "best"):
+def restore_named(directory: Path, name: str) -> Restored:
+    """Restores a checkpoint by one of the names that `load_run` takes. Raises UserError if there is none."""
+    if name not in ("latest", "best", "tested"):
         names = checkpoint_names(directory)
         if not name.isdecimal() or int(name) not in names:
             raise UserError(f"--checkpoint={name}: {directory} holds {', '.join(map(str, names)) or 'none'}")
@@ -313,5 +316,7 @@ def _restore(directory: Path, name: str) -> Restored:
         raise UserError(f"{directory} holds no checkpoint")
     for warning in warnings:
         console.warn(f"{warning}; using the previous checkpoint")
+    if name == "tested":
+        name = "best" if latest.metadata["config"].get("early_stopping_patience") else "latest"
     best = latest.metadata["best"]
     return latest if name == "latest" or best in (None, latest.examples_seen) else restore(directory, best)

@@ -82,7 +82,7 @@ class Report:
 
 
 def make_report(
-    workdir: Path, checkpoint: str = "latest", data_dir: str | None = None, prepared_dir: str | None = None
+    workdir: Path, checkpoint: str = "tested", data_dir: str | None = None, prepared_dir: str | None = None
 ) -> Report:
     """Collects everything that is shown about a run.
 

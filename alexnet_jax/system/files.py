@@ -19,6 +19,11 @@ _FORMULA = re.compile(r"[=@\t\r\n]|[+-](?![\d.]+$)")
 """How text begins that a spreadsheet runs, or may: negative numbers are none."""
 
 
+def expand_home(path: Path | str) -> str:
+    """A path with ~ expanded; "" stays as it is, and so does a ~ that is no user's home."""
+    return os.path.expanduser(path)  # noqa: PTH111, Path.expanduser makes "." of "" and raises for the latter
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all. Raises UserError if it cannot."""
     write_text(path, json.dumps(content, indent=2) + "\n")

@@ -38,6 +38,11 @@ def free_memory_bytes() -> int:
     return free if limit == resource.RLIM_INFINITY else min(free, limit - process.vms)
 
 
+def has_nvidia_gpu() -> bool:
+    """Whether the system shows an NVIDIA GPU to this process, whether or not JAX can use it."""
+    return any(Path(name).exists() for name in ("/dev/nvidia0", "/proc/driver/nvidia/version"))
+
+
 def processor_kind() -> str:
     """A name shared by processors that can run the same instructions, as far as the machine tells."""
     features = _first_line_of_cpuinfo("flags", "Features")

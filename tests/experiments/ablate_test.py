@@ -210,7 +210,7 @@ def test_a_network_that_is_tested_with_ten_views_is_compared_with_one(
 @pytest.mark.slow
 def test_numbers_are_kept_after_each_run(tmp_path: Path, prepared_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--config=configs/alexnet.py:synthetic,small,smoke", f"--config.data.prepared_dir={prepared_dir}"]
-    words += ["--processes=1", f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'table.json'}"]
+    words += ["--processes=1", f"--workdir={tmp_path / 'runs'}"]
     do = ablate.run_named_trials
 
     def killed(trials: Mapping[Any, Trial]) -> Iterator[tuple[Any, Outcome]]:
@@ -220,7 +220,7 @@ def test_numbers_are_kept_after_each_run(tmp_path: Path, prepared_dir: str, monk
     monkeypatch.setattr(ablate, "run_named_trials", killed)
     with pytest.raises(KeyboardInterrupt):
         ablate.main([*words, "--rows", "tanh", "--seeds=0"])
-    rows = json.loads((tmp_path / "table.json").read_text())["results"]["rows"]
+    rows = json.loads((tmp_path / "runs" / "ablations_paper.json").read_text())["results"]["rows"]
     assert len(rows["baseline"]["errors"]) == 1 and not rows["tanh"]["errors"]
 
 
