@@ -20,7 +20,8 @@ from alexnet_jax.diagnosis.diagnosis import diagnose
 from alexnet_jax.diagnosis.start_watch import StartWatch
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
 from alexnet_jax.experiment import Evaluate, Experiment, open_experiment
-from alexnet_jax.inference.loaded_run import restore_named, start_from
+from alexnet_jax.inference.fine_tuning import start_from
+from alexnet_jax.inference.loaded_run import restore_named
 from alexnet_jax.optimizer import averaged_params
 from alexnet_jax.parallel import hosts
 from alexnet_jax.parallel.memory import out_of_memory_as_user_error
@@ -102,6 +103,7 @@ class Run:
         self.agreed_to_stop = False
         self.start_watch = StartWatch(experiment.dataset.splits["train"].labels, self.config.stuck_after_steps)
         self.has_told_of_guessing = False
+        self.fresh_layers: list[str] | None = None
 
     def execute(self) -> dict[str, Any]:
         """Trains from where the folder's run stands to its end and returns the test metrics."""
@@ -113,7 +115,7 @@ class Run:
             self._start_from_another()
         seen = self.position
         epochs = f", continued from epoch {self._epoch(seen)}" if seen else ""
-        display.show_header(self.experiment, f"{workdir}{epochs}", self.command_line, self.learning_rates.describe())
+        display.show_header(self.experiment, f"{workdir}{epochs}", self.command_line, self.fresh_layers)
         finished = [record for record in found["tests"] if record["examples_seen"] == seen]
         if self._ended_by() and finished:
             self._show_end(finished[-1], "is finished already")
@@ -358,14 +360,10 @@ class Run:
 
     def _start_from_another(self) -> None:
         """Initialises the parameters from `config.init_from`, a run or a weight file."""
+        drawn = self.experiment.devices.on_host({"params": self.state.params, "batch_stats": self.state.batch_stats})
         class_names = self.experiment.dataset.class_names
-        trained, _ = hosts.from_main(lambda: (start_from(self.config, class_names, self._variables()), None))
+        trained, self.fresh_layers = hosts.from_main(lambda: start_from(self.config, class_names, drawn))
         self.state = self.experiment.init_state(trained)
-
-    def _variables(self) -> dict[str, Any]:
-        """Parameters and batch statistics as whole arrays on the host."""
-        variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
-        return self.experiment.devices.on_host(variables)
 
     def _show_end(self, result: Mapping[str, Any], state: str) -> None:
         """Prints the test error, and the commands that continue or use the run."""

@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from alexnet_jax.checkpoint import checkpoint_names
 from alexnet_jax.cli import convert
 from alexnet_jax.errors import UserError
+from alexnet_jax.inference.fine_tuning import start_from
 from alexnet_jax.inference.layouts import to_layout
-from alexnet_jax.inference.loaded_run import TrainedRun, load_run, start_from
+from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.inference.weight_files import write_arrays
 from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.train import train_and_evaluate
@@ -102,7 +103,7 @@ def test_classes_of_other_names_get_a_fresh_last_layer(
     zeros = {"params": jax.tree.map(np.zeros_like, trained.params)}
     config = make_config(init_from=str(tmp_path / "trained.safetensors"))
     for names, is_fresh in ((trained.class_names, False), (trained.class_names[::-1], True)):
-        start = flat(start_from(config, names, zeros)["params"])
+        start = flat(start_from(config, names, zeros)[0]["params"])
         for name, array in flat(trained.params).items():
             expected = np.zeros_like(array) if is_fresh and name.startswith("fc5/") else array
             np.testing.assert_array_equal(start[name], expected)
@@ -118,7 +119,7 @@ def test_statistics_of_batch_normalisation_come_along(
     known = jax.tree.map(lambda array: array + 1, fresh)
     dataclasses.replace(trained, config=config, model=model, **known).save(tmp_path / "bn.safetensors")
     config.init_from = str(tmp_path / "bn.safetensors")
-    start = start_from(config, trained.class_names, fresh)
+    start, _ = start_from(config, trained.class_names, fresh)
     assert {"bn1/mean", "bn1/var"} <= flat(start["batch_stats"]).keys()
     assert_same(flat(start), flat(known))
 

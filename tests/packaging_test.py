@@ -51,7 +51,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_package_with_its_tables_and_configs_and_nothing_else(wheel: Path) -> None:
-    code = [path for suffix in ("py", "toml", "html") for path in (REPOSITORY / "alexnet_jax").rglob(f"*.{suffix}")]
+    code = [
+        path for suffix in ("py", "toml", "html", "txt") for path in (REPOSITORY / "alexnet_jax").rglob(f"*.{suffix}")
+    ]
     configs = (REPOSITORY / "configs").rglob("*.py")
     expected = {str(path.relative_to(REPOSITORY)) for path in code}
     expected |= {f"alexnet_jax/{path.relative_to(REPOSITORY)}" for path in configs}

@@ -19,7 +19,7 @@ from alexnet_jax.data.sources import Tfds
 from alexnet_jax.data.storage import final_name, write_tfds_metadata
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference import evaluation
-from alexnet_jax.inference.loaded_run import start_from
+from alexnet_jax.inference.fine_tuning import start_from
 from alexnet_jax.inference.report import make_report
 from alexnet_jax.system.files import write_json
 from alexnet_jax.train import train_and_evaluate

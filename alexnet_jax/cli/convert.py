@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.augment import Preprocessing
@@ -14,7 +13,8 @@ from alexnet_jax.cli.flags import config_from_flags, refuse_words
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import check_names, make_learning_rates, make_preprocessing
-from alexnet_jax.inference.layouts import LAYOUTS, from_layout, last_bias, to_layout
+from alexnet_jax.inference.imagenet import default_class_names
+from alexnet_jax.inference.layouts import LAYOUTS, count_outputs, from_layout, to_layout
 from alexnet_jax.inference.loaded_run import load_run
 from alexnet_jax.inference.weight_files import read_arrays, write_arrays
 from alexnet_jax.models.alexnet import get_model
@@ -24,18 +24,21 @@ from alexnet_jax.system import console
 from alexnet_jax.system.versions import describe_environment
 from alexnet_jax.train_state import create_train_state
 
+SOURCE_HELP = "file of weights of PyTorch, Caffe, safetensors or NumPy (.npz); with --output, a run"
+CLASS_NAMES_HELP = "text file, a class name a line; by default ImageNet's for 1,000 classes, else 0, 1, 2 and so on"
+
 
 def main(argv: list[str]) -> None:
     """Makes a run of a file of weights, or, with --output, a file of weights of a run."""
     directions = f"{{--workdir=DIR {arguments.CONFIG} | --output=FILE}}"
     usage = ("SOURCE", "--layout=LAYOUT", directions, "[OPTION ...]")
     parser = arguments.config_parser(arguments.program("convert"), __doc__, *usage)
-    parser.add_argument("source", type=Path, help=".pth, .safetensors or .npz file of weights; with --output, a run")
+    parser.add_argument("source", type=Path, help=SOURCE_HELP)
     parser.add_argument("--layout", choices=LAYOUTS, required=True, help="whose names and order of axes the file has")
     parser.add_argument("--output", type=Path, help=".safetensors or .npz file to write the weights of a run to")
     parser.add_argument("--checkpoint", default="tested", help=f"of the run: {arguments.CHECKPOINT_HELP}")
     parser.add_argument("--workdir", type=Path, help="folder of the run to make of the weights; needs --config")
-    parser.add_argument("--class-names", type=Path, help="text file, a class name a line; by default 0, 1, 2 and so on")
+    parser.add_argument("--class-names", type=Path, help=CLASS_NAMES_HELP)
     options, words = arguments.parse(parser, argv)
     if (options.output is None) == (options.workdir is None):
         raise UserError("give --workdir=DIR to make a run of weights, or --output=FILE to write the weights of a run")
@@ -57,7 +60,7 @@ def _make_run(options: argparse.Namespace, config: ConfigDict, command: list[str
     preprocessing = _preprocessing(config, layout)
     check_names(config)
     arrays = read_arrays(source)
-    outputs = _outputs(config, layout, arrays)
+    outputs = count_outputs(layout, config.model, arrays)
     class_names = _class_names(options.class_names, outputs)
     model = get_model(config.model, outputs)
     try:
@@ -72,7 +75,8 @@ def _make_run(options: argparse.Namespace, config: ConfigDict, command: list[str
     run_folder.write_description(workdir, config, versions)
     with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
         checkpoints.save(0, tree, metadata, best=None)
-    console.show(f"{_described(arrays)} of {source} make the run in {workdir}, for {outputs:,} classes")
+    called = ", which are called as ImageNet's" if options.class_names is None and outputs == 1000 else ""
+    console.show(f"{_described(arrays)} of {source} make the run in {workdir}, for {outputs:,} classes{called}")
     console.show(f"Try:  {arguments.program('predict')} {workdir} photo.jpg")
 
 
@@ -88,17 +92,9 @@ def _preprocessing(config: ConfigDict, layout: str) -> Preprocessing:
     return make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
 
 
-def _outputs(config: ConfigDict, layout: str, arrays: dict[str, np.ndarray]) -> int:
-    """Units of the last layer: as the config says, or as many as the file has biases of it."""
-    if config.model.num_classes is not None:
-        return config.model.num_classes
-    bias = arrays.get(last_bias(layout, get_model(config.model, 1)), np.zeros(1000))
-    return max(bias.size, 1)
-
-
 def _class_names(path: Path | None, outputs: int) -> list[str]:
     if path is None:
-        return [str(number) for number in range(outputs)]
+        return default_class_names(outputs)
     try:
         names = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:

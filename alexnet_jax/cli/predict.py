@@ -12,6 +12,7 @@ import numpy as np
 from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.data.image_folder import SUFFIXES
 from alexnet_jax.errors import UnreadableImagesError, UserError
+from alexnet_jax.inference.imagenet import english_name, title
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.system import console
 from alexnet_jax.system.files import csv_line
@@ -91,7 +92,7 @@ def _show_tables(answers: Iterator[Answer]) -> None:
     for answer in answers:
         console.show(console.printable(answer["file"]), style="bold")
         predictions = answer["predictions"]
-        names = [console.printable(prediction["class"]) for prediction in predictions]
+        names = [console.printable(title(prediction["class"])) for prediction in predictions]
         for name, prediction in zip(names, predictions, strict=True):
             bar = "█" * round(30 * prediction["probability"])
             console.show(f"  {name:<{max(map(len, names))}}  {prediction['probability']:>6.1%}  {bar}".rstrip())
@@ -99,7 +100,10 @@ def _show_tables(answers: Iterator[Answer]) -> None:
 
 def _show_json(answers: Iterator[Answer]) -> None:
     for answer in answers:
-        print(json.dumps(answer), flush=True)
+        predictions = [
+            {**prediction, "name": english_name(prediction["class"])} for prediction in answer["predictions"]
+        ]
+        print(json.dumps({**answer, "predictions": predictions}), flush=True)
 
 
 def _show_csv(answers: Iterator[Answer]) -> None:

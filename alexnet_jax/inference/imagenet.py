@@ -17,3 +17,14 @@ def imagenet_names() -> dict[str, str]:
 def english_name(class_name: str) -> str:
     """The English name of a synset of ImageNet; any other name of a class as it is."""
     return imagenet_names().get(class_name, class_name)
+
+
+def title(class_name: str) -> str:
+    """A class as people read it: of a synset of ImageNet its first two names, and the synset in parentheses."""
+    names = english_name(class_name).split(", ")
+    return f"{', '.join(names[:2])} ({class_name})" if class_name in imagenet_names() else class_name
+
+
+def default_class_names(outputs: int) -> list[str]:
+    """The names of the classes of weights that come without: ImageNet's synsets for 1,000 outputs, else numbers."""
+    return list(imagenet_names()) if outputs == 1000 else [str(number) for number in range(outputs)]

@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.inference.weight_files import compare
-from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.models.alexnet import AlexNet, get_model
 from alexnet_jax.models.summary import trace_shapes
 
 LAYOUTS = ("torchvision", "caffe")
@@ -84,13 +85,15 @@ def from_layout(layout: str, model: AlexNet, crop: int, arrays: Mapping[str, np.
     """Converts the arrays of another program to parameters of the network; the inverse of `to_layout`.
 
     Raises UserError that lists all names and shapes that do not match, or if the network has operations that the layout
-    cannot express.
+    cannot express, or if a number is NaN or infinite.
     """
     slots = list(_slots(layout, model, crop))
     expected = {slot.weight: jax.ShapeDtypeStruct(slot.shape, np.float32) for slot in slots}
     expected |= {slot.bias: jax.ShapeDtypeStruct(slot.shape[:1], np.float32) for slot in slots}
     if differences := compare(arrays, expected):
         raise UserError(f"the weights do not fit the network: {'; '.join(differences)}")
+    if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise UserError(f"the weights hold NaN or infinity: {', '.join(broken)}")
     return {
         slot.layer: {"kernel": slot.inwards(arrays[slot.weight]), "bias": np.array(arrays[slot.bias])} for slot in slots
     }
@@ -99,6 +102,19 @@ def from_layout(layout: str, model: AlexNet, crop: int, arrays: Mapping[str, np.
 def last_bias(layout: str, model: AlexNet) -> str:
     """The layout's name for the bias of the last layer, whose length is the number of classes."""
     return list(_names(layout, model))[-1][1]
+
+
+def guess_layout(arrays: Mapping[str, np.ndarray]) -> str:
+    """The layout whose names the arrays have: Caffe numbers the blobs of a layer."""
+    return "caffe" if any(name.endswith(".0") for name in arrays) else "torchvision"
+
+
+def count_outputs(layout: str, config: ConfigDict, arrays: Mapping[str, np.ndarray]) -> int:
+    """The number of outputs of the network of `config.model`: given there, or the arrays' biases of the last layer."""
+    if config.num_classes is not None:
+        return config.num_classes
+    bias = arrays.get(last_bias(layout, get_model(config, 1)), np.zeros(1000))
+    return max(bias.size, 1)
 
 
 def _slots(layout: str, model: AlexNet, crop: int) -> Iterator[_Slot]:

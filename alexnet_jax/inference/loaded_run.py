@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import augment
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Restored, checkpoint_names, digest, restore, restore_latest
-from alexnet_jax.config import check, complete_here, decisive
+from alexnet_jax.config import check, complete_here
 from alexnet_jax.data.images import read_original, resize_image
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError, reason
@@ -251,54 +251,12 @@ def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> Traine
         examples_seen=about["examples_seen"],
         content=about["data"],
     )
-    if differences := compare(_by_name(run.variables), _by_name(trace_shapes(run.model, run.preprocessing.crop)[0])):
+    if differences := compare(by_name(run.variables), by_name(trace_shapes(run.model, run.preprocessing.crop)[0])):
         raise UserError(f"its arrays do not match its network: {'; '.join(differences)}")
     return run
 
 
-DECISIVE = ("data.image_size", "data.crop", "data.mean_form", "data.std", "data.mean")
-"""Preprocessing keys that must agree for fine-tuning; `data.mean` only where both configs give one."""
-
-
-def start_from(config: ConfigDict, class_names: Sequence[str], variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Loads the initial variables of a fine-tuning run from the run at `config.init_from`.
-
-    The last layer is copied only if the classes are the same; otherwise it stays as in `variables`.
-
-    Args:
-      config: the config of the new run.
-      class_names: the classes of its data.
-      variables: newly initialised variables, {"params", "batch_stats"}.
-
-    Returns:
-      The variables to start from, with the same structure.
-
-    Raises UserError that lists all differences in names, shapes and preprocessing, if there are any.
-    """
-    try:
-        run = load_run(config.init_from)
-    except UserError as error:
-        raise UserError(f"config.init_from: {error}") from error
-    theirs, ours = decisive(run.config.to_dict()), decisive(config.to_dict())
-    differences = [
-        f"config.{key}: {theirs[key]} there, {ours[key]} here"
-        for key in DECISIVE
-        if None not in (theirs[key], ours[key]) and theirs[key] != ours[key]
-    ]
-    if run.model.activation != (activation := get_model(config.model, 1).activation):
-        differences.append(f"config.model.activation: {run.model.activation} there, {activation} here")
-    old, fresh = _by_name(run.variables), _by_name(variables)
-    if run.class_names != tuple(class_names):
-        last = f"params/{run.layer_names[-1]}/"
-        old = {name: array for name, array in old.items() if not name.startswith(last)}
-        old |= {name: array for name, array in fresh.items() if name.startswith(last)}
-    differences += compare(old, fresh)
-    if differences:
-        raise UserError(f"config.init_from={config.init_from} does not fit this run: {'; '.join(differences)}")
-    return traverse_util.unflatten_dict(old, sep="/")
-
-
-def _by_name(variables: Mapping[str, Any]) -> dict[str, Any]:
+def by_name(variables: Mapping[str, Any]) -> dict[str, Any]:
     """All arrays of a network, by names like "params/conv1/kernel"."""
     whole = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     return traverse_util.flatten_dict(whole, sep="/")

@@ -27,11 +27,8 @@ from alexnet_jax.system.files import open_archive
 MOST_INSTRUCTIONS = 100_000
 """Most instructions of a pickle that are interpreted; AlexNet's has 500."""
 
-NESTED = ("state_dict", "model_state_dict", "model")
-"""Keys under which training scripts store the state dict beside other things."""
-
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that DataParallel and torch.compile add to every name."""
+NESTED = ("state_dict", "model_state_dict", "model", "net")
+"""Keys under which training scripts store the state dict beside other things; another name is found if it is alone."""
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER
 _FLOATS = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": jnp.bfloat16}
@@ -89,7 +86,7 @@ class _NoStateDictError(Exception):
 def read_torch(path: Path) -> dict[str, np.ndarray]:
     """Reads the state dict of a file written by torch.save, in the zip format or the one before PyTorch 1.6.
 
-    The state dict may be the whole content or lie under one of NESTED; the prefixes WRAPPERS are removed from names.
+    The state dict may be the whole content, or lie in a dict under one of NESTED or as its only dict of tensors.
 
     Returns:
       The tensors by name, as float32.
@@ -156,11 +153,7 @@ def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
 
 def _arrays(root: Any, load: Callable[[_Storage], bytes], file_bytes: int) -> dict[str, np.ndarray]:
     """Finds the state dict in the root object and converts its tensors to float32 arrays by name."""
-    candidates = [*map(root.get, NESTED), root] if isinstance(root, dict) else []
-    dicts = [held for held in candidates if isinstance(held, dict)]
-    found = next((held for held in dicts if any(isinstance(value, _Tensor) for value in held.values())), None)
-    if found is None:
-        raise _NoStateDictError("it holds no dictionary of tensors")
+    found = _state_dict(root)
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
             raise _NoStateDictError(f"its entry {str(name)[:80]!a} is not a named tensor")
@@ -169,10 +162,25 @@ def _arrays(root: Any, load: Callable[[_Storage], bytes], file_bytes: int) -> di
     elements = sum(math.prod(tensor.shape) for tensor in tensors.values())
     if elements > file_bytes:
         raise _NoStateDictError(f"its tensors would unpack to {elements:,} numbers, more than the file has bytes")
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in tensors):
-            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     return {name: tensor.array(load(tensor.storage)) for name, tensor in tensors.items()}
+
+
+def _state_dict(root: Any) -> dict[Any, Any]:
+    """Finds the dictionary of tensors in the root object. Raises _NoStateDictError for none, and for several."""
+    entries = root if isinstance(root, dict) else {}
+    candidates = [key for key, value in entries.items() if _holds_tensors(value)]
+    known = [key for key in NESTED if key in candidates]
+    if known or len(candidates) == 1:
+        return entries[(known or candidates)[0]]
+    if candidates:
+        raise _NoStateDictError(f"it holds several dictionaries of tensors, {ascii(candidates)[1:80]}")
+    if not _holds_tensors(root):
+        raise _NoStateDictError("it holds no dictionary of tensors")
+    return root
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(item, _Tensor) for item in value.values())
 
 
 def _interpret(file: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from alexnet_jax.errors import UserError, reason
+from alexnet_jax.inference.caffe_reader import read_caffe
 from alexnet_jax.inference.torch_reader import read_torch
 from alexnet_jax.system.files import open_archive, write_bytes
 
 _HEADER = "alexnet_jax"
 """The metadata key under which our .safetensors files describe the run."""
+
+WRAPPERS = ("model.", "net.", "network.", "encoder.", "backbone.")
+"""Prefixes of names in a state dict where the network is an attribute of a larger module."""
+
+_INSERTED = ("module", "_orig_mod")
+"""Parts that DataParallel and torch.compile insert into names, at any depth."""
 
 
 def write_safetensors(path: Path, tree: Mapping[str, Any], about: Mapping[str, Any]) -> None:
@@ -36,10 +44,19 @@ def write_safetensors(path: Path, tree: Mapping[str, Any], about: Mapping[str, A
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads the tree and the description that `write_safetensors` wrote. Raises UserError for any other file."""
-    arrays, about = _read_safetensors(path)
+    arrays, about = ({}, None) if _content_format(path) in (".pth", ".npz") else _read_safetensors(path)
     if about is None:
         raise UserError(f"{path} holds only arrays, no run; make one of them with `alexnet convert`")
     return traverse_util.unflatten_dict(arrays, sep="/"), about
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a file is one that `write_safetensors` wrote, as far as its header tells."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return _HEADER in (file.metadata() or {})
+    except Exception:  # of safetensors
+        return False
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
@@ -53,18 +70,56 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of a .safetensors, .npz, .pth or .pt file.
+    """Reads the arrays of a file of weights: of safetensors, NumPy (.npz), PyTorch or Caffe.
+
+    The content decides which of them it is; the suffix does only where the content tells nothing.
 
     Returns:
-      The arrays by name, converted to float32.
+      The arrays by name, without the prefixes of programs around the network, converted to float32.
 
     Raises UserError for other files, damaged ones, and those that would take far more memory than their size.
     """
-    if path.suffix not in _READERS:
-        raise UserError(f"{path}: weights can be read from files named {', '.join(_READERS)}")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    return _READERS[path.suffix](path)
+    suffix = ".pth" if path.suffix.lower() == ".pt" else path.suffix.lower()
+    kind = _content_format(path) or suffix
+    if kind not in _READERS:
+        raise UserError(f"{path} is none of the files of weights that can be read: {', '.join(_READERS)}")
+    return _plain_names(_READERS[kind](path))
+
+
+def _content_format(path: Path) -> str | None:
+    """The format that the first bytes of a file show, as one of `_READERS`; None if they show none."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return None
+    if start.startswith(b"PK\x03\x04"):
+        return ".pth" if _is_torch_archive(path) else ".npz"
+    if start.startswith(b"\x80\x02"):  # a pickle
+        return ".pth"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return ".safetensors"
+    return None
+
+
+def _is_torch_archive(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
+    except Exception:  # a damaged archive; the suffix decides
+        return path.suffix.lower() != ".npz"
+
+
+def _plain_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Removes what DataParallel and torch.compile put into names, and the names of WRAPPERS that all begin with."""
+    names = {name: ".".join(part for part in name.split(".") if part not in _INSERTED) for name in arrays}
+    while wrapper := next((word for word in WRAPPERS if all(name.startswith(word) for name in names.values())), ""):
+        names = {name: plain.removeprefix(wrapper) for name, plain in names.items()}
+    if not names or len(set(names.values())) < len(names):
+        return arrays
+    return {names[name]: array for name, array in arrays.items()}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -100,7 +155,12 @@ def _read_npy(content: bytes) -> np.ndarray:
     return np.asarray(array, np.float32, order="C")
 
 
-_READERS = {".safetensors": _read_plain_safetensors, ".npz": _read_npz, ".pth": read_torch, ".pt": read_torch}
+_READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+    ".safetensors": _read_plain_safetensors,
+    ".npz": _read_npz,
+    ".pth": read_torch,
+    ".caffemodel": read_caffe,
+}
 
 
 def compare(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -15,14 +15,14 @@ SLOW_INPUT = 0.1
 """Fraction of the time spent waiting for images from which on it is shown."""
 
 
-def show_header(experiment: Experiment, run: str, command: str, learning_rate: str) -> None:
+def show_header(experiment: Experiment, run: str, command: str, fresh_layers: Sequence[str] | None = None) -> None:
     """Prints what is trained, on which devices, for how long, and what the line of an epoch holds.
 
     Args:
       experiment: the network, the data and the devices.
       run: the folder of the run, and the epoch from which it is continued.
       command: the command line.
-      learning_rate: the first one.
+      fresh_layers: the layers that start afresh where the others are loaded from `config.init_from`; None elsewhere.
     """
     config, dataset, layers, plan = experiment.config, experiment.dataset, experiment.layers, experiment.plan
     sizes = ", ".join(f"{len(records.labels):,} {split}" for split, records in dataset.splits.items())
@@ -38,25 +38,52 @@ def show_header(experiment: Experiment, run: str, command: str, learning_rate: s
         "images": f"{config.data.image_size} pixels, crops of {config.data.crop}, from {place}",
         "devices": f"{len(devices)} x {devices[0].device_kind}, {experiment.devices.layout}, "
         f"{processes} process{'es' if processes > 1 else ''}; batch {config.batch_size}",
-        "learning rate": learning_rate,
+        "learning rate": experiment.make_learning_rates().describe(),
         "length": f"{plan.epochs:g} epochs, {plan.total_steps:,} steps",
         "each epoch": f"training loss, top-1/top-5 error of validation, learning rate{counted}",
     }
+    if fresh_layers is not None:
+        afresh = f"; {', '.join(fresh_layers)} starts afresh, as the classes differ" if fresh_layers else ""
+        facts["start"] = f"the parameters of {config.init_from}{afresh}"
     console.show_facts(facts)
-    show_layers(layers)
+    show_layers(layers, None if fresh_layers is None else _starts(experiment, fresh_layers))
     if dataset.num_classes <= 5:
         console.show("With 5 or fewer classes every top-5 prediction is right: top-5 error is left out.")
 
 
-def show_layers(layers: Sequence[LayerSummary]) -> None:
-    """Prints the table of layers: output shape, parameters and multiply-accumulates (MACs), with their totals."""
+def show_layers(layers: Sequence[LayerSummary], starts: Mapping[str, tuple[str, str]] | None = None) -> None:
+    """Prints the table of layers: output shape, parameters and multiply-accumulates (MACs), with their totals.
+
+    Args:
+      layers: its rows.
+      starts: where a fine-tuning run gets the parameters of each layer, and their learning rate.
+    """
     header = ("layer", "output", "parameters", "MACs an image")
     rows = [
         [row.name, " x ".join(map(str, row.shape)), *(f"{n:,}" if n else "" for n in (row.parameters, row.macs))]
         for row in layers
     ]
     totals = ("total", "", f"{sum(row.parameters for row in layers):,}", f"{sum(row.macs for row in layers):,}")
-    console.show_table(header, rows, totals, right=header[1:])
+    more = () if starts is None else ("start", "learning rate")
+    if starts:
+        rows = [[*cells, *starts.get(row.name, ("", ""))] for row, cells in zip(layers, rows, strict=True)]
+    console.show_table((*header, *more), rows, totals, right=header[1:])
+
+
+def _starts(experiment: Experiment, fresh_layers: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """How each layer with parameters starts in a fine-tuning run, and its learning rates once they are warmed up."""
+    rates = experiment.make_learning_rates().at(experiment.config.optimizer.warmup_epochs).by_parameter
+    origins = {layer: "afresh" if layer in fresh_layers else "loaded" for layer in rates}
+    return {layer: (origins[layer], _learning_rates(of_layer)) for layer, of_layer in rates.items()}
+
+
+def _learning_rates(of_layer: Mapping[str, float]) -> str:
+    """The learning rates of a layer's parameters in words: that of the kernel, and those that differ from it."""
+    if not any(of_layer.values()):
+        return "frozen"
+    first, *others = sorted(of_layer, key="kernel".__ne__)
+    differing = [f"{name} {of_layer[name]:g}" for name in others if of_layer[name] != of_layer[first]]
+    return ", ".join([f"{of_layer[first]:g}", *differing])
 
 
 def show_epoch(record: Mapping[str, Any], optimizer: ConfigDict, images_per_second: float, input_share: float) -> None:
