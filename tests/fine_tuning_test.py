@@ -233,6 +233,40 @@ def test_weights_of_another_program_become_a_start(
     assert 0 < np.abs(tuned["fc3/kernel"] - before["fc3/kernel"]).max() < 0.1
 
 
+@pytest.mark.parametrize("name", ["weights.npz", "weights.pth.tar"])
+def test_a_file_of_another_program_is_a_start_itself(
+    name: str, trained: TrainedRun, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    params = jax.tree.map(np.asarray, trained.params)
+    write_arrays(tmp_path / "a.npz", to_layout("caffe", trained.model, trained.preprocessing.crop, params))
+    config = make_config(init_from=str((tmp_path / "a.npz").rename(tmp_path / name)))
+    zeros = {"params": jax.tree.map(np.zeros_like, params)}
+    numbers = [str(number) for number in range(10)]
+    for class_names, afresh in ((numbers, []), ("abcdefghij", ["fc5"])):
+        start, fresh_layers = start_from(config, class_names, zeros)
+        assert fresh_layers == afresh
+        for layer in params:
+            expected = zeros["params"] if layer in afresh else params
+            jax.tree.map(np.testing.assert_array_equal, start["params"][layer], expected[layer])
+
+
+def test_the_header_shows_how_each_layer_starts(
+    trained: TrainedRun, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = of_seven_classes(trained, tmp_path / "seven.safetensors")
+    rules = (("conv*", 0.0, 0.0), ("fc3/*", 0.0, 0.1), ("fc4/kernel", 0.0, 0.0))
+    changes = {"learning_rate": 0.01, "bias_learning_rate_multiplier": 2.0, "learning_rate_multipliers": rules}
+    config = make_config(init_from=str(source), **{f"optimizer.{key}": value for key, value in changes.items()})
+    train_and_evaluate(config, tmp_path / "run")
+    shown = capsys.readouterr().out
+    assert "seven.safetensors; fc5" in " ".join(shown.split())
+    table = {cells[0]: cells for cells in map(str.split, shown.splitlines()) if cells}
+    assert table["conv1"][-2:] == table["conv2"][-2:] == ["loaded", "frozen"]
+    assert table["fc3"][-4:] == ["loaded", "0.001,", "bias", "0.002"]
+    assert table["fc4"][-4:] == ["loaded", "0,", "bias", "0.02"]
+    assert table["fc5"][-4:] == ["afresh", "0.01,", "bias", "0.02"]
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from alexnet_jax.cli import convert, evaluate
+from alexnet_jax.cli import convert, evaluate, predict
 from alexnet_jax.cli.flags import config_from_flags
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import open_dataset
@@ -101,6 +101,32 @@ def test_what_does_not_suit_is_refused_and_nothing_is_written(
     Path("names.txt").write_text("a\nb\nc\n")
     with pytest.raises(UserError, match=what):
         convert.main(arguments(source, tmp_path / "run", layout, *changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_of_a_thousand_classes_knows_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = network("lenet").clone(num_classes=1000)
+    source, workdir = tmp_path / "lenet.npz", tmp_path / "run"
+    write(source, to_layout("caffe", model, 28, random_params(model, 28)))
+    config = ["--config=configs/alexnet.py:synthetic,lenet", "--config.data.crop=28", "--config.data.image_size=28"]
+    config += ["--config.model.hidden_width=16", "--config.data.mean=(78.0,78.0,78.0)"]
+    convert.main([str(source), "--layout=caffe", f"--workdir={workdir}", *config])
+    assert "ImageNet" in capsys.readouterr().out
+    assert load_run(workdir).class_names[281] == "n02123045"
+    predictions = [{"class": "n02123045", "label": 281, "probability": 0.5}]
+    answer = {"file": "cat.jpg", "predictions": predictions}
+    predict._show_tables(iter([answer]))
+    assert "  tabby, tabby cat (n02123045)  " in capsys.readouterr().out
+    predict._show_json(iter([answer]))
+    (shown,) = json.loads(capsys.readouterr().out)["predictions"]
+    assert shown == {**predictions[0], "name": "tabby, tabby cat"}
+
+
+def test_nan_is_refused(tmp_path: Path) -> None:
+    arrays = foreign("torchvision")[2]
+    arrays["features.3.bias"][5] = np.nan
+    with pytest.raises(UserError, match=r"features\.3\.bias"):
+        convert.main(arguments(write(tmp_path / "a.npz", arrays), tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 

@@ -203,7 +203,14 @@ def test_a_program_without_end_is_refused(tmp_path: Path) -> None:
         read_arrays(in_zip(tmp_path / "a.pth", program(b"(" * 100_000 + tensor())))
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_two_dictionaries_of_tensors_are_not_guessed_between(tmp_path: Path) -> None:
+    inner = b"}(" + text("weight") + tensor() + b"u"
+    whole = b"\x80\x02}(" + text("generator") + inner + text("critic") + inner + b"u."
+    with pytest.raises(UserError, match="'generator', 'critic'"):
+        read_arrays(in_zip(tmp_path / "a.pth", whole))
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "net", "weights_of_mine"])
 def test_a_state_dict_within_a_checkpoint(key: str, tmp_path: Path) -> None:
     """As training scripts save it: from DataParallel, beside other objects."""
     inner = b"}(" + text("module.weight") + tensor() + text("module.bias") + tensor() + b"u"
