@@ -30,6 +30,7 @@ from alexnet_jax.run.profiling import StepTrace
 from alexnet_jax.run.run_folder import Progress
 from alexnet_jax.run.throughput import Throughput
 from alexnet_jax.system import console
+from alexnet_jax.system.files import local_path
 from alexnet_jax.system.signals import StopSignals
 from alexnet_jax.system.versions import describe_environment
 
@@ -59,10 +60,11 @@ def train_and_evaluate(
       KeyboardInterrupt: SIGINT, or SIGTERM while images are being prepared (Terminated).
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
+    workdir = local_path(workdir)
     with hosts.session(config.parallel), out_of_memory_as_user_error():
         experiment = open_experiment(config, dataset)
         with StopSignals() as stop:
-            return Run(experiment, Path(workdir), command, stop, on_epoch).execute()
+            return Run(experiment, workdir, command, stop, on_epoch).execute()
 
 
 class Run:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from alexnet_jax.cli.flags import config_from_flags, show_keys
+from alexnet_jax.system.files import local_path
 from alexnet_jax.system.versions import shell_command
 
 RUN = "the folder of a run, or a .safetensors file that export made of it"
@@ -42,7 +43,7 @@ def run_parser(
       data: whether there are --data-dir and --prepared-dir.
     """
     parser = argparse.ArgumentParser(prog=program(command), description=_purpose(doc))
-    parser.add_argument("run", type=Path, help=run)
+    parser.add_argument("run", type=local_path, help=run)
     if checkpoint:
         parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or its examples seen")
     if views:

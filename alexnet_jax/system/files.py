@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,13 @@ from alexnet_jax.errors import UserError, disk_hint, reason
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all. Raises UserError if it cannot."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def local_path(path: str | Path) -> Path:
+    """The path of a file or folder. Raises UserError for a URL, such as gs://bucket/run, of another machine's."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise UserError(f"{path} is not on this machine: runs and files are kept in local folders, also mounted ones")
+    return Path(path)
 
 
 def read_json(path: Path, kind: type) -> Any:
