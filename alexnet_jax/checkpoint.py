@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from alexnet_jax.errors import UserError, disk_hint
 from alexnet_jax.system import console
-from alexnet_jax.system.files import most_unpacked, naming
+from alexnet_jax.system.files import make_folder, most_unpacked, naming
 
 _ITEM = "run"
 _STAGING = "tmp"
@@ -65,7 +65,7 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._busy_until = 0.0
         self._copy: Any = None
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self.directory)
         for path in [*self.directory.glob(f"*{_STAGING}*"), *self.directory.glob("*.new")]:  # left by a killed run
             _remove(path)
 
@@ -121,7 +121,7 @@ class Checkpoints:
             if name > examples_seen:
                 target = self.directory.parent / "damaged" / str(name)
                 shutil.rmtree(target, ignore_errors=True)
-                target.parent.mkdir(exist_ok=True)
+                make_folder(target.parent)
                 (self.directory / str(name)).rename(target)
 
     def _copied(self, tree: Any) -> Any:
@@ -149,7 +149,7 @@ class Checkpoints:
         staged = staging / str(examples_seen)
         try:
             shutil.rmtree(staging, ignore_errors=True)  # late writers of a failed save may have left files
-            staging.mkdir(parents=True)
+            staging.mkdir()  # a folder of the run that has vanished is not made anew
             # The digest is of the data as JSON returns them.
             described = json.loads(json.dumps({**metadata, "best": self._best_on_disk(examples_seen, best)}))
             with _ONE_SAVE, _orbax() as orbax:
@@ -224,6 +224,15 @@ def restore_latest(directory: Path) -> tuple[Restored | None, list[str]]:
     if warnings:
         raise UserError(f"{'; '.join(warnings)}. No checkpoint is readable: start again in another --workdir")
     return None, []
+
+
+def newest_metadata(directory: Path) -> dict[str, Any]:
+    """The JSON data of the newest checkpoint, not compared with its digest; {} if there is none or it is damaged."""
+    names = checkpoint_names(directory)
+    try:
+        return _read_metadata(directory.absolute() / str(names[-1])) if names else {}
+    except Exception:  # as in `restore`
+        return {}
 
 
 def restore(directory: Path, examples_seen: int) -> Restored:

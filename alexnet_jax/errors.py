@@ -17,7 +17,10 @@ class Terminated(KeyboardInterrupt):
 
 
 def reason(error: BaseException) -> str:
-    """The message of any exception, in one line of at most 200 characters."""
+    """One line on any exception, of at most 200 characters: the first line of its message, or else its class.
+
+    Of an OSError it is the reason alone, such as "No such file or directory", without the file.
+    """
     text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     first = next(filter(None, (" ".join(line.split()) for line in text.splitlines())), type(error).__name__)
     return first if len(first) <= 200 else f"{first[:196]} ..."
@@ -69,6 +72,10 @@ class MissingSourceError(UserError):
     """The original images are missing; a prepared copy of them may still exist."""
 
 
+class RunInUseError(UserError):
+    """Another process is training in the folder of a run."""
+
+
 class TrainingDivergedError(UserError):
     """The loss or a parameter became NaN or infinite during training."""
 
@@ -88,7 +95,7 @@ class LostProcessError(UserError):
 
 
 class AuditFailedError(UserError):
-    """The images that a run was trained on are not those that its seed determines."""
+    """The images that a run was trained on are not those that its seed determines, or its records were changed."""
 
     exit_code = 1
 

@@ -93,9 +93,22 @@ def exit_on_user_error(main: Main) -> Main:
                 leave(f"out of memory ({reason(error)}): {advice}")
             if isinstance(error, OSError):
                 _leave_for(error)
+            if isinstance(error, AssertionError | RuntimeError) and (wanted := _missing_platform()):
+                leave(f"JAX_PLATFORMS={wanted}, but JAX finds no such device here; unset it to use what there is")
             raise
 
     return wrapped
+
+
+def _missing_platform() -> str:
+    """The value of JAX_PLATFORMS if JAX has no such device, for which its own errors have many forms; else ""."""
+    import jax
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError):
+        return os.environ.get("JAX_PLATFORMS", "")
+    return ""
 
 
 def leave(message: str, status: int = 2) -> NoReturn:

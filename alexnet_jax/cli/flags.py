@@ -6,16 +6,18 @@ The configs that ship with the package are found by name: `--config=alexnet.py:d
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from alexnet_jax.cli.exits import leave
-from alexnet_jax.config import check, flatten, nearest
+from alexnet_jax.config import check, decisive, flatten, nearest
 from alexnet_jax.config_keys import KEYS, RENAMED
 from alexnet_jax.errors import UserError
 from alexnet_jax.system import console
+from alexnet_jax.system.files import expand_home
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
@@ -47,6 +49,20 @@ def config_from_flags(program: str, argv: Sequence[str]) -> ConfigDict:
     config: ConfigDict = values["config"].value
     check(config.to_dict())
     return config
+
+
+def overrides(config_file: str, config: ConfigDict) -> dict[str, Any]:
+    """The keys that make a config another experiment than its file does, and the folder of images, with their values.
+
+    Args:
+      config_file: the value of --config.
+      config: the config after all flags.
+    """
+    before, after = (
+        decisive(plain) | {"data.dir": plain["data"]["dir"]}
+        for plain in (_load(config_file).to_dict(), config.to_dict())
+    )
+    return {name: value for name, value in after.items() if value != before.get(name)}
 
 
 def show_keys(words: Sequence[str]) -> None:
@@ -91,6 +107,12 @@ def _values_of_config(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
             yield index, flag[0], word[flag.end() :]
         elif index and re.fullmatch(r"--?config", words[index - 1]):
             yield index, "", word
+
+
+def expand_words(words: Sequence[str]) -> list[str]:
+    """A command line with ~ expanded at the start of a word and of a flag's value; shells leave out the latter."""
+    parts = [word.rpartition("=") if word.startswith("--") else ("", "", word) for word in words]
+    return [f"{flag}{equals}{expand_home(value)}" for flag, equals, value in parts]
 
 
 def with_choice(words: Sequence[str], choice: str) -> list[str]:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError, UserError, reason
+from alexnet_jax.errors import RunInUseError, TrainingDivergedError, TrainingStuckError, UserError, reason
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.run import run_folder
 from alexnet_jax.run.metrics_log import read_metrics
@@ -130,13 +130,12 @@ def _attempt(trial: Trial, on_epoch: OnTrialEpoch) -> Outcome | None:
     if is_finished(trial):
         return _outcome(trial)
     try:
-        claim = run_folder.claim(trial.workdir)
-        if claim is None:
-            return None
-        with claim, console.muted():
+        with console.muted():
             dataset = _opened(FrozenConfigDict(trial.config.data))
             callback = functools.partial(on_epoch, trial)
             train_and_evaluate(trial.config, trial.workdir, trial.command, callback, dataset)
+    except RunInUseError:
+        return None
     except Exception as error:  # any failure ends only this trial
         return _outcome(trial, error)
     return _outcome(trial)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.checkpoint import newest_metadata
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.storage import read_images
 from alexnet_jax.errors import UserError, check_keys, reason
@@ -17,7 +18,7 @@ from alexnet_jax.inference import report_figures, report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
 from alexnet_jax.inference.evaluation import Evaluation, evaluate, open_run_dataset
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
-from alexnet_jax.run.metrics_log import read_metrics, read_timing
+from alexnet_jax.run.metrics_log import find_fault, read_metrics, read_timing
 from alexnet_jax.run.record_kinds import check_metrics, check_timing
 from alexnet_jax.system import console
 from alexnet_jax.system.files import read_json
@@ -81,7 +82,7 @@ class Report:
 
 
 def make_report(
-    workdir: Path, checkpoint: str = "latest", data_dir: str | None = None, prepared_dir: str | None = None
+    workdir: Path, checkpoint: str = "tested", data_dir: str | None = None, prepared_dir: str | None = None
 ) -> Report:
     """Collects everything that is shown about a run.
 
@@ -108,7 +109,7 @@ def make_report(
         dataset = open_run_dataset(run, data_dir, prepared_dir)
     except UserError as error:
         missing = f"No {'images are' if run else 'network is'} shown: {error}."
-    sections: dict[str, Sequence[Part]] = {"Training": list(_training(records))}
+    sections: dict[str, Sequence[Part]] = {"Training": [*_faults(workdir), *_training(records)]}
     if run:
         sections["First layer"] = [_kernels(run)]
     if run and dataset:
@@ -138,6 +139,13 @@ def _read_config(workdir: Path) -> dict[str, Any]:
         return config_lib.complete(stored)
     except (KeyError, TypeError) as error:  # a section that is none
         raise UserError(f"{path} is damaged: {reason(error)}") from error
+
+
+def _faults(workdir: Path) -> Iterator[Part]:
+    """A paragraph if the records are not as the run wrote them, which is also printed."""
+    if fault := find_fault(workdir, newest_metadata(workdir / "checkpoints").get("records", "")):
+        console.warn(fault)
+        yield report_page.paragraph(fault)
 
 
 def _summary(config: Mapping[str, Any], records: Records, dataset: Dataset | None) -> str:

@@ -68,7 +68,7 @@ def check(records: Sequence[Mapping[str, Any]]) -> Iterator[Stretch]:
 
 
 def presentations(size: int, seed: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and ids, [examples], of the positions `begin` to `end` - 1 in the stream of training examples."""
+    """Epochs and ids, [examples], at the positions `begin` to `end` - 1 of training; an epoch has `size` examples."""
     numbers = range(begin // size, -(-end // size))
     orders = [epoch_order(size, seed, number) for number in numbers]
     if not all(np.array_equal(np.sort(order), np.arange(size)) for order in orders):

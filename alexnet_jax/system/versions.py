@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.system.machine import compute_threads
 
 PROJECT = Path(__file__).resolve().parents[2]
 """The folder with main.py in a checkout; the folder of installed packages if this is one of them."""
@@ -20,11 +21,12 @@ LISTED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-data
 
 
 def describe_environment(command: list[str]) -> dict[str, Any]:
-    """The command, the versions of Python and of the packages in LISTED, the platform and the git revision."""
+    """The command, versions of Python and of the packages in LISTED, platform, CPU threads and git revision."""
     return {
         "command": command,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
+        "cpu_threads": compute_threads(),
         "packages": {name: metadata.version(name) for name in LISTED},
         "git": _git_revision(PROJECT) if (PROJECT / "main.py").exists() else None,
     }

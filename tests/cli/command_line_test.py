@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from alexnet_jax.cli import evaluate
 from alexnet_jax.cli import flags as flags_lib
+from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.cli.exits import exit_on_user_error
 from alexnet_jax.cli.train import default_workdir
 from alexnet_jax.config import check
@@ -134,46 +136,54 @@ def test_a_broken_config_file_is_named(
 
 # The program
 
-
-def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "main.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
-    )
+GOOD = f"--config={CONFIG_FILE}"
 
 
-GOOD = "--config=configs/alexnet.py"
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([GOOD, "--config.batch_size=abc"], ["config.batch_size", "'abc'"]),
+        ([GOOD, "--config.batch_size=1.5"], ["config.batch_size", "'1.5'"]),
+        ([GOOD, "--config.data.mirror=maybe"], ["config.data.mirror", "maybe"]),
+        ([GOOD, "--config.optimizer.momentum=1"], ["config.optimizer.momentum"]),
+        ([GOOD + ":digits,alexnet2"], ["'alexnet2'", "single_tower"]),
+        (["--config=configs/no_such_file.py"], ["configs/no_such_file.py", "no such file"]),
+        ([GOOD, "--confg.x=1"], ["confg"]),
+        ([GOOD, "--workdri=runs/x"], ["workdri"]),
+        ([GOOD, "batch_size=3"], ["'batch_size=3'", "--config.KEY=VALUE"]),
+    ],
+)
+def test_a_mistake_is_answered_with_one_line_and_status_2(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    @exit_on_user_error
+    def program(argv: list[str]) -> None:
+        flags_lib.config_from_flags("main.py", argv)
+
+    with pytest.raises(SystemExit) as exit:
+        program(arguments)
+    assert exit.value.code == 2
+    output, error = capsys.readouterr()
+    assert output == "" and error.count("\n") == 1 and error.startswith("error: ")
+    for word in words:
+        assert word in error
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], ["--config=configs/alexnet.py"]),
-        ([GOOD, "--config.optimizer.lerning_rate=0.1"], ["config.optimizer.learning_rate"]),
-        ([GOOD, "--config.batch_size=abc"], ["config.batch_size", "'abc'"]),
-        ([GOOD, "--config.batch_size=1.5"], ["config.batch_size", "'1.5'"]),
-        ([GOOD, "--config.data.mirror=maybe"], ["config.data.mirror", "maybe"]),
-        ([GOOD, "--config.optimizer.momentum=1"], ["config.optimizer.momentum"]),
-        ([GOOD + ":digits,alexnet2"], ["'alexnet2'", "single_tower"]),
-        (
-            [GOOD + ":synthetic", "--config.model.preset=alexnet2"],
-            ["config.model.preset", "'alexnet2'", "single_tower"],
-        ),
+        (["--config=configs/alexnet.py", "--workdri=runs/x"], ["workdri", "workdir"]),
+        ([GOOD + ":synthetic", "--config.model.preset=alexnet2"], ["model.preset", "alexnet2", "single_tower"]),
         ([GOOD, "--config.data.name=mnist"], ["config.data.name", "'mnist'", "digits", "tfds:NAME"]),
-        ([GOOD + ":tfds:no_such_set"], ["no_such_set", "neither prepared nor known to TFDS"]),
-        (["--config=configs/no_such_file.py"], ["configs/no_such_file.py", "no such file"]),
-        ([GOOD, "--confg.x=1"], ["confg"]),
-        ([GOOD, "--workdri=runs/x"], ["workdri", "workdir"]),
-        ([GOOD, "batch_size=3"], ["'batch_size=3'", "--config.KEY=VALUE"]),
+        (["--config=configs/alexnet.py:tfds:no_such_set"], ["no_such_set", "neither prepared nor known to TFDS"]),
     ],
 )
-def test_the_program_answers_a_mistake_with_one_line_and_status_2(
-    arguments: list[str], words: list[str], tmp_path: Path
-) -> None:
-    result = run_program(*arguments, f"--workdir={tmp_path / 'run'}")
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("error: ")
+def test_so_does_the_program_and_it_makes_no_folder(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "main.py", *arguments, f"--workdir={tmp_path / 'run'}"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
     for word in words:
         assert word in result.stderr
     assert not (tmp_path / "run").exists()
@@ -193,6 +203,25 @@ def test_an_interruption_before_the_run_begins_is_one_line_too(
         program([])
     assert exit.value.code == status
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_device_that_jax_does_not_find_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise AssertionError  # so does jax 0.10.2
+
+    @flags_lib.exit_on_user_error
+    def program(argv: list[str]) -> None:
+        jax.devices()
+
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(SystemExit) as exit:
+        program([])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert "JAX_PLATFORMS=cuda" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("error", "status"), [(UserError, 2), (TrainingDivergedError, 1)])
@@ -312,6 +341,15 @@ def test_places_on_other_machines_are_refused(path: str, tmp_path: Path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+def test_words_in_errors_of_the_command_line_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """They may be names of files, as `*` gives them."""
+    with pytest.raises(SystemExit) as exit:
+        run_parser("export", "").parse_args(["run", "--\x1b[31m.jpg"])
+    assert exit.value.code == 2
+    err = capsys.readouterr().err
+    assert "\x1b" not in err and r"--\x1b[31m.jpg" in err
+
+
 def test_errors_of_the_program_itself_keep_their_traceback() -> None:
     @exit_on_user_error
     def program(argv: list[str]) -> None:
@@ -333,4 +371,31 @@ def test_errors_of_the_program_itself_keep_their_traceback() -> None:
     ],
 )
 def test_default_workdir_is_named_by_the_config(config: str, workdir: str) -> None:
-    assert default_workdir(config) == workdir
+    assert default_workdir(config, {}) == workdir
+
+
+@pytest.mark.parametrize(
+    ("flags", "workdir"),
+    [
+        # What only makes the run longer, or changes no result, continues the run.
+        (["--config.epochs=60", "--config.optimizer.restart_epochs=(30.0,)", "--config.data.num_threads=2"], ""),
+        (["--config.seed=0", "--config.optimizer.learning_rate=1e-2"], ""),  # as they are anyway
+        (["--config.seed=1"], "-seed=1"),
+        (["--config.optimizer.learning_rate=5e-3", "--config.seed=1"], "-learning_rate=0.005-seed=1"),
+        (["--config.seed=1", "--config.optimizer.learning_rate=0.005"], "-learning_rate=0.005-seed=1"),
+        (["--config.data.dir=my photos/pets"], "-pets"),
+        (["--config.data.std=(1.0, 1.0, 2.0)"], "-std=-1.0-1.0-2.0"),
+        (["--config.model.without_layers=('conv3', 'conv4', 'conv5')", "--config.init_from=runs/another/one"], "-#"),
+    ],
+)
+def test_the_default_workdir_is_another_where_the_experiment_is(flags: list[str], workdir: str) -> None:
+    config = flags_lib.config_from_flags("train", [f"--config={CONFIG_FILE}", *flags])
+    changes = flags_lib.overrides(str(CONFIG_FILE), config)
+    assert re.sub("-[0-9a-f]{8}$", "-#", default_workdir(str(CONFIG_FILE), changes)) == f"runs/alexnet{workdir}"
+
+
+def test_home_is_expanded_in_flags_and_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["--workdir=~/runs", "~/a.jpg", "--config.data.dir=~", "--config.x=a~b", "a=~", "--output", "~/x"]
+    expanded = ["--workdir=/home/me/runs", "/home/me/a.jpg", "--config.data.dir=/home/me", "--config.x=a~b", "a=~"]
+    assert flags_lib.expand_words(words) == [*expanded, "--output", "/home/me/x"]

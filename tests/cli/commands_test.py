@@ -102,7 +102,7 @@ def test_benchmark_shows_what_it_measured(capsys: pytest.CaptureFixture[str], mo
         match = re.fullmatch(form, rows[name])
         assert match, (name, rows[name])
         assert all(float(value.replace(",", "")) > 0 for value in match.groups()), rows[name]
-    assert re.match(r"\d+%; may exceed 100%: tiles", rows["fraction of it"])
+    assert re.match(r"\d+%; may exceed 100%: Winograd", rows["fraction of it"])
     assert re.match(r"(\d+ (d|h|min) ?)+ for 90 epochs of 1,281,167 images", rows["ImageNet"])
     assert advice.startswith("Limited by ")
 

@@ -23,6 +23,7 @@ from alexnet_jax.inference import report as report_lib
 from alexnet_jax.inference import report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
 from alexnet_jax.inference.evaluation import Evaluation, evaluate, open_run_dataset
+from alexnet_jax.inference.report import make_report
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
 
@@ -45,6 +46,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -> Pat
 @pytest.fixture
 def run_folder(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "<run>")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(prepared_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the prepared data sets where they are by default."""
+    monkeypatch.chdir(Path(prepared_dir).parent)
 
 
 def page_of(folder: Path, *flags: str) -> str:
@@ -76,6 +83,7 @@ def test_the_page_of_a_finished_run(finished: Path) -> None:
     assert "config.optimizer.learning_rate" in text and "shorter side 256, central square" in text
 
 
+@pytest.mark.slow
 def test_the_figures_alone(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report.main([str(finished), "--png", f"--output={tmp_path}"])
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(FIGURES)
@@ -99,6 +107,14 @@ def test_a_run_without_a_checkpoint(run_folder: Path) -> None:
     page = page_of(run_folder)
     assert page.count("<img") == 1
     assert "No network is shown:" in text_of(page) and "holds no checkpoint" in text_of(page)
+
+
+def test_an_edited_record_is_told(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run_folder / "checkpoints")
+    record = run_folder / "metrics.jsonl"
+    record.write_text(record.read_text().replace('"loss": ', '"loss": 1', 1))
+    assert "line 2 was edited" in str(make_report(run_folder).sections["Training"][0])
+    assert "line 2 was edited" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_run_that_has_recorded_nothing(run_folder: Path) -> None:
