@@ -8,7 +8,7 @@ from pathlib import Path
 def imagenet_names() -> dict[str, str]:
     """English names by synset, like "n02123045": "tabby, tabby cat", sorted by synset: the order of the outputs.
 
-    The names are WordNet's, in the file imagenet_classes.txt.
+    The names are those of WordNet (Princeton University), in the file imagenet_classes.txt.
     """
     lines = Path(__file__).with_name("imagenet_classes.txt").read_text("utf-8").splitlines()
     return dict(line.split(" ", 1) for line in lines)
