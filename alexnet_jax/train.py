@@ -360,10 +360,14 @@ class Run:
 
     def _start_from_another(self) -> None:
         """Initialises the parameters from `config.init_from`, a run or a weight file."""
-        drawn = self.experiment.devices.on_host({"params": self.state.params, "batch_stats": self.state.batch_stats})
         class_names = self.experiment.dataset.class_names
-        trained, self.fresh_layers = hosts.from_main(lambda: start_from(self.config, class_names, drawn))
+        trained, self.fresh_layers = hosts.from_main(lambda: start_from(self.config, class_names, self._variables()))
         self.state = self.experiment.init_state(trained)
+
+    def _variables(self) -> dict[str, Any]:
+        """Parameters and batch statistics as whole arrays on the host."""
+        variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
+        return self.experiment.devices.on_host(variables)
 
     def _show_end(self, result: Mapping[str, Any], state: str) -> None:
         """Prints the test error, and the commands that continue or use the run."""

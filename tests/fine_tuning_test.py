@@ -15,11 +15,13 @@ from ml_collections import ConfigDict
 from alexnet_jax.checkpoint import checkpoint_names
 from alexnet_jax.cli import convert
 from alexnet_jax.errors import UserError
+from alexnet_jax.experiment import open_experiment
 from alexnet_jax.inference.fine_tuning import start_from
 from alexnet_jax.inference.layouts import to_layout
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.inference.weight_files import write_arrays
 from alexnet_jax.models.alexnet import get_model
+from alexnet_jax.run import display
 from alexnet_jax.train import train_and_evaluate
 from alexnet_jax.train_state import init_variables
 from configs import alexnet
@@ -89,11 +91,14 @@ def test_the_same_classes_keep_the_last_layer(
     assert checkpoint_names(checkpoints)[-1] == 3 * 16  # the images of this run alone
 
 
-def test_other_classes_get_a_fresh_last_layer(trained: TrainedRun, make_config: MakeConfig, tmp_path: Path) -> None:
+def test_other_classes_get_a_fresh_last_layer(
+    trained: TrainedRun, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = of_seven_classes(trained, tmp_path / "seven.safetensors")
     config = make_config(init_from=str(source), **FROZEN)
     fresh = {name: array for name, array in drawn(config).items() if name.startswith("fc5/")}
     assert_same(fine_tuned(config, tmp_path / "run"), {**flat(trained.params), **fresh})
+    assert "fc5 starts afresh" in capsys.readouterr().out
 
 
 def test_classes_of_other_names_get_a_fresh_last_layer(
@@ -250,16 +255,13 @@ def test_a_file_of_another_program_is_a_start_itself(
             jax.tree.map(np.testing.assert_array_equal, start["params"][layer], expected[layer])
 
 
-def test_the_header_shows_how_each_layer_starts(
-    trained: TrainedRun, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = of_seven_classes(trained, tmp_path / "seven.safetensors")
+def test_the_header_shows_how_each_layer_starts(make_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
     rules = (("conv*", 0.0, 0.0), ("fc3/*", 0.0, 0.1), ("fc4/kernel", 0.0, 0.0))
     changes = {"learning_rate": 0.01, "bias_learning_rate_multiplier": 2.0, "learning_rate_multipliers": rules}
-    config = make_config(init_from=str(source), **{f"optimizer.{key}": value for key, value in changes.items()})
-    train_and_evaluate(config, tmp_path / "run")
+    config = make_config(init_from="a", **{f"optimizer.{key}": value for key, value in changes.items()})
+    display.show_header(open_experiment(config), "runs/a", "python main.py", fresh_layers=["fc5"])
     shown = capsys.readouterr().out
-    assert "seven.safetensors; fc5" in " ".join(shown.split())
+    assert "fc5 starts afresh, as the classes differ; parameters of a\n" in shown
     table = {cells[0]: cells for cells in map(str.split, shown.splitlines()) if cells}
     assert table["conv1"][-2:] == table["conv2"][-2:] == ["loaded", "frozen"]
     assert table["fc3"][-4:] == ["loaded", "0.001,", "bias", "0.002"]

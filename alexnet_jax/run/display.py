@@ -43,8 +43,8 @@ def show_header(experiment: Experiment, run: str, command: str, fresh_layers: Se
         "each epoch": f"training loss, top-1/top-5 error of validation, learning rate{counted}",
     }
     if fresh_layers is not None:
-        afresh = f"; {', '.join(fresh_layers)} starts afresh, as the classes differ" if fresh_layers else ""
-        facts["start"] = f"the parameters of {config.init_from}{afresh}"
+        afresh = f"{', '.join(fresh_layers)} starts afresh, as the classes differ; " if fresh_layers else ""
+        facts["start"] = f"{afresh}parameters of {config.init_from}"
     console.show_facts(facts)
     show_layers(layers, None if fresh_layers is None else _starts(experiment, fresh_layers))
     if dataset.num_classes <= 5:
