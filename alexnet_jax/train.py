@@ -100,9 +100,8 @@ class Run:
         self.measured, self.images_per_second = self.throughput.measured(), 0.0
         self.step_rates = self.learning_rates.at(0.0)
         self.rates_in_state: Any = None
-        self.agreed_to_stop = False
+        self.agreed_to_stop = self.has_told_of_chance = False
         self.start_watch = StartWatch(experiment.dataset.splits["train"].labels, self.config.stuck_after_steps)
-        self.has_told_of_chance = False
         self.fresh_layers: list[str] | None = None
 
     def execute(self) -> dict[str, Any]:
@@ -364,8 +363,7 @@ class Run:
 
     def _variables(self) -> dict[str, Any]:
         """Parameters and batch statistics as whole arrays on the host."""
-        variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
-        return self.experiment.devices.on_host(variables)
+        return self.experiment.devices.on_host({"params": self.state.params, "batch_stats": self.state.batch_stats})
 
     def _show_end(self, result: Mapping[str, Any], state: str) -> None:
         """Prints the test error, and the commands that continue or use the run."""
