@@ -261,7 +261,7 @@ def test_the_header_shows_how_each_layer_starts(make_config: MakeConfig, capsys:
     config = make_config(init_from="a", **{f"optimizer.{key}": value for key, value in changes.items()})
     display.show_header(open_experiment(config), "runs/a", "python main.py", fresh_layers=["fc5"])
     shown = capsys.readouterr().out
-    assert "fc5 starts afresh, as the classes differ; parameters of a\n" in shown
+    assert "fc5 starts afresh, as the classes differ; parameters of a " in shown
     table = {cells[0]: cells for cells in map(str.split, shown.splitlines()) if cells}
     assert table["conv1"][-2:] == table["conv2"][-2:] == ["loaded", "frozen"]
     assert table["fc3"][-4:] == ["loaded", "0.001,", "bias", "0.002"]
