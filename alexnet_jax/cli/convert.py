@@ -76,7 +76,7 @@ def _make_run(options: argparse.Namespace, config: ConfigDict, command: list[str
     run_folder.write_description(workdir, config, versions)
     with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
         checkpoints.save(0, tree, metadata, best=None)
-    called = ", which are called as ImageNet's" if options.class_names is None and outputs == 1000 else ""
+    called = ", named as ImageNet's" if options.class_names is None and outputs == 1000 else ""
     console.show(f"{_described(arrays)} of {source} make the run in {workdir}, for {outputs:,} classes{called}")
     console.show(f"Try:  {arguments.program('predict')} {workdir} photo.jpg")
 
