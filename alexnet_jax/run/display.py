@@ -78,12 +78,11 @@ def _starts(experiment: Experiment, fresh_layers: Sequence[str]) -> dict[str, tu
 
 
 def _learning_rates(of_layer: Mapping[str, float]) -> str:
-    """The learning rates of a layer's parameters in words: that of the kernel, and those that differ from it."""
-    if not any(of_layer.values()):
-        return "frozen"
-    first, *others = sorted(of_layer, key="kernel".__ne__)
-    differing = [f"{name} {of_layer[name]:g}" for name in others if of_layer[name] != of_layer[first]]
-    return ", ".join([f"{of_layer[first]:g}", *differing])
+    """The learning rates of a layer's parameters: "0.01", or "0.01/0.02" where that of the bias differs, or frozen."""
+    kernel_first = sorted(of_layer, key="kernel".__ne__)
+    return (
+        "/".join(dict.fromkeys(f"{of_layer[name]:g}" for name in kernel_first)) if any(of_layer.values()) else "frozen"
+    )
 
 
 def show_epoch(record: Mapping[str, Any], optimizer: ConfigDict, images_per_second: float, input_share: float) -> None:
