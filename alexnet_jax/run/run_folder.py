@@ -181,7 +181,7 @@ def _warn_of_changes(workdir: Path, metadata: Mapping[str, Any], dataset: Datase
         console.warn(f"{fault}. The run goes on from its checkpoint, which is sound")
     if metadata.get("prepared", "") not in ("", dataset.prepared):
         console.warn(f"the files of {dataset.directory} are not those of the run so far, which may change its results")
-    before, now = metadata["versions"].get("cpu_threads"), compute_threads()
+    before, now = metadata.get("versions", {}).get("cpu_threads"), compute_threads()
     if before not in (None, now) and jax.default_backend() == "cpu":
         console.warn(f"CPU threads: {before} -> {now}, which changes the last bits of all results from here on")
 
