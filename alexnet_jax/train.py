@@ -99,9 +99,8 @@ class Run:
         self.measured, self.images_per_second = self.throughput.measured(), 0.0
         self.step_rates = self.learning_rates.at(0.0)
         self.rates_in_state: Any = None
-        self.agreed_to_stop = False
         self.start_watch = StartWatch(experiment.dataset.splits["train"].labels, self.config.stuck_after_steps)
-        self.has_told_of_chance = False
+        self.agreed_to_stop, self.has_told_of_chance = False, False
 
     def execute(self) -> dict[str, Any]:
         """Trains from where the folder's run stands to its end and returns the test metrics."""
@@ -130,8 +129,7 @@ class Run:
             contextlib.closing(self.trace),
         ):
             if not found["is_started"]:
-                start = {"seed": config.seed, "train_examples": self.plan.num_examples}
-                self.writer.write("start", 0, start)
+                self.writer.write("start", 0, {"seed": config.seed, "train_examples": self.plan.num_examples})
             self.checkpoints.set_aside_after(seen)
             self._train()
             result = self._test()
