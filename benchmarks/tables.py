@@ -6,7 +6,7 @@ Each table ends with a line on data, seeds, hardware and command. A test compare
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def table(path: Path) -> list[str]:
     kind, results = path.stem.partition("_")[0], content["results"]
     makers = {
         "ablations": _ablations,
-        "attack": _attack,
+        "attack": attack,
         "faults": _faults,
         "figure1": _figure1,
         "starting": _starting,
@@ -97,7 +97,8 @@ def _faults(results: dict[str, Any]) -> Iterator[str]:
         yield f"| {fault['fault']}, `{fault['config']}` | {fault['diagnosis']} |"
 
 
-def _attack(results: dict[str, Any]) -> Iterator[str]:
+def attack(results: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of the table of an attack's outcomes."""
     kinds = results["kinds"]
     columns = list(next(iter(kinds.values())))
     yield f"| kind | {' | '.join(columns)} |"

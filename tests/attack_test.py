@@ -59,7 +59,7 @@ below, beside = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 shim.arm(below, shim.Hit(shim.Operation.WRITE, 2, errno.ENOSPC))
 for path in (beside, below / "a", below / "b", below / "c"):
     try:
-        path.write_text("x")
+        os.write(os.open(path, os.O_WRONLY | os.O_CREAT), b"x")
     except OSError as error:
         print(path.name, errno.errorcode[error.errno])
 print(shim.seen()["WRITE"], flush=True)

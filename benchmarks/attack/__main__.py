@@ -27,7 +27,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,9 +51,6 @@ KINDS = {
 
 FOLDER = "ATTACK_FOLDER"
 """The environment variable with the folder of the attack, in the process that attacks."""
-
-LINES = 12
-"""Lines of the output of a bad try that are printed."""
 
 
 def main() -> None:
@@ -112,7 +108,7 @@ def _attack(target: Target, kind: str, options: argparse.Namespace) -> list[Resu
     if kind in ("kill", "fault", "damage"):
         for name in TASKS:
             target.undisturbed(name)
-    running: dict[Any, tuple[int, BaseProcess]] = {}
+    running: dict[Any, tuple[int, Any]] = {}
     found: dict[int, Result] = {}
     waiting = collections.deque(range(options.tries))
     while waiting or running:
@@ -127,7 +123,7 @@ def _attack(target: Target, kind: str, options: argparse.Namespace) -> list[Resu
             found[number] = Result(**json.loads((target.folder / f"{kind}{number}.json").read_text()))
             if found[number].outcome not in GOOD:
                 print(f"{kind}:{number} {found[number].outcome}: {found[number].about}", flush=True)
-                print("\n".join(f"    {line}" for line in found[number].output.splitlines()[-LINES:]), flush=True)
+                print("\n".join(f"    {line}" for line in found[number].output.splitlines()), flush=True)
     return [found[number] for number in sorted(found)]
 
 
@@ -160,8 +156,9 @@ def _write(results: Mapping[str, Sequence[Result]], options: argparse.Namespace)
         for number, result in enumerate(found)
         if result.outcome not in GOOD
     ]
-    write_results(options.output, command, "60 images of 3 classes", [options.seed], {"kinds": kinds, "bad": bad})
-    print("\n".join(tables.table(options.output)))
+    outcome = {"kinds": kinds, "bad": bad}
+    write_results(options.output, command, "60 images of 3 classes", [options.seed], outcome)
+    print("\n".join(tables.attack(outcome)))
 
 
 if __name__ == "__main__":

@@ -61,9 +61,13 @@ def _files(pattern: str, output: bool = False) -> Callable[[Path, Ended], Produc
     def products(folder: Path, ended: Ended) -> Products:
         paths = [path for path in sorted(folder.glob(pattern)) if path.is_file() and path.suffix != ".lock"]
         found = {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in paths}
-        return found | ({"output": ended.output} if output else {})
+        return {**found, **(_printed(folder, ended) if output else {})}
 
     return products
+
+
+def _printed(_: Path, ended: Ended) -> Products:
+    return {"output": ended.output}
 
 
 def _run(name: str) -> Callable[[Path, Ended], Products]:
@@ -88,9 +92,9 @@ TASKS = {
     "train": Task(TRAIN, "new", _run("run")),
     "resume": Task(TRAIN, "half", _run("run")),
     "evaluate": Task(("evaluate", "run", *PLACES), "done", _files("run/evaluation/*", True)),
-    "predict": Task(("predict", "run", "images/a/00.png", "images/b/01.jpg", "--json"), "done", _files("", True)),
+    "predict": Task(("predict", "run", "images/a/00.png", "images/b/01.jpg", "--json"), "done", _printed),
     "report": Task(("report", "run", *PLACES), "done", _files("run/report.html")),
-    "audit": Task(("audit", "run"), "done", _files("", True)),
+    "audit": Task(("audit", "run"), "done", _printed),
     "export": Task(("export", "run", "--format=safetensors"), "done", _files("run/model.safetensors")),
     "export onnx": Task(("export", "run", "--format=onnx"), "done", _files("run/model.onnx")),
     "export stablehlo": Task(("export", "run", "--format=stablehlo"), "done", _files("run/*.zip")),

@@ -22,6 +22,11 @@ GOOD = OUTCOMES[:2]
 READERS = ("resume", "evaluate", "predict", "report", "audit", "export")
 """The tasks that read a run and its prepared data."""
 
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+FIRST = 0.05
+"""Seconds until a forked process has reached its command."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -41,13 +46,13 @@ class Result:
 def kill(target: Target, number: int, random: np.random.Generator, folder: str) -> Result:
     """Kills a command at a random moment, or sends it SIGTERM or SIGINT; then runs it again, which has to succeed."""
     name = list(TASKS)[number % len(TASKS)]
-    undisturbed, sent = target.undisturbed(name), random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    undisturbed, sent = target.undisturbed(name), SIGNALS[int(random.integers(len(SIGNALS)))]
     changes, by_clock = undisturbed.count(shim.CHANGES), random.random() < 0.5
     disturbance: shim.Hit | Signal
     if changes and (sent == signal.SIGKILL or not by_clock):
         disturbance = shim.Hit(shim.CHANGES, int(random.integers(1, changes + 1)), signal=sent)
     else:
-        disturbance = Signal(signal.Signals(sent), random.uniform(0, undisturbed.seconds))
+        disturbance = Signal(sent, random.uniform(FIRST, FIRST + undisturbed.seconds))
     return _disturbed(target, name, disturbance, folder)
 
 
@@ -99,7 +104,12 @@ def _disturbed(target: Target, name: str, disturbance: shim.Hit | Signal, folder
     if ended[0].status != 0:
         ended.append(command(task.words, copy))
     outcome = judge(target.undisturbed(name).products, task.products(copy, ended[-1]), ended)
-    return Result(outcome, f"{name}, {disturbance}", "\n-- again --\n".join(process.output for process in ended))
+    return Result(outcome, f"{name}, {disturbance}", "\n-- again --\n".join(_end(process.output) for process in ended))
+
+
+def _end(output: str, lines: int = 15) -> str:
+    """The last lines of an output."""
+    return "\n".join(output.splitlines()[-lines:])
 
 
 def _order(path: Path) -> tuple[str, int]:
