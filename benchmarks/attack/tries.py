@@ -74,7 +74,7 @@ def damage(target: Target, number: int, random: np.random.Generator, folder: str
     action = _damage(path, random)
     ended = command(task.words, copy)
     outcome = judge(target.undisturbed(name).products, task.products(copy, ended), [ended])
-    return Result(outcome, f"{name}, {path.relative_to(copy)} {action}", ended.output)
+    return Result(outcome, f"{name}, {path.relative_to(copy)} {action}", _end(ended.output))
 
 
 def judge(expected: Products, found: Products, ended: Sequence[Ended]) -> str:
