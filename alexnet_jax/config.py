@@ -28,6 +28,15 @@ def complete(stored: Mapping[str, Any]) -> dict[str, Any]:
     return _nest({name: key.default for name, key in KEYS.items()} | renamed(dict(flatten(stored))))
 
 
+def complete_here(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """`complete` for a config that came with a run: folders and threads are this machine's, whatever the run says.
+
+    A run may come from anywhere, and so may the data, programs and files in the folders that its config names.
+    """
+    own = {name: key.default for name, key in KEYS.items() if not key.is_shared}
+    return _nest(dict(flatten(complete(stored))) | own)
+
+
 def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by "section.key", with the current names of renamed keys."""
     return {RENAMED.get(name, name): value for name, value in values.items()}

@@ -30,7 +30,8 @@ class Key:
       comment: meaning, with unit and choices.
       rules: conditions on the value.
       kind: type of the value where the default is None.
-      is_shared: whether all processes of a run must have the same value.
+      is_shared: whether all processes of a run must have the same value. If not, it belongs to the machine, as a folder
+        does: a run that is loaded has the default, whatever its config says.
     """
 
     resume: str

@@ -25,7 +25,8 @@ answered with the nearest one, and a value that cannot work with a line that say
 On the command line `--config.` stands before the name of a key. A default of `None` means that the preset or the data
 decide. The column "resume" says whether a run may continue with another value: "free" keys change no result, only how
 it is computed; those of "length" make the run shorter or longer; a "fixed" key makes it another experiment. A dagger
-(†) marks keys that may differ between the processes of one run.
+(†) marks keys of the machine: they may differ between the processes of one run, and those in the folder of a run are
+[never used](security.md) by commands that load it.
 
 This page is made from `alexnet_jax/config_keys.py` by `python -m docs.make_configuration`.
 """

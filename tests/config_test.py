@@ -207,6 +207,16 @@ def test_each_key_is_decisive_of_the_length_or_free() -> None:
     assert {name for name in names if name.startswith(("parallel.", "checkpoint."))} <= free.keys()
 
 
+def test_a_config_that_came_with_a_run_tells_no_place() -> None:
+    """It keeps all other keys, also what they were called in earlier versions."""
+    places = {key: "elsewhere" for key in KEYS if key.endswith("dir")}
+    assert len(places) == 3
+    stored = config_with({**places, "seed": 7, "data.num_threads": 99, "init_from": "a run"})
+    expected = config_with({"seed": 7, "init_from": "a run"})
+    assert config_lib.complete_here(stored) == expected
+    assert config_lib.complete_here({**stored, "data.dir": "elsewhere"}) == expected
+
+
 # What makes two configs different experiments
 
 

@@ -122,6 +122,7 @@ def test_the_installed_program_lists_its_commands_and_the_flags_of_training(inst
     assert usage.startswith("usage: alexnet train ") and "--workdir" in usage and "--config.KEY" in usage
 
 
+@pytest.mark.slow
 def test_the_configs_can_be_imported_and_read_in_any_folder(installed: Path, tmp_path: Path) -> None:
     code = "from alexnet_jax.configs import alexnet; print(alexnet.get_config('digits,lenet').model.preset)"
     assert run(installed / "python", "-c", code, cwd=tmp_path) == "lenet\n"

@@ -45,15 +45,16 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "status"),
     [
-        pytest.param("step", -9, marks=pytest.mark.slow),
-        pytest.param("evaluation", -9, marks=pytest.mark.slow),
-        pytest.param("save", -9, marks=pytest.mark.slow),
+        ("step", -9),
+        ("evaluation", -9),
+        ("save", -9),
         ("SIGTERM", 143),
-        pytest.param("SIGINT", 130, marks=pytest.mark.slow),
-        pytest.param("SIGTERM-evaluation", 143, marks=pytest.mark.slow),
+        ("SIGINT", 130),
+        ("SIGTERM-evaluation", 143),
     ],
 )
 def test_killed_and_continued(
@@ -80,7 +81,7 @@ def test_a_finished_run_says_so_and_is_left_alone(tmp_path: Path, prepared_dir: 
 
 
 def test_a_run_made_before_a_key_was_added_is_opened_and_continued(
-    tmp_path: Path, make_config: Callable[..., ConfigDict], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_config: Callable[..., ConfigDict], prepared_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new key needs no more than its row in the table, and earlier runs stay usable."""
     result = train_and_evaluate(make_config(max_steps=1), tmp_path)
@@ -92,7 +93,7 @@ def test_a_run_made_before_a_key_was_added_is_opened_and_continued(
     assert after.config.data.sharpen == 0.5
     image = np.zeros((40, 40, 3), np.uint8)
     np.testing.assert_array_equal(after.predict(image), before.predict(image))
-    assert evaluate_run(tmp_path).summary["top1_error"] == result["top1_error"]
+    assert evaluate_run(tmp_path, prepared_dir=prepared_dir).summary["top1_error"] == result["top1_error"]
     assert train_and_evaluate(config, tmp_path)["count"] == result["count"]
     config.data.sharpen = 0.7
     with pytest.raises(UserError, match=r"config\.data\.sharpen: 0\.5 -> 0\.7"):
@@ -103,7 +104,7 @@ def test_a_run_made_before_a_key_was_added_is_opened_and_continued(
 
 
 def test_a_run_made_before_a_key_was_renamed_is_opened_and_continued(
-    tmp_path: Path, make_config: Callable[..., ConfigDict], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_config: Callable[..., ConfigDict], prepared_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = fixed(0.5, "strength of a filter that nobody has written", POSITIVE)
     with monkeypatch.context() as earlier:
@@ -113,7 +114,7 @@ def test_a_run_made_before_a_key_was_renamed_is_opened_and_continued(
     monkeypatch.setitem(RENAMED, "data.sharpen", "data.sharpness")
     after = load_run(tmp_path)
     assert after.config.data.sharpness == 0.7 and "sharpen" not in after.config.data
-    assert evaluate_run(tmp_path).summary["top1_error"] == result["top1_error"]
+    assert evaluate_run(tmp_path, prepared_dir=prepared_dir).summary["top1_error"] == result["top1_error"]
     assert train_and_evaluate(make_config(max_steps=2, **{"data.sharpness": 0.7}), tmp_path)["count"] == result["count"]
     with pytest.raises(UserError, match=r"config\.data\.sharpness: 0\.7 -> 0\.5"):
         train_and_evaluate(make_config(max_steps=3), tmp_path)

@@ -31,7 +31,7 @@ MakeConfig = Callable[..., ConfigDict]
 
 
 def test_a_run_leaves_its_record_and_is_evaluated_from_its_folder(
-    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, make_config: MakeConfig, prepared_dir: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(max_steps=0, epochs=3.0)
     result = train_and_evaluate(config, tmp_path, command=["main.py", "--config=c.py"])
@@ -48,13 +48,14 @@ def test_a_run_leaves_its_record_and_is_evaluated_from_its_folder(
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     assert not any("second" in key for record in metrics for key in record)
 
-    evaluate.main([str(tmp_path)])
+    words = [str(tmp_path), f"--prepared-dir={prepared_dir}"]
+    evaluate.main(words)
     wrong = round(result["top1_error"] * result["count"])
     assert f"({wrong} of {result['count']} wrong; 95 % interval" in capsys.readouterr().out
-    evaluate.main([str(tmp_path), "--split=validation", "--checkpoint=best"])
+    evaluate.main([*words, "--split=validation", "--checkpoint=best"])
     best = min(record["validation_top1_error"] for record in metrics if record["kind"] == "epoch")
     assert re.search(rf"top-1 error +{best:.2%}", capsys.readouterr().out)
-    evaluate.main([str(tmp_path), "--split=train", "--views=10"])
+    evaluate.main([*words, "--split=train", "--views=10"])
     shown = capsys.readouterr().out
     assert "train: 32 images" in shown and "10 views" in shown
 
@@ -129,13 +130,14 @@ def test_a_run_is_not_continued_with_other_images(
     folder = make_folder(tmp_path / "photos", {"train/cat": 30, "train/dog": 30})
     changes = {"data.dir": str(folder), "data.prepared_dir": str(tmp_path / "prepared")}
     config = make_config("folder,lenet", batch_size=4, max_steps=1, **changes)
+    words = [str(tmp_path / "run"), f"--data-dir={folder}", f"--prepared-dir={tmp_path / 'prepared'}"]
     train_and_evaluate(config, tmp_path / "run")
-    evaluate.main([str(tmp_path / "run")])
+    evaluate.main(words)
     assert "have changed" not in capsys.readouterr().out
     save(folder / "train/cat/new.png", noise(99_999))
     with pytest.raises(UserError, match="images of folder"):
         train_and_evaluate(config, tmp_path / "run")
-    evaluate.main([str(tmp_path / "run")])
+    evaluate.main(words)
     assert "the images of folder have changed since the run" in capsys.readouterr().out
 
 
@@ -187,14 +189,18 @@ def test_a_full_disk_stops_the_run_which_then_continues(
 
 
 def test_a_full_disk_can_be_survived_but_not_at_the_end(
-    tmp_path: Path, make_config: MakeConfig, disk_full_at: list[int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    make_config: MakeConfig,
+    prepared_dir: str,
+    disk_full_at: list[int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = make_config(max_steps=4, **{"checkpoint.on_failure": "continue"})
     disk_full_at.append(32)
     train_and_evaluate(config, tmp_path)
     assert "checkpoints/32 failed" in capsys.readouterr().out.replace("\n", "")
     assert checkpoint_names(tmp_path / "checkpoints") == [64]
-    evaluate.main([str(tmp_path), "--checkpoint=best"])
+    evaluate.main([str(tmp_path), "--checkpoint=best", f"--prepared-dir={prepared_dir}"])
     config.max_steps = 6
     disk_full_at.append(96)
     with pytest.raises(UserError, match=r"checkpoints/96 .*checkpoints/64"):

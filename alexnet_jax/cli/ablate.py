@@ -113,16 +113,17 @@ def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | 
     """
     if outcome.test is None:
         return None, "the baseline failed"
-    run, seen = outcome.trial.workdir, outcome.test["examples_seen"]
+    run, seen, data = outcome.trial.workdir, outcome.test["examples_seen"], outcome.trial.config.data
     path = run / f"views-{views}.json"
     with wait_for_claim(run):
         kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         if kept.get("examples_seen") != seen:  # a run may have been made longer
             try:
                 with console.muted():
-                    kept = {"examples_seen": seen, **evaluate_run(run, checkpoint=str(seen), views=views).summary}
+                    evaluation = evaluate_run(run, "test", str(seen), views, data.dir, data.prepared_dir)
             except UserError as error:
                 return None, str(error)
+            kept = {"examples_seen": seen, **evaluation.summary}
             write_json(path, kept)
     return kept, None
 

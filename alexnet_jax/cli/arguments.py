@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from alexnet_jax.cli.flags import config_from_flags, show_keys
+from alexnet_jax.config_keys import KEYS
 from alexnet_jax.system.versions import shell_command
 
 RUN = "the folder of a run, or a .safetensors file that export made of it"
@@ -50,8 +51,9 @@ def run_parser(
 
         parser.add_argument("--views", type=int, choices=VIEWS, help="views to average over; by default as in training")
     if data:
-        parser.add_argument("--data-dir", help="where the images are now, in place of config.data.dir")
-        parser.add_argument("--prepared-dir", help="folder of prepared data sets, in place of config.data.prepared_dir")
+        parser.add_argument("--data-dir", help="folder of the original images, if they are not prepared yet")
+        default = KEYS["data.prepared_dir"].default
+        parser.add_argument("--prepared-dir", help=f"folder of prepared data sets; by default {default}")
     return parser
 
 

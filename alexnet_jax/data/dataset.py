@@ -21,6 +21,9 @@ from alexnet_jax.system import console
 DATASET_NAMES = ("digits", "folder", "imagenet2012", "synthetic")
 """The names that `get_dataset` accepts in addition to tfds:NAME."""
 
+BUILT_IN = ("digits", "synthetic")
+"""The names of those data sets that need no files."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -87,6 +90,29 @@ def _get_source(name: str, source_dir: str, prepared_dir: str, synthetic_example
     if name.startswith("tfds:"):
         return Tfds(name.removeprefix("tfds:"), prepared_dir)
     raise UserError(f"config.data.name={name!r} is unknown; there are: {', '.join(DATASET_NAMES)} and tfds:NAME")
+
+
+def find_prepared(prepared_dir: str, content: str, options: StorageOptions) -> Dataset | None:
+    """Opens the prepared copy of images that are known by `Dataset.content`; None if there is none.
+
+    Where several fit, because `options.storage` is "auto", one of pixels is preferred.
+    """
+    found = []
+    for path in Path(prepared_dir).glob(f"*-{options.image_size}-????????/info.json"):
+        try:
+            info = read_info(path.parent)
+        except UserError as error:  # of another data set, perhaps
+            console.warn(str(error))
+            continue
+        if info and info.content == content and _is_stored_as(info, options):
+            found.append((info.storage, path.parent))
+    return open_prepared(max(found)[1]) if found else None
+
+
+def _is_stored_as(info: FolderInfo, options: StorageOptions) -> bool:
+    """Whether prepared images may be those that these options would make."""
+    is_of_quality = info.storage == "raw" or info.jpeg_quality == options.jpeg_quality
+    return is_of_quality and options.storage in ("auto", info.storage)
 
 
 def open_prepared(directory: Path) -> Dataset:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from alexnet_jax import metrics
-from alexnet_jax.config import check
-from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.data.dataset import BUILT_IN, Dataset, find_prepared
 from alexnet_jax.data.loader import eval_batches
 from alexnet_jax.errors import UserError
-from alexnet_jax.experiment import open_dataset
+from alexnet_jax.experiment import make_storage_options, open_dataset
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.parallel.compilation import use_compilation_cache
 from alexnet_jax.parallel.devices import data_parallel
@@ -113,27 +113,45 @@ def evaluate_run(
 
 
 def open_run_dataset(run: TrainedRun, data_dir: str | None = None, prepared_dir: str | None = None) -> Dataset:
-    """Opens the data set of a run, and prepares it first if that is necessary.
+    """Opens the data set of a run, and prepares it first if that is necessary and needs no more than `data_dir`.
+
+    A run tells the name of its data set, never a place. Without `data_dir` the images are looked for among the prepared
+    ones, by their content; TFDS is never asked, because a name alone makes it download data and run code.
 
     Args:
       run: the run whose config names the data set.
-      data_dir, prepared_dir: replace `config.data.dir` and `config.data.prepared_dir`, if the data have moved.
+      data_dir: folder of the original images.
+      prepared_dir: folder of prepared data sets; None for the default.
 
-    Raises UserError if the classes differ from the run's. Different images only cause a warning.
+    Raises UserError if the images are not found, or the classes differ from the run's. Different images only cause a
+    warning.
     """
-    config = run.config.copy_and_resolve_references()
-    for key, value in (("dir", data_dir), ("prepared_dir", prepared_dir)):
-        if value is not None:
-            config.data[key] = value
-    check(config.to_dict())
-    dataset = open_dataset(config.data)
+    data = run.config.data.copy_and_resolve_references()
+    data.update({"dir": data_dir or data.dir, "prepared_dir": prepared_dir or data.prepared_dir})
+    if data.name in BUILT_IN or (data_dir and not data.name.startswith("tfds:")):
+        dataset = open_dataset(data)
+    else:
+        dataset = _find(run, data)
     if dataset.class_names != run.class_names:
         raise UserError(
-            f"the classes of {config.data.name} in {dataset.directory} differ from those of the run in {run.path}: "
+            f"the classes of {data.name} in {dataset.directory} differ from those of the run in {run.path}: "
             f"{_difference(run.class_names, dataset.class_names)}"
         )
     if run.content not in ("", dataset.content):
-        console.warn(f"the images of {config.data.name} have changed since the run")
+        console.warn(f"the images of {data.name} have changed since the run")
+    return dataset
+
+
+def _find(run: TrainedRun, data: ConfigDict) -> Dataset:
+    """The prepared images of a run. Raises UserError, which says where they could be, if they are not there."""
+    dataset = find_prepared(data.prepared_dir, run.content, make_storage_options(data))
+    if dataset is None:
+        is_tfds = data.name.startswith("tfds:")
+        originals = "prepare them by the command prepare" if is_tfds else "--data-dir=FOLDER with the originals"
+        raise UserError(
+            f"the images of {run.path} ({data.name}) are not among those prepared in {data.prepared_dir}: "
+            f"give --prepared-dir=FOLDER if they lie elsewhere, or {originals}"
+        )
     return dataset
 
 

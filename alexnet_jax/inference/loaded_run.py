@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import augment
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Restored, checkpoint_names, digest, restore, restore_latest
-from alexnet_jax.config import check, complete, decisive
+from alexnet_jax.config import check, complete_here, decisive
 from alexnet_jax.data.images import resize_image
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError, reason
@@ -47,7 +47,7 @@ class TrainedRun:
 
     Attributes:
       path: the run folder or file that it was loaded from.
-      config: the config of the run.
+      config: the config of the run, with the default folders and threads of this machine; see `complete_here`.
       class_names: names of the classes, by label.
       model: the Flax module.
       params: {layer: {"kernel", "bias", ...}}, float32; their moving average if the run kept one.
@@ -233,7 +233,7 @@ def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
 
 def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> TrainedRun:
     """Builds the run. Raises UserError if arrays and config do not match, other exceptions for missing entries."""
-    plain = complete(about["config"])
+    plain = complete_here(about["config"])
     check(plain)
     config, class_names = ConfigDict(plain), tuple(about["class_names"])
     preprocessing = make_preprocessing(config.data, Statistics.unknown(config.data.image_size))

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import restore_latest
+from alexnet_jax.config_keys import KEYS
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.errors import UserError
 from alexnet_jax.optimizer import restored_state, saved_state
@@ -147,8 +148,10 @@ def next_commands(command: Sequence[str], config: ConfigDict, workdir: Path) -> 
     """Commands that continue, evaluate or vary a run, by what they do, for the program that trained it."""
     longer = {"max_steps": config.max_steps} if config.max_steps else {"epochs": config.epochs}
     program = ["alexnet"] if list(command[:1]) == ["alexnet"] else ["-m", "alexnet_jax"]
+    prepared = config.data.prepared_dir  # a loaded run tells no place
+    place = [] if prepared == KEYS["data.prepared_dir"].default else [f"--prepared-dir={prepared}"]
     return {
         "continue": command_line(command, *(f"--config.{key}={2 * value:g}" for key, value in longer.items())),
-        "evaluate": shell_command([*program, "evaluate", str(workdir)]),
+        "evaluate": shell_command([*program, "evaluate", str(workdir), *place]),
         "override": command_line(command, "--config.optimizer.learning_rate=0.005", "--workdir=runs/another"),
     }

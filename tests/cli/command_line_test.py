@@ -125,46 +125,54 @@ def test_a_broken_config_file_is_named(
 
 # The program
 
-
-def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "main.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
-    )
+GOOD = f"--config={CONFIG_FILE}"
 
 
-GOOD = "--config=configs/alexnet.py"
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([GOOD, "--config.batch_size=abc"], ["config.batch_size", "'abc'"]),
+        ([GOOD, "--config.batch_size=1.5"], ["config.batch_size", "'1.5'"]),
+        ([GOOD, "--config.data.mirror=maybe"], ["config.data.mirror", "maybe"]),
+        ([GOOD, "--config.optimizer.momentum=1"], ["config.optimizer.momentum"]),
+        ([GOOD + ":digits,alexnet2"], ["'alexnet2'", "single_tower"]),
+        (["--config=configs/no_such_file.py"], ["configs/no_such_file.py", "no such file"]),
+        ([GOOD, "--confg.x=1"], ["confg"]),
+        ([GOOD, "--workdri=runs/x"], ["workdri"]),
+        ([GOOD, "batch_size=3"], ["'batch_size=3'", "--config.KEY=VALUE"]),
+    ],
+)
+def test_a_mistake_is_answered_with_one_line_and_status_2(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    @flags_lib.exit_on_user_error
+    def program(argv: list[str]) -> None:
+        flags_lib.config_from_flags("main.py", argv)
+
+    with pytest.raises(SystemExit) as exit:
+        program(arguments)
+    assert exit.value.code == 2
+    output, error = capsys.readouterr()
+    assert output == "" and error.count("\n") == 1 and error.startswith("error: ")
+    for word in words:
+        assert word in error
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], ["--config=configs/alexnet.py"]),
-        ([GOOD, "--config.optimizer.lerning_rate=0.1"], ["config.optimizer.learning_rate"]),
-        ([GOOD, "--config.batch_size=abc"], ["config.batch_size", "'abc'"]),
-        ([GOOD, "--config.batch_size=1.5"], ["config.batch_size", "'1.5'"]),
-        ([GOOD, "--config.data.mirror=maybe"], ["config.data.mirror", "maybe"]),
-        ([GOOD, "--config.optimizer.momentum=1"], ["config.optimizer.momentum"]),
-        ([GOOD + ":digits,alexnet2"], ["'alexnet2'", "single_tower"]),
-        (
-            [GOOD + ":synthetic", "--config.model.preset=alexnet2"],
-            ["config.model.preset", "'alexnet2'", "single_tower"],
-        ),
+        (["--config=configs/alexnet.py", "--workdri=runs/x"], ["workdri", "workdir"]),
+        ([GOOD + ":synthetic", "--config.model.preset=alexnet2"], ["model.preset", "alexnet2", "single_tower"]),
         ([GOOD, "--config.data.name=mnist"], ["config.data.name", "'mnist'", "digits", "tfds:NAME"]),
-        ([GOOD + ":tfds:no_such_set"], ["no_such_set", "neither prepared nor known to TFDS"]),
-        (["--config=configs/no_such_file.py"], ["configs/no_such_file.py", "no such file"]),
-        ([GOOD, "--confg.x=1"], ["confg"]),
-        ([GOOD, "--workdri=runs/x"], ["workdri", "workdir"]),
-        ([GOOD, "batch_size=3"], ["'batch_size=3'", "--config.KEY=VALUE"]),
+        (["--config=configs/alexnet.py:tfds:no_such_set"], ["no_such_set", "neither prepared nor known to TFDS"]),
     ],
 )
-def test_the_program_answers_a_mistake_with_one_line_and_status_2(
-    arguments: list[str], words: list[str], tmp_path: Path
-) -> None:
-    result = run_program(*arguments, f"--workdir={tmp_path / 'run'}")
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("error: ")
+def test_so_does_the_program_and_it_makes_no_folder(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "main.py", *arguments, f"--workdir={tmp_path / 'run'}"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
     for word in words:
         assert word in result.stderr
     assert not (tmp_path / "run").exists()

@@ -22,6 +22,7 @@ def test_each_runs_the_command_and_the_first_failure_is_the_status(capfd: pytest
     assert caught.value.code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_all(number: int, tmp_path: Path) -> None:
     if signal.getsignal(number) == signal.SIG_IGN:

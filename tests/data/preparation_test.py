@@ -189,6 +189,7 @@ def start(code: str, *args: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdin=pipe, stdout=pipe, text=True)
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_goes_on_where_it_stood(
     source: Path,
     expected: dict[str, dict[str, bytes]],
@@ -369,6 +370,7 @@ print("images", images_of(dataset.splits["train"]).sum(), dataset.content)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_may_prepare_at_once(source: Path, expected: dict[str, dict[str, bytes]], tmp_path: Path) -> None:
     processes = [start(SLOW, source, tmp_path) for _ in range(2)]
     for process in processes:

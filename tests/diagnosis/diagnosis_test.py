@@ -78,7 +78,7 @@ def test_a_relation_of_images_and_labels_is_found_if_there_is_one() -> None:
     assert probe_labels(InMemoryRecords(images, np.zeros_like(labels))) is None
 
 
-@pytest.mark.parametrize("preset", ["cifar_11pct", "bn"])
+@pytest.mark.parametrize("preset", [pytest.param("cifar_11pct", marks=pytest.mark.slow), "bn"])
 def test_layers_are_measured_in_every_kind_of_network(preset: str) -> None:
     config = alexnet.get_config(f"synthetic,{preset},smoke")
     crop = config.data.crop
@@ -99,7 +99,7 @@ def test_layers_are_measured_in_every_kind_of_network(preset: str) -> None:
     ("name", "cause"),
     [
         pytest.param("biases from -10 in hidden layers", "biases", marks=pytest.mark.slow),
-        ("labels shuffled", "labels"),
+        pytest.param("labels shuffled", "labels", marks=pytest.mark.slow),
         ("learning rate 1e-7", "learning rate"),
     ],
 )

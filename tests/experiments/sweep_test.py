@@ -43,7 +43,8 @@ def epochs_of(folder: Path) -> list[dict[str, Any]]:
 GRID = "{'optimizer.learning_rate': {'values': [0.002, 1e20]}, 'optimizer.momentum': {'values': [0.5, 0.9]}}"
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_sweep_ends_with_a_leaderboard_of_runs_that_main_continues(
     processes: int,
     tmp_path: Path,

@@ -105,6 +105,7 @@ def test_a_trial_can_be_stopped_and_goes_on_later(tmp_path: Path, make_config: M
     assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 0.2
 
 
+@pytest.mark.slow
 def test_a_trial_of_another_process_is_waited_for(tmp_path: Path, make_config: MakeConfig) -> None:
     elsewhere, here = (make_trial(make_config, tmp_path / name) for name in ("elsewhere", "here"))
     claim = run_folder.claim(elsewhere.workdir)

@@ -156,6 +156,6 @@ def test_a_converted_run_is_evaluated_without_a_warning(
     names.write_text("\n".join(dataset.class_names))
     convert.main([str(source), "--layout=caffe", f"--workdir={workdir}", f"--class-names={names}", *config])
     capsys.readouterr()
-    evaluate.main([str(workdir)])
+    evaluate.main([str(workdir), f"--prepared-dir={prepared_dir}"])
     shown = capsys.readouterr()
     assert "top-1 error" in shown.out and "have changed" not in shown.out + shown.err

@@ -69,11 +69,11 @@ def test_a_file_its_bytes_and_its_pixels_are_one(run: TrainedRun, tmp_path: Path
     np.testing.assert_array_equal(run.predict(np.asarray(Image.open(file))), expected)
 
 
-def test_predict_is_what_training_evaluates(run: TrainedRun) -> None:
+def test_predict_is_what_training_evaluates(run: TrainedRun, prepared_dir: str) -> None:
     from alexnet_jax.data.storage import read_images
     from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
 
-    dataset = open_run_dataset(run)
+    dataset = open_run_dataset(run, prepared_dir=prepared_dir)
     evaluation = evaluate(run, dataset, "test")
     images = read_images(dataset.splits["test"], np.arange(40))
     probabilities = run.predict(images)
@@ -298,6 +298,7 @@ def test_a_network_of_nan_has_no_answers(run: TrainedRun, tmp_path: Path) -> Non
         predict.main([*words, "--checkpoint=best"])
 
 
+@pytest.mark.slow
 def test_nobody_reads_on(run: TrainedRun, tmp_path: Path) -> None:
     photo(tmp_path / "a.png", 1)
     command = f"{sys.executable} -m alexnet_jax predict {run.path} {tmp_path} --csv | true; exit ${{PIPESTATUS[0]}}"

@@ -44,6 +44,12 @@ def run_folder(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "<run>")
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(prepared_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the prepared data sets where they are by default."""
+    monkeypatch.chdir(Path(prepared_dir).parent)
+
+
 def page_of(folder: Path, *flags: str) -> str:
     report.main([str(folder), *flags])
     return (folder / "report.html").read_text()
@@ -73,6 +79,7 @@ def test_the_page_of_a_finished_run(finished: Path) -> None:
     assert "config.optimizer.learning_rate" in text and "shorter side 256, central square" in text
 
 
+@pytest.mark.slow
 def test_the_figures_alone(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report.main([str(finished), "--png", f"--output={tmp_path}"])
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(FIGURES)

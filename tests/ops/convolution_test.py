@@ -18,7 +18,7 @@ pytestmark = pytest.mark.cpu_kernels
 @pytest.mark.parametrize(
     ("side", "channels", "features", "kernel", "stride", "pad", "groups"),
     [
-        pytest.param(59, 3, 96, 11, 4, 0, 1, id="conv1"),
+        pytest.param(59, 3, 96, 11, 4, 0, 1, id="conv1", marks=pytest.mark.slow),
         pytest.param(27, 96, 256, 5, 1, 2, 2, id="conv2", marks=pytest.mark.slow),
         pytest.param(13, 256, 384, 3, 1, 1, 1, id="conv3"),
         pytest.param(13, 384, 256, 3, 1, 1, 2, id="conv5", marks=pytest.mark.slow),

@@ -154,7 +154,7 @@ def test_evaluation_counts_every_image_once_whatever_the_batch(
 
 
 def test_micro_batches_train_as_the_whole_batch() -> None:
-    whole, parts = (outcome(data_parallel(1), "source,smoke", 20, micro_batches=count) for count in (1, 4))
+    whole, parts = (outcome(data_parallel(1), "source,smoke", 4, micro_batches=count) for count in (1, 4))
     errors = largest_errors(whole, parts)
     assert errors["values"] == 0 and errors["losses"] <= 1e-6 and errors["gradients"] <= 5e-6
     assert relative_to_layers(whole["params"], parts["params"]) <= 1e-6

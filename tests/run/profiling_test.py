@@ -62,6 +62,7 @@ def test_a_run_of_six_steps(
     assert f"Trace of {recorded} steps in {tmp_path / 'traced' / 'profile'}: open" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_continued_run_may_be_traced(tmp_path: Path, make_config: MakeConfig) -> None:
     train_and_evaluate(make_config(max_steps=7), tmp_path / "plain")
     train_and_evaluate(make_config(max_steps=2), tmp_path / "continued")
