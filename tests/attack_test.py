@@ -63,7 +63,7 @@ for path in (beside, below / "a", below / "b", below / "c"):
     except OSError as error:
         print(path.name, errno.errorcode[error.errno])
 print(shim.seen()["WRITE"], flush=True)
-shim.arm(below, shim.Hit(shim.Operation.RENAME, 1, signal=9))
+shim.arm(below, shim.Hit(shim.CHANGES, 1, signal=9))
 os.rename(beside, beside)
 os.rename(below / "a", below / "moved")
 """

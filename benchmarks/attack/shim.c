@@ -17,13 +17,13 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { OPEN = 1, CREATE = 2, READ = 4, WRITE = 8, RENAME = 16, SYNC = 32, REMOVE = 64 }; /* as in shim.py */
+enum { OPEN = 1, CREATE = 2, READ = 4, WRITE = 8, RENAME = 16, SYNC = 32, REMOVE = 64, MOVE = 128 }; /* as in shim.py */
 
 static char folder[PATH_MAX];
 static size_t length;         /* of `folder`; 0: not armed */
 static int kinds, code, lasts; /* which operations count; an errno, or minus a signal; whether all later ones fail */
 static long number;           /* of the operation that fails, from 1; 0: none */
-static atomic_long seen, by_kind[7];
+static atomic_long seen, by_kind[8];
 
 void attack_arm(const char *below, int of_kinds, long at, int with, int all_later) {
     strncpy(folder, below, sizeof folder - 1);
@@ -122,14 +122,31 @@ size_t fwrite(const void *data, size_t size, size_t count, FILE *stream) {
     return fails(WRITE, fileno(stream), 0) ? 0 : real(data, size, count, stream);
 }
 
-int rename(const char *from, const char *to) { REAL(rename); return fails(RENAME, AT_FDCWD, to) ? -1 : real(from, to); }
+/* MOVE if the operation could need another disk or layer: it is between folders, or of a folder. */
+static int kind_of_rename(const char *from, const char *to) {
+    const char *end = strrchr(from, '/'), *other = strrchr(to, '/');
+    size_t size = end ? end - from : 0, other_size = other ? other - to : 0;
+    int before = errno;
+    struct stat about;
+    int is_folder = stat(from, &about) == 0 && S_ISDIR(about.st_mode);
+    errno = before;
+    return !is_folder && size == other_size && strncmp(from, to, size) == 0 ? RENAME : MOVE;
+}
+
+int rename(const char *from, const char *to) {
+    REAL(rename);
+    return fails(kind_of_rename(from, to), AT_FDCWD, to) ? -1 : real(from, to);
+}
 
 int renameat(int old, const char *from, int parent, const char *to) {
     REAL(renameat);
-    return fails(RENAME, parent, to) ? -1 : real(old, from, parent, to);
+    return fails(kind_of_rename(from, to), parent, to) ? -1 : real(old, from, parent, to);
 }
 
-int link(const char *from, const char *to) { REAL(link); return fails(RENAME, AT_FDCWD, to) ? -1 : real(from, to); }
+int link(const char *from, const char *to) {
+    REAL(link);
+    return fails(kind_of_rename(from, to), AT_FDCWD, to) ? -1 : real(from, to);
+}
 
 int fsync(int file) { REAL(fsync); return fails(SYNC, file, 0) ? -1 : real(file); }
 

@@ -22,15 +22,16 @@ class Operation(enum.IntFlag):
     RENAME = 16
     SYNC = 32
     REMOVE = 64
+    MOVE = 128  # a rename between folders, or of a folder
 
 
-CHANGES = Operation.CREATE | Operation.WRITE | Operation.RENAME | Operation.SYNC | Operation.REMOVE
+CHANGES = ~(Operation.OPEN | Operation.READ)
 """What a kill comes before: between two changes, the disk looks the same at any moment."""
 
 FAULTS = {
     errno.ENOSPC: Operation.CREATE | Operation.WRITE | Operation.SYNC,
     errno.EIO: Operation.READ | Operation.WRITE | Operation.SYNC | Operation.OPEN,
-    errno.EXDEV: Operation.RENAME,
+    errno.EXDEV: Operation.MOVE,
     errno.EMFILE: Operation.OPEN | Operation.CREATE,
 }
 """The operations that fail with each error."""
