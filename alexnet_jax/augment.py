@@ -68,7 +68,7 @@ class Preprocessing:
         return {"mean": self.mean, "pca_std": self.pca_std, "pca_vectors": self.pca_vectors}
 
     def centre(self, image: Any) -> Any:
-        """The central crop of images [..., size, size, 3], [..., crop, crop, 3]."""
+        """The central crop, [..., crop, crop, 3], of images [..., size, size, 3]."""
         border = (image.shape[-2] - self.crop) // 2
         return image[..., border : border + self.crop, border : border + self.crop, :]
 

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -124,6 +125,13 @@ def check(config: Mapping[str, Any]) -> None:
         raise UserError(
             f"config.optimizer.warmup_epochs={values['optimizer.warmup_epochs']} must be less than "
             f"config.epochs={values['epochs']}"
+        )
+    bounds = (0.0, *values["optimizer.restart_epochs"], values["epochs"])
+    if min(end - start for start, end in itertools.pairwise(bounds)) <= values["optimizer.warmup_epochs"]:
+        raise UserError(
+            f"config.optimizer.restart_epochs={values['optimizer.restart_epochs']} must ascend, within config.epochs="
+            f"{values['epochs']}, with more than config.optimizer.warmup_epochs={values['optimizer.warmup_epochs']} "
+            "before each and after the last"
         )
     if values["parallel.towers"] > 1 and values["parallel.mode"] != "mesh":
         raise UserError(f"config.parallel.towers={values['parallel.towers']} needs config.parallel.mode='mesh'")

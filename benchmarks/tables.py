@@ -48,7 +48,8 @@ def _about(content: dict[str, Any]) -> str:
 def _ablations(results: dict[str, Any]) -> Iterator[str]:
     rows = list(results["rows"].values())
     claims = any(row["paper"] != "-" or row["source"] != "-" for row in rows)
-    yield f"| what is changed | test error | against the first |{' paper | its source |' if claims else ''}"
+    theirs = " paper | authors' code |" if claims else ""
+    yield f"| what is changed | test error | against the first |{theirs}"
     yield f"|---|--:|--:|{'---|---|' if claims else ''}"
     measured = [RowResult(tuple(row["errors"])) for row in rows]
     for row, result in zip(rows, measured, strict=True):

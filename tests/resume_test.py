@@ -1,5 +1,6 @@
 """A run that was killed and resumed equals an uninterrupted one, bit for bit."""
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from alexnet_jax import load_run
 from alexnet_jax.checkpoint import checkpoint_names, restore
 from alexnet_jax.config_keys import KEYS, POSITIVE, RENAMED, fixed
 from alexnet_jax.errors import UserError
+from alexnet_jax.experiment import open_dataset
 from alexnet_jax.inference.evaluation import evaluate_run
+from alexnet_jax.run import run_folder
 from alexnet_jax.train import train_and_evaluate
 from tests.conftest import REPOSITORY
 
@@ -118,3 +121,31 @@ def test_a_run_made_before_a_key_was_renamed_is_opened_and_continued(
     assert train_and_evaluate(make_config(max_steps=2, **{"data.sharpness": 0.7}), tmp_path)["count"] == result["count"]
     with pytest.raises(UserError, match=r"config\.data\.sharpness: 0\.7 -> 0\.5"):
         train_and_evaluate(make_config(max_steps=3), tmp_path)
+
+
+def test_what_has_changed_since_the_checkpoint_is_told(
+    tmp_path: Path,
+    make_config: Callable[..., ConfigDict],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = make_config(max_steps=1)
+    train_and_evaluate(config, tmp_path)
+    dataset, record = open_dataset(config.data), tmp_path / "metrics.jsonl"
+
+    def told() -> str:
+        capsys.readouterr()
+        run_folder.find(tmp_path, config, dataset)
+        return capsys.readouterr().out.replace("\n", " ")
+
+    assert told() == ""
+    whole = record.read_text()
+    record.write_text(whole.replace('"train_examples": ', '"train_examples": 1'))
+    assert "line 1 was edited" in told()
+    record.unlink()
+    assert "after line 0 were lost" in told()
+    record.write_text(whole)
+    dataset = dataclasses.replace(dataset, prepared="0" * 64)
+    assert "are not those of the run so far" in told()
+    monkeypatch.setattr(run_folder, "compute_threads", lambda: 99)
+    assert "-> 99" in told()

@@ -1,6 +1,7 @@
 """The training loop from outside: files, refused folders and configs, divergence."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -22,8 +23,9 @@ from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.storage import InMemoryRecords
 from alexnet_jax.errors import TrainingDivergedError, UserError
+from alexnet_jax.experiment import open_dataset
 from alexnet_jax.run.metrics_log import read_metrics
-from alexnet_jax.train import train_and_evaluate
+from alexnet_jax.train import Run, train_and_evaluate
 from tests.conftest import REPOSITORY, full_disk
 from tests.helpers.pictures import make_folder, noise, save
 
@@ -263,3 +265,37 @@ def test_memory_exhausted_on_the_way_is_one_line(
     monkeypatch.setattr("alexnet_jax.train.Run._read_metrics", fail)
     with pytest.raises(UserError, match=r"allocating 9 bytes.*config\.batch_size"):
         train_and_evaluate(make_config(max_steps=2), tmp_path)
+
+
+def test_a_folder_that_vanishes_during_the_run_ends_it_with_an_error(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, workdir = Run._test, tmp_path / "run"
+
+    def vanish(run: Run) -> dict[str, Any]:
+        run.checkpoints.wait()
+        workdir.rename(tmp_path / "elsewhere")
+        return test(run)
+
+    monkeypatch.setattr(Run, "_test", vanish)
+    with pytest.raises(UserError, match=r"metrics\.jsonl was removed"):
+        train_and_evaluate(make_config(max_steps=1), workdir)
+    assert "is finished" not in capsys.readouterr().out and not workdir.exists()
+
+
+def test_a_resumed_run_keeps_the_statistics_that_it_began_with(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = train_and_evaluate(make_config(max_steps=2), tmp_path / "whole")
+    train_and_evaluate(make_config(max_steps=1), tmp_path / "parts")
+    assert "differ" not in capsys.readouterr().out
+    dataset = open_dataset(make_config().data)
+    mean = tuple(value + 40.0 for value in dataset.statistics.mean)
+    edited = dataclasses.replace(dataset, statistics=dataclasses.replace(dataset.statistics, mean=mean))
+    assert train_and_evaluate(make_config(max_steps=2), tmp_path / "parts", dataset=edited) == expected
+    shown = capsys.readouterr().out.replace("\n", " ")
+    assert "mean of" in shown and "differ from those of the run" in shown
+    (mean_before, mean_after) = (
+        restore(tmp_path / name / "checkpoints", 2 * 16).tree["preprocessing"]["mean"] for name in ("whole", "parts")
+    )
+    np.testing.assert_array_equal(mean_before, mean_after)

@@ -42,13 +42,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--table", choices=TABLES, default="paper", help="decides the rows and the default of --config")
     parser.add_argument("--rows", nargs="+", help="names of rows beside the first of the table; by default all")
     parser.add_argument("--workdir", type=Path, help="folder of the runs; by default runs/ablate-TABLE")
-    parser.add_argument("--output", type=Path, help="JSON file of the results; by default results/ablations_TABLE.json")
+    parser.add_argument("--output", type=Path, help="JSON file of the results; by default WORKDIR/ablations_TABLE.json")
     workers.add_flags(parser, seeds=SEEDS)
     options, words = arguments.parse(parser, argv)
     if not any(word.startswith("--config=") for word in words):
         words = [*DEFAULTS[options.table], *words]
     workdir = options.workdir or Path("runs") / f"ablate-{options.table}"
-    output = options.output or Path("results") / f"ablations_{options.table}.json"
+    output = options.output or workdir / f"ablations_{options.table}.json"
     rows = _choose(options.table, options.rows)
     trials = make_trials(rows, words, options.seeds, workdir)
     baseline = [trials[rows[0].name, seed] for seed in options.seeds]
@@ -114,13 +114,13 @@ def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | 
     if outcome.test is None:
         return None, "the baseline failed"
     run, seen, data = outcome.trial.workdir, outcome.test["examples_seen"], outcome.trial.config.data
-    path = run / f"views-{views}.json"
+    checkpoint, path = str(outcome.test.get("checkpoint", seen)), run / f"views-{views}.json"
     with wait_for_claim(run):
         kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         if kept.get("examples_seen") != seen:  # a run may have been made longer
             try:
                 with console.muted():
-                    evaluation = evaluate_run(run, "test", str(seen), views, data.dir, data.prepared_dir)
+                    evaluation = evaluate_run(run, "test", checkpoint, views, data.dir, data.prepared_dir)
             except UserError as error:
                 return None, str(error)
             kept = {"examples_seen": seen, **evaluation.summary}
@@ -153,11 +153,11 @@ def _show(table: str, rows: Sequence[Ablation], results: Results, baseline: Sequ
         console.show_table(["network", "test error", "against the first"], texts)
     else:
         texts = [[*text, row.paper, row.source, row.where] for text, row in zip(texts, rows, strict=True)]
-        header = ["what is changed", "ours", "against the first", "paper", "its source", "where"]
+        header = ["what is changed", "test error", "against the first", "paper", "authors' code", "where"]
         console.show_table(header, texts)
     names = "" if any(row.choice for row in rows) else f"preset {config.model.preset}, "
     network = names + (f"{config.max_steps:,} steps" if config.max_steps else f"{config.epochs:g} epochs")
     seeds = ", ".join(str(trial.config.seed) for trial in baseline)
-    console.show(f"Ours: test top-1 error on {_data(baseline)}; {network}; seeds {seeds}, mean ± standard deviation.")
+    console.show(f"Test top-1 error on {_data(baseline)}; {network}; seeds {seeds}, mean ± standard deviation.")
     if table == "paper":
-        console.show("Paper and source: ImageNet, 90 epochs, top-1 / top-5; + means worse than with the idea.")
+        console.show("Paper and authors' code: ImageNet, 90 epochs, top-1 / top-5; + means worse than with the idea.")

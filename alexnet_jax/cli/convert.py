@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("source", type=Path, help=".pth, .safetensors or .npz file of weights; with --output, a run")
     parser.add_argument("--layout", choices=LAYOUTS, required=True, help="whose names and order of axes the file has")
     parser.add_argument("--output", type=Path, help=".safetensors or .npz file to write the weights of a run to")
-    parser.add_argument("--checkpoint", default="latest", help="of the run: latest (default), best, or examples seen")
+    parser.add_argument("--checkpoint", default="tested", help=f"of the run: {arguments.CHECKPOINT_HELP}")
     parser.add_argument("--workdir", type=Path, help="folder of the run to make of the weights; needs --config")
     parser.add_argument("--class-names", type=Path, help="text file, a class name a line; by default 0, 1, 2 and so on")
     options, words = arguments.parse(parser, argv)

@@ -5,7 +5,7 @@ from pathlib import Path
 from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.inference.report import make_report
 from alexnet_jax.system import console
-from alexnet_jax.system.files import write_bytes, write_text
+from alexnet_jax.system.files import make_folder, write_bytes, write_text
 
 
 def main(argv: list[str]) -> None:
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     report = make_report(options.run, options.checkpoint, options.data_dir, options.prepared_dir)
     if options.png:
-        folder = options.output or options.run / "figures"
+        folder = options.output or make_folder(options.run / "figures")
         for figure in report.figures():
             write_bytes(folder / f"{figure.name}.png", figure.png())
             console.show(f"{folder / figure.name}.png  {figure.text}")

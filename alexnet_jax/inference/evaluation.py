@@ -1,7 +1,6 @@
 """Evaluation of a trained run: loss, errors and a prediction for every image of a split."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from alexnet_jax.parallel.compilation import use_compilation_cache
 from alexnet_jax.parallel.devices import data_parallel
 from alexnet_jax.steps import make_predictions_step
 from alexnet_jax.system import console
+from alexnet_jax.system.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +61,27 @@ class Evaluation:
         """Whether the label is among the k most probable classes, bool, [images]."""
         return (self.predicted[:, :k] == self.labels[:, None]).any(axis=1)
 
-    def confusion(self) -> np.ndarray:
-        """The confusion matrix: image counts by label (row) and prediction (column), int, [classes, classes].
+    def mistakes(self) -> np.ndarray:
+        """The number of images of each class taken for another class, or of others for it, int, [classes].
 
         Images predicted as an unused output of the network, or as none because of NaN, are left out.
         """
-        classes = len(self.run.class_names)
-        top1 = self.predicted[:, 0]
-        known = (top1 >= 0) & (top1 < classes)
-        counts = np.zeros((classes, classes), int)
-        np.add.at(counts, (self.labels[known], top1[known]), 1)
+        classes, top1 = len(self.run.class_names), self.predicted[:, 0]
+        wrong = (top1 >= 0) & (top1 < classes) & (top1 != self.labels)
+        return np.bincount(self.labels[wrong], minlength=classes) + np.bincount(top1[wrong], minlength=classes)
+
+    def confusion(self, classes: np.ndarray) -> np.ndarray:
+        """The confusion matrix of some classes: image counts by label (row) and prediction (column).
+
+        Args:
+          classes: labels in ascending order, int, [classes].
+
+        Returns:
+          The counts, int, [classes, classes].
+        """
+        top1, counts = self.predicted[:, 0], np.zeros((len(classes), len(classes)), int)
+        among = np.isin(self.labels, classes) & np.isin(top1, classes)
+        np.add.at(counts, (np.searchsorted(classes, self.labels[among]), np.searchsorted(classes, top1[among])), 1)
         return counts
 
     def errors(self) -> Iterator[tuple[int, int, float, float]]:
@@ -92,8 +103,8 @@ class Evaluation:
 
 def evaluate_run(
     path: Path,
-    split: str = "test",
-    checkpoint: str = "latest",
+    split: str | None = None,
+    checkpoint: str = "tested",
     views: int | None = None,
     data_dir: str | None = None,
     prepared_dir: str | None = None,
@@ -102,7 +113,7 @@ def evaluate_run(
 
     Args:
       path, checkpoint: see `load_run`.
-      split: the split to evaluate.
+      split: the split to evaluate; see `evaluate`.
       views: number of views to average over; None for `config.test_views`.
       data_dir, prepared_dir: see `open_run_dataset`.
 
@@ -163,17 +174,18 @@ def _difference(old: Sequence[str], new: Sequence[str]) -> str:
     return f"{len(new)} classes, not {len(old)}"
 
 
-def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = None) -> Evaluation:
+def evaluate(run: TrainedRun, dataset: Dataset, split: str | None = None, views: int | None = None) -> Evaluation:
     """Predicts every image of a split, on all devices.
 
     Args:
       run: the trained network.
       dataset: the data set of the run.
-      split: the split to evaluate.
+      split: the split to evaluate; None for the test split, or the validation split if there is no test split.
       views: number of views to average over; None for `config.test_views`.
 
     Raises UserError if the data set has no such split.
     """
+    split = split or ("test" if "test" in dataset.splits else "validation")
     if split not in dataset.splits:
         raise UserError(f"--split={split}: {run.config.data.name} has {', '.join(dataset.splits)}")
     use_compilation_cache(run.config.compilation_cache_dir)
@@ -191,5 +203,8 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = 
             count = int(batch["mask"].sum())
             progress.advance(count, count)
     columns = (np.concatenate([batch[name] for batch in batches]) for name in ("prediction", "probability", "loss"))
-    files = json.loads((dataset.directory / f"{split}_files.json").read_text())
+    table = dataset.directory / f"{split}_files.json"
+    files = read_json(table, list)
+    if len(files) != len(records.labels) or not all(isinstance(file, str) for file in files):
+        raise UserError(f"{table} is damaged: delete its folder, and it is prepared again")
     return Evaluation(run, split, views, files, np.asarray(records.labels), *columns)

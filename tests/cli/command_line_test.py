@@ -1,16 +1,19 @@
 """The command line: what is mistyped is answered with one line, and never with a traceback."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from alexnet_jax.cli import flags as flags_lib
+from alexnet_jax.cli.arguments import run_parser
+from alexnet_jax.cli.exits import exit_on_user_error
 from alexnet_jax.cli.train import default_workdir
 from alexnet_jax.config_keys import RENAMED
-from alexnet_jax.errors import TrainingDivergedError, UserError
-from alexnet_jax.system.signals import Terminated
+from alexnet_jax.errors import Terminated, TrainingDivergedError, UserError
 from tests.conftest import REPOSITORY
 
 CONFIG_FILE = REPOSITORY / "configs" / "alexnet.py"
@@ -145,7 +148,7 @@ GOOD = f"--config={CONFIG_FILE}"
 def test_a_mistake_is_answered_with_one_line_and_status_2(
     arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         flags_lib.config_from_flags("main.py", argv)
 
@@ -184,7 +187,7 @@ def test_so_does_the_program_and_it_makes_no_folder(arguments: list[str], words:
 def test_an_interruption_before_the_run_begins_is_one_line_too(
     error: type[BaseException], status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         raise error
 
@@ -194,11 +197,30 @@ def test_an_interruption_before_the_run_begins_is_one_line_too(
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
+def test_a_device_that_jax_does_not_find_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise AssertionError  # so does jax 0.10.2
+
+    @flags_lib.exit_on_user_error
+    def program(argv: list[str]) -> None:
+        jax.devices()
+
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(SystemExit) as exit:
+        program([])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert "JAX_PLATFORMS=cuda" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(("error", "status"), [(UserError, 2), (TrainingDivergedError, 1)])
 def test_user_errors_become_one_line_and_a_status(
     error: type[UserError], status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         raise error(f"{argv[0]} is no good")
 
@@ -209,7 +231,7 @@ def test_user_errors_become_one_line_and_a_status(
 
 
 def test_names_in_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         raise UserError("a\x1b[31m.jpg is damaged")
 
@@ -218,8 +240,17 @@ def test_names_in_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == "error: a\\x1b[31m.jpg is damaged\n"
 
 
+def test_words_in_errors_of_the_command_line_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """They may be names of files, as `*` gives them."""
+    with pytest.raises(SystemExit) as exit:
+        run_parser("export", "").parse_args(["run", "--\x1b[31m.jpg"])
+    assert exit.value.code == 2
+    err = capsys.readouterr().err
+    assert "\x1b" not in err and r"--\x1b[31m.jpg" in err
+
+
 def test_errors_of_the_program_itself_keep_their_traceback() -> None:
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         raise ValueError(argv)
 
@@ -239,4 +270,31 @@ def test_errors_of_the_program_itself_keep_their_traceback() -> None:
     ],
 )
 def test_default_workdir_is_named_by_the_config(config: str, workdir: str) -> None:
-    assert default_workdir(config) == workdir
+    assert default_workdir(config, {}) == workdir
+
+
+@pytest.mark.parametrize(
+    ("flags", "workdir"),
+    [
+        # What only makes the run longer, or changes no result, continues the run.
+        (["--config.epochs=60", "--config.optimizer.restart_epochs=(30.0,)", "--config.data.num_threads=2"], ""),
+        (["--config.seed=0", "--config.optimizer.learning_rate=1e-2"], ""),  # as they are anyway
+        (["--config.seed=1"], "-seed=1"),
+        (["--config.optimizer.learning_rate=5e-3", "--config.seed=1"], "-learning_rate=0.005-seed=1"),
+        (["--config.seed=1", "--config.optimizer.learning_rate=0.005"], "-learning_rate=0.005-seed=1"),
+        (["--config.data.dir=my photos/pets"], "-pets"),
+        (["--config.data.std=(1.0, 1.0, 2.0)"], "-std=-1.0-1.0-2.0"),
+        (["--config.model.without_layers=('conv3', 'conv4', 'conv5')", "--config.init_from=runs/another/one"], "-#"),
+    ],
+)
+def test_the_default_workdir_is_another_where_the_experiment_is(flags: list[str], workdir: str) -> None:
+    config = flags_lib.config_from_flags("train", [f"--config={CONFIG_FILE}", *flags])
+    changes = flags_lib.overrides(str(CONFIG_FILE), config)
+    assert re.sub("-[0-9a-f]{8}$", "-#", default_workdir(str(CONFIG_FILE), changes)) == f"runs/alexnet{workdir}"
+
+
+def test_home_is_expanded_in_flags_and_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["--workdir=~/runs", "~/a.jpg", "--config.data.dir=~", "--config.x=a~b", "a=~", "--output", "~/x"]
+    expanded = ["--workdir=/home/me/runs", "/home/me/a.jpg", "--config.data.dir=/home/me", "--config.x=a~b", "a=~"]
+    assert flags_lib.expand_words(words) == [*expanded, "--output", "/home/me/x"]

@@ -12,11 +12,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from alexnet_jax import experiment
+from alexnet_jax.errors import Terminated
 from alexnet_jax.experiments import trials as trials_lib
 from alexnet_jax.experiments.trials import Trial, TrialStoppedError, is_finished, run_trials
 from alexnet_jax.run import run_folder
 from alexnet_jax.run.metrics_log import read_metrics
-from alexnet_jax.system.signals import Terminated
 from alexnet_jax.train import train_and_evaluate
 
 MakeConfig = Callable[..., ConfigDict]

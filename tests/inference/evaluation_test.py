@@ -73,6 +73,8 @@ def test_the_predictions_of_many_devices_stay_in_order(
     first, second = evaluate(run, dataset, "test"), evaluate(dataclasses.replace(run, config=small), dataset, "test")
     np.testing.assert_array_equal(first.predicted, second.predicted)
     np.testing.assert_allclose(first.losses, second.losses, rtol=1e-4, atol=1e-6)
+    untested = dataclasses.replace(dataset, splits={"validation": dataset.splits["validation"]})
+    assert [evaluate(run, data).split for data in (dataset, untested)] == ["test", "validation"]
 
 
 def test_a_prediction_agrees_with_the_metrics_of_training_also_for_ties_and_nan() -> None:

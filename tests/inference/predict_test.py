@@ -169,6 +169,25 @@ def test_the_table_and_the_csv_say_the_same(
         assert line.split()[:2] == [name, f"{float(probability):.1%}"]
 
 
+class Terminal(io.StringIO):
+    """Text written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_csv_gives_odd_names_to_programs_but_not_to_terminals(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Terminal() if is_terminal else io.StringIO()
+    monkeypatch.setattr("sys.stdout", output)
+    predictions = [{"class": "=1+1", "label": 3, "probability": 0.5}]
+    predict._show_csv(iter([{"file": "\x1b]0;a\x07\n.jpg", "predictions": predictions}]))
+    name = r"\x1b]0;a\x07\n.jpg" if is_terminal else "\x1b]0;a\x07\n.jpg"
+    assert output.getvalue() == f'file,rank,class,label,probability\n"{name}",1,\'=1+1,3,0.5\n'
+
+
 def test_unreadable_files_are_named_and_the_others_answered(
     run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.inference import report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
 from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
+from alexnet_jax.inference.report import make_report
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
 
@@ -105,6 +106,14 @@ def test_a_run_without_a_checkpoint(run_folder: Path) -> None:
     assert "No network is shown:" in text_of(page) and "holds no checkpoint" in text_of(page)
 
 
+def test_an_edited_record_is_told(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run_folder / "checkpoints")
+    record = run_folder / "metrics.jsonl"
+    record.write_text(record.read_text().replace('"loss": ', '"loss": 1', 1))
+    assert "line 2 was edited" in str(make_report(run_folder).sections["Training"][0])
+    assert "line 2 was edited" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_a_run_that_has_recorded_nothing(run_folder: Path) -> None:
     for name in ("metrics.jsonl", "timing.jsonl"):
         (run_folder / name).unlink()
@@ -183,7 +192,11 @@ def test_activation_statistics_are_those_of_the_features(finished: Path) -> None
 def test_the_confusion_matrix_adds_up(finished: Path) -> None:
     run = load_run(finished)
     evaluation = evaluate(run, open_run_dataset(run), "test")
-    counts = evaluation.confusion()
+    counts = evaluation.confusion(np.arange(len(run.class_names)))
+    mistakes = counts - np.diag(np.diag(counts))
+    assert evaluation.mistakes().tolist() == (mistakes.sum(0) + mistakes.sum(1)).tolist()
+    some = np.array([1, 3, 4])
+    assert evaluation.confusion(some).tolist() == counts[np.ix_(some, some)].tolist()
     for number, (_, images, wrong, _) in enumerate(evaluation.by_class()):
         assert counts[number].sum() == images and images - counts[number, number] == wrong
 
