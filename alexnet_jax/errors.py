@@ -36,6 +36,16 @@ def disk_hint(error: BaseException) -> str:
     return "; is the disk full?" if any(text in str(one) for one in causes(error) for text in full) else ""
 
 
+OF_THE_MACHINE = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
+"""Numbers of errors whose cause is neither a file's content nor a config: the same may work the next time."""
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error, or one that caused it, is a full or failing disk, or too many open files."""
+    texts = [os.strerror(number) for number in OF_THE_MACHINE]
+    return any(text in str(one) for one in causes(error) for text in texts)
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error, or one that caused it, is that the memory or the limit of a process is exhausted."""
     found = (isinstance(one, MemoryError) or any(text in str(one) for text in _NO_MEMORY) for one in causes(error))
