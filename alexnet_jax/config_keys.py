@@ -103,6 +103,7 @@ LENGTHS = Rule(lambda value: TRIPLE.holds(value) and min(value) >= 0, "must be t
 MATRIX = Rule(lambda value: len(value) == 3 and all(map(TRIPLE.holds, value)), "must be three rows of three numbers")
 SEED = Rule(lambda value: value < 2**31, "must be less than 2^31")
 ADDRESS = Rule(lambda value: re.fullmatch(r"(.+:\d+|auto)?", value) is not None, "must be HOST:PORT, auto or empty")
+LOCAL = Rule(lambda value: "://" not in value, "must be a folder of this machine")
 DECAYS = rows_of(str, float, text="must be ((pattern, decay), ...), no decay negative")
 FACTORS = rows_of(str, float, float, text="must be ((pattern, from epoch, factor), ...), no factor negative")
 
@@ -129,7 +130,7 @@ KEYS: dict[str, Key] = {
     # The images.
     "data.name": fixed("digits", "digits, folder, imagenet2012, synthetic or tfds:NAME"),
     "data.dir": free("", "folder of photographs, or of ImageNet's tar files", is_shared=False),
-    "data.prepared_dir": free("data", "folder of prepared data sets", is_shared=False),
+    "data.prepared_dir": free("data", "folder of prepared data sets", LOCAL, is_shared=False),
     "data.storage": fixed("auto", "prepared images", one_of("auto (raw up to 4 GB)", "jpeg", "raw (pixels)")),
     "data.jpeg_quality": fixed(90, "quality of prepared images, 1 to 100; the 2014 source used 95", up_to(100)),
     "data.validation_fraction": fixed(0.1, "fraction to hold out if there is no validation split", FRACTION),

@@ -148,7 +148,7 @@ class LearningRates:
                 factor = 1.0
         return self._warm_up(epoch) * (self._first * factor)
 
-    def observe(self, error: float, epoch: float, is_guessing: bool = False, last_step: float = math.inf) -> bool:
+    def observe(self, error: float, epoch: float, is_at_chance: bool = False, last_step: float = math.inf) -> bool:
         """Updates the plateau rule with an evaluation; with the schedule "plateau" this may lower the learning rate.
 
         The paper's rule: divide the learning rate by 10 when the validation error stops improving. Here an error is an
@@ -161,11 +161,11 @@ class LearningRates:
         Args:
           error: the validation error, in [0, 1].
           epoch: when it was measured.
-          is_guessing: whether the training loss is still that of guessing.
+          is_at_chance: whether the training loss is still at chance level.
           last_step: the epoch at which the last step began. Before a restart it belongs to the schedule that ended.
 
         Returns:
-          Whether there is no drop only because the network is guessing.
+          Whether there is no drop only because the training loss is at chance level.
         """
         c, (best, stalled, cooldown, drops, restarts) = self._config, self.plateau
         if last_step < self._bounds[restarts]:
@@ -176,8 +176,8 @@ class LearningRates:
         is_above_minimum = self._plateau_factor() > self._lowest * (1 + 1e-9)  # 0.1^3 is a little more than 0.001
         epoch, epochs = self._since_restart(epoch)
         due = min(int(epoch / epochs * (c.min_drops + 1) + 1e-9), c.min_drops)
-        is_withheld = is_guessing and is_above_minimum and (stalled == c.patience or drops < due)
-        can_drop = is_above_minimum and not is_guessing
+        is_withheld = is_at_chance and is_above_minimum and (stalled == c.patience or drops < due)
+        can_drop = is_above_minimum and not is_at_chance
         if stalled == c.patience:
             stalled, cooldown = 0, c.cooldown
             if can_drop:

@@ -30,7 +30,7 @@ from alexnet_jax.run.profiling import StepTrace
 from alexnet_jax.run.run_folder import Progress
 from alexnet_jax.run.throughput import Throughput
 from alexnet_jax.system import console
-from alexnet_jax.system.files import expand_home
+from alexnet_jax.system.files import expand_home, local_path
 from alexnet_jax.system.signals import StopSignals
 from alexnet_jax.system.versions import describe_environment
 from alexnet_jax.train_state import TrainState
@@ -62,7 +62,7 @@ def train_and_evaluate(
       KeyboardInterrupt: SIGINT, or SIGTERM while images are being prepared (Terminated).
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
-    workdir = Path(expand_home(workdir))
+    workdir = local_path(expand_home(workdir))
     if not config.parallel.coordinator:
         run_folder.check_free(workdir)  # before images are prepared and a device's memory is taken
     with hosts.session(config.parallel), out_of_memory_as_user_error():
@@ -101,7 +101,7 @@ class Run:
         self.rates_in_state: Any = None
         self.agreed_to_stop = False
         self.start_watch = StartWatch(experiment.dataset.splits["train"].labels, self.config.stuck_after_steps)
-        self.has_told_of_guessing = False
+        self.has_told_of_chance = False
 
     def execute(self) -> dict[str, Any]:
         """Trains from where the folder's run stands to its end and returns the test metrics."""
@@ -256,8 +256,8 @@ class Run:
             self._diverged(f"the validation loss is {validation['loss']}", self.position)
         train = metrics.summarize(progress.totals, num_classes)
         epoch, last_step = (self.plan.epoch(self.position - size) for size in (0, self.plan.batch_size))
-        is_guessing = self.start_watch.is_guessing(train["loss"])
-        is_withheld = self.learning_rates.observe(validation["top1_error"], epoch, is_guessing, last_step)
+        is_at_chance = self.start_watch.is_at_chance(train["loss"])
+        is_withheld = self.learning_rates.observe(validation["top1_error"], epoch, is_at_chance, last_step)
         record = {
             "epoch": epoch,
             "train_loss": train["loss"],
@@ -270,9 +270,9 @@ class Run:
         self.writer.write("epoch", self.position, record)
         self.writer.write_timing(self.position, {"evaluate_seconds": time.monotonic() - began})
         display.show_epoch(record, self.config.optimizer, self.images_per_second, self.measured["input_share"])
-        if is_withheld and not self.has_told_of_guessing:
-            self.has_told_of_guessing = True
-            display.show_guessing(train["loss"], self.start_watch.chance)
+        if is_withheld and not self.has_told_of_chance:
+            self.has_told_of_chance = True
+            display.show_chance_level(train["loss"], self.start_watch.chance)
         progress.evaluations_since_best += 1
         if progress.best_top1_error is None or validation["top1_error"] < progress.best_top1_error:
             progress.best_top1_error, progress.best_examples_seen = validation["top1_error"], self.position

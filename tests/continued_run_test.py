@@ -29,7 +29,7 @@ def of_kind(workdir: Path, kind: str) -> list[dict[str, Any]]:
 def test_more_epochs_train_at_the_first_learning_rate_if_the_schedule_starts_anew(
     tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alexnet_jax.train.StartWatch.is_guessing", lambda *_: False)
+    monkeypatch.setattr("alexnet_jax.train.StartWatch.is_at_chance", lambda *_: False)
     first = make_config(max_steps=0, epochs=3.0, **FALLS)
     train_and_evaluate(first, tmp_path / "run", ["main.py"])
     shown = capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_more_epochs_train_at_the_first_learning_rate_if_the_schedule_starts_ane
 def test_a_run_that_is_interrupted_where_its_schedule_starts_anew_leaves_the_same_bytes(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alexnet_jax.train.StartWatch.is_guessing", lambda *_: False)
+    monkeypatch.setattr("alexnet_jax.train.StartWatch.is_at_chance", lambda *_: False)
     config = make_config(max_steps=0, epochs=4.0, **FALLS, **{"optimizer.restart_epochs": (2.0,)})
 
     def interrupt(record: dict[str, Any]) -> None:

@@ -211,14 +211,14 @@ def test_the_state_of_an_earlier_version_is_read() -> None:
 
 def test_a_network_that_still_guesses_gets_no_drop() -> None:
     rates = make_rates(optimizer_config(patience=2, min_drops=1), epochs=8.0)
-    withheld = [rates.observe(0.9, float(epoch), is_guessing=epoch < 7) for epoch in range(1, 7)]
+    withheld = [rates.observe(0.9, float(epoch), is_at_chance=epoch < 7) for epoch in range(1, 7)]
     assert withheld == [False, False, True, True, True, True] and rates.of_kernels(6.0) == 0.01
     assert not rates.observe(0.9, 7.0) and rates.of_kernels(7.0) == pytest.approx(0.001)
 
 
-def test_evaluations_while_guessing_do_not_add_up_to_a_drop_at_once() -> None:
+def test_evaluations_at_chance_level_do_not_add_up_to_a_drop_at_once() -> None:
     rates = make_rates(optimizer_config(patience=3), epochs=40.0)
-    withheld = [rates.observe(0.9, float(epoch), is_guessing=True) for epoch in range(1, 9)]
+    withheld = [rates.observe(0.9, float(epoch), is_at_chance=True) for epoch in range(1, 9)]
     assert withheld == [False, False, False, True, False, False, True, False]
     assert not rates.observe(0.8, 9.0) and rates.plateau == Plateau(0.8, 0, 0, 0)
 

@@ -7,7 +7,6 @@ repeated. With --table=presets the rows are the presets, with --table=modern the
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from alexnet_jax.experiments.results import describe_data, results_command, writ
 from alexnet_jax.experiments.trials import Outcome, Trial, is_finished, run_named_trials, wait_for_claim
 from alexnet_jax.inference.evaluation import evaluate_run
 from alexnet_jax.system import console
-from alexnet_jax.system.files import write_json
+from alexnet_jax.system.files import read_json, write_json
 
 SEEDS = (0, 1, 2)
 
@@ -116,7 +115,7 @@ def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | 
     run, seen, data = outcome.trial.workdir, outcome.test["examples_seen"], outcome.trial.config.data
     checkpoint, path = str(outcome.test.get("checkpoint", seen)), run / f"views-{views}.json"
     with wait_for_claim(run):
-        kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        kept: dict[str, Any] = read_json(path, dict) if path.exists() else {}
         if kept.get("examples_seen") != seen:  # a run may have been made longer
             try:
                 with console.muted():

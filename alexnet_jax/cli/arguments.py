@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.cli.flags import config_from_flags, show_keys
 from alexnet_jax.config_keys import KEYS
 from alexnet_jax.system import console
+from alexnet_jax.system.files import local_path
 from alexnet_jax.system.versions import shell_command
 
 RUN = "the folder of a run, or a .safetensors file that export made of it"
@@ -54,7 +55,7 @@ def run_parser(
       data: whether there are --data-dir and --prepared-dir.
     """
     parser = _Parser(prog=program(command), description=_purpose(doc))
-    parser.add_argument("run", type=Path, help=run)
+    parser.add_argument("run", type=local_path, help=run)
     if checkpoint:
         parser.add_argument("--checkpoint", default="tested", help=CHECKPOINT_HELP)
     if views:

@@ -22,6 +22,7 @@ from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.optimizer import make_optimizer
 from alexnet_jax.run import run_folder
 from alexnet_jax.system import console
+from alexnet_jax.system.files import local_path
 from alexnet_jax.system.versions import describe_environment
 from alexnet_jax.train_state import create_train_state
 
@@ -33,9 +34,9 @@ def main(argv: list[str]) -> None:
     parser = arguments.config_parser(arguments.program("convert"), __doc__, *usage)
     parser.add_argument("source", type=Path, help=".pth, .safetensors or .npz file of weights; with --output, a run")
     parser.add_argument("--layout", choices=LAYOUTS, required=True, help="whose names and order of axes the file has")
-    parser.add_argument("--output", type=Path, help=".safetensors or .npz file to write the weights of a run to")
+    parser.add_argument("--output", type=local_path, help=".safetensors or .npz file to write the weights of a run to")
     parser.add_argument("--checkpoint", default="tested", help=f"of the run: {arguments.CHECKPOINT_HELP}")
-    parser.add_argument("--workdir", type=Path, help="folder of the run to make of the weights; needs --config")
+    parser.add_argument("--workdir", type=local_path, help="folder of the run to make of the weights; needs --config")
     parser.add_argument("--class-names", type=Path, help="text file, a class name a line; by default 0, 1, 2 and so on")
     options, words = arguments.parse(parser, argv)
     if (options.output is None) == (options.workdir is None):

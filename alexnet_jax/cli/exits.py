@@ -16,14 +16,18 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
-from alexnet_jax.errors import Terminated, UserError, lacks_memory, reason
+from alexnet_jax.errors import Terminated, UserError, disk_hint, lacks_memory, reason
 
 Main = Callable[[list[str]], None]
 """A function of the words of a command line."""
 
+LEAST_ADDRESS_SPACE = 2_500_000_000
+"""Bytes of address space with which the smallest networks train on two cores; with a gigabyte JAX does not start."""
+
 
 def run_program(main: Main, argv: list[str]) -> None:
     """Runs a main function as this process: `exit_on_user_error`, and no interrupt is lost or waits for threads."""
+    _check_address_space()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored, as after nohup
         signal.signal(signal.SIGINT, _interrupt)
     sys.unraisablehook = _interrupt_again
@@ -35,6 +39,18 @@ def run_program(main: Main, argv: list[str]) -> None:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(end.code)
+
+
+def _check_address_space() -> None:
+    """Ends a program that may use so little that libraries in C++ would abort it in the middle of something."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        least = f"{LEAST_ADDRESS_SPACE / 1e9:g} GB"
+        leave(f"this process may use {limit / 1e9:.1f} GB of address space; it needs {least} at least (ulimit -v)")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -113,4 +129,4 @@ def _leave_for(error: OSError) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
         sys.exit(141)
-    leave(f"{name}: {reason(error)}" if name else reason(error))
+    leave(f"{name or 'standard output or a file'}: {reason(error)}{disk_hint(error)}")

@@ -20,7 +20,7 @@ from alexnet_jax.experiments.results import Spread
 from alexnet_jax.experiments.study import PRUNERS, SAMPLERS, Setting, Standing, Study, SweepPlan, open_study
 from alexnet_jax.experiments.trials import Outcome, Trial, run_trials
 from alexnet_jax.system import console
-from alexnet_jax.system.files import write_csv
+from alexnet_jax.system.files import local_path, write_csv
 from alexnet_jax.system.signals import raise_on_sigterm
 
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--storage", help="postgresql://USER@HOST/DATABASE; by default the file WORKDIR/study.log")
     parser.add_argument("--study", help="its name in the storage; by default the name of the folder of the runs")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/sweep"), help="folder of the runs")
+    parser.add_argument("--workdir", type=local_path, default=Path("runs/sweep"), help="folder of the runs")
     workers.add_flags(parser, seeds=(0,))
     options, words = arguments.parse(parser, argv)
     config = flags.config_from_flags("sweep", words)

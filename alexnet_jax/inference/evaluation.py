@@ -188,8 +188,12 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str | None = None, views:
     split = split or ("test" if "test" in dataset.splits else "validation")
     if split not in dataset.splits:
         raise UserError(f"--split={split}: {run.config.data.name} has {', '.join(dataset.splits)}")
+    records, table = dataset.splits[split], dataset.directory / f"{split}_files.json"
+    files = read_json(table, list)
+    if len(files) != len(records.labels) or not all(isinstance(file, str) for file in files):
+        raise UserError(f"{table} is damaged: delete its folder, and it is prepared again")
     use_compilation_cache(run.config.compilation_cache_dir)
-    devices, records = data_parallel(), dataset.splits[split]
+    devices = data_parallel()
     views = run.config.test_views if views is None else views
     step = make_predictions_step(run.model, run.preprocessing, views, devices.axes)
     program = devices.compile_eval_step(step, by_image=True)
@@ -203,8 +207,4 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str | None = None, views:
             count = int(batch["mask"].sum())
             progress.advance(count, count)
     columns = (np.concatenate([batch[name] for batch in batches]) for name in ("prediction", "probability", "loss"))
-    table = dataset.directory / f"{split}_files.json"
-    files = read_json(table, list)
-    if len(files) != len(records.labels) or not all(isinstance(file, str) for file in files):
-        raise UserError(f"{table} is damaged: delete its folder, and it is prepared again")
     return Evaluation(run, split, views, files, np.asarray(records.labels), *columns)

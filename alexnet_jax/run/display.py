@@ -84,9 +84,9 @@ def show_change(before: float, after: float, reason: str) -> None:
     console.show(f"  learning rate {before:.3g} -> {after:.3g}: {reason}", style="bold")
 
 
-def show_guessing(loss: float, chance: float) -> None:
-    """Prints that the plateau rule waits, for the loss is that of guessing."""
-    console.show(f"  no learning-rate drop before it learns: loss {loss:.4f} is still that of guessing, {chance:.4f}")
+def show_chance_level(loss: float, chance: float) -> None:
+    """Prints that the plateau rule waits, because the loss is at chance level."""
+    console.show(f"  no learning-rate drop yet: the loss {loss:.4f} is still at chance level, {chance:.4f}")
 
 
 def show_fallen(learning_rate: float) -> None:

@@ -19,7 +19,7 @@ from alexnet_jax.optimizer import restored_state, saved_state
 from alexnet_jax.run.metrics_log import find_fault, read_metrics
 from alexnet_jax.schedules import LearningRates
 from alexnet_jax.system import console
-from alexnet_jax.system.files import acquire_lock, naming, write_json
+from alexnet_jax.system.files import acquire_lock, local_path, naming, write_json
 from alexnet_jax.system.machine import compute_threads
 from alexnet_jax.system.versions import PROJECT, shell_command
 from alexnet_jax.train_state import TrainState
@@ -106,7 +106,7 @@ def write_description(workdir: Path, config: ConfigDict, versions: Mapping[str, 
 
 def claim(workdir: Path) -> contextlib.ExitStack | None:
     """Locks the folder against other processes of this machine until the result is closed; None if it is locked."""
-    with naming(workdir):
+    with naming(local_path(workdir)):
         workdir.mkdir(parents=True, exist_ok=True)
     return acquire_lock(workdir / _LOCK, timeout=0.0)
 
@@ -181,7 +181,7 @@ def _warn_of_changes(workdir: Path, metadata: Mapping[str, Any], dataset: Datase
         console.warn(f"{fault}. The run goes on from its checkpoint, which is sound")
     if metadata.get("prepared", "") not in ("", dataset.prepared):
         console.warn(f"the files of {dataset.directory} are not those of the run so far, which may change its results")
-    before, now = metadata["versions"].get("cpu_threads"), compute_threads()
+    before, now = metadata.get("versions", {}).get("cpu_threads"), compute_threads()
     if before not in (None, now) and jax.default_backend() == "cpu":
         console.warn(f"CPU threads: {before} -> {now}, which changes the last bits of all results from here on")
 

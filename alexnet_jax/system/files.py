@@ -29,6 +29,13 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def local_path(path: str | Path) -> Path:
+    """The path of a file or folder. Raises UserError for a URL, such as gs://bucket/run, of another machine's."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise UserError(f"{path} is not on this machine: runs and files are kept in local folders, also mounted ones")
+    return Path(path)
+
+
 def read_json(path: Path, kind: type) -> Any:
     """The content of a JSON file, a dict or a list. Raises UserError if it cannot be read or is something else."""
     try:

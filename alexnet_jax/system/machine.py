@@ -17,7 +17,7 @@ def available_cores() -> int:
 def compute_threads() -> int:
     """The number of threads with which XLA computes on the CPU, which decides in what order it adds."""
     reserved = os.environ.get("NPROC", "")  # read by XLA's PjRt client
-    return int(reserved) if reserved.isdigit() and int(reserved) else available_cores()
+    return int(reserved) if reserved.isdecimal() and int(reserved) else available_cores()
 
 
 def memory_bytes() -> int:
@@ -25,7 +25,7 @@ def memory_bytes() -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     allowed = limit.read_text().strip() if limit.is_file() else "max"
     total = psutil.virtual_memory().total
-    return min(total, int(allowed)) if allowed.isdigit() else total
+    return min(total, int(allowed)) if allowed.isdecimal() else total
 
 
 def free_memory_bytes() -> int:

@@ -1,19 +1,27 @@
 """The command line: what is mistyped is answered with one line, and never with a traceback."""
 
+import errno
+import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 
+from alexnet_jax.cli import evaluate
 from alexnet_jax.cli import flags as flags_lib
 from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.cli.exits import exit_on_user_error
 from alexnet_jax.cli.train import default_workdir
+from alexnet_jax.config import check
 from alexnet_jax.config_keys import RENAMED
 from alexnet_jax.errors import Terminated, TrainingDivergedError, UserError
+from alexnet_jax.train import train_and_evaluate
+from configs import alexnet
 from tests.conftest import REPOSITORY
 
 CONFIG_FILE = REPOSITORY / "configs" / "alexnet.py"
@@ -238,6 +246,99 @@ def test_names_in_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         program([])
     assert capsys.readouterr().err == "error: a\\x1b[31m.jpg is damaged\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "out of memory (MemoryError): "),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "out of memory (RESOURCE_EXHAUSTED: "),
+        (ImportError("libx.so: failed to map segment from shared object"), "out of memory (libx.so: "),
+        (RuntimeError("can't start new thread"), "out of memory (can't start new thread): "),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "out of memory (Cannot allocate memory): "),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a.csv"),
+            "a.csv: No space left on device; is the disk full?",
+        ),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "a.csv"), "a.csv: Permission denied\n"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(error: Exception, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    @exit_on_user_error
+    def program(argv: list[str]) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as exit:
+        program([])
+    printed = capsys.readouterr().err
+    assert exit.value.code == 2 and printed.startswith(f"error: {message}") and printed.count("\n") == 1
+
+
+def small_program(**options: Any) -> subprocess.CompletedProcess[str]:
+    """A program of a line that prints its words; it imports next to nothing."""
+    code = "import sys; from alexnet_jax.cli.exits import run_program; run_program(lambda argv: print(argv), sys.argv)"
+    pipe = subprocess.PIPE
+    return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stderr=pipe, text=True, timeout=60, **options)
+
+
+def test_a_full_standard_output_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = small_program(stdout=full)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard output") and done.stderr.endswith("is the disk full?\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_too_small_an_address_space_is_one_line() -> None:
+    limit = 1_500_000_000
+    done = small_program(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this process may use 1.5 GB") and done.stderr.count("\n") == 1
+
+
+def test_an_interrupt_during_an_import_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "library.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except BaseException as error:\n    raise ImportError from None\n"
+    )
+    done = run_in_exits("import library", tmp_path)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
+def test_an_interrupt_that_cannot_be_raised_is_not_lost(tmp_path: Path) -> None:
+    """It comes while the garbage collector calls a function, as JAX's."""
+    body = "import gc, os, signal, time; gc.callbacks.append(lambda *_: os.kill(os.getpid(), signal.SIGINT)); "
+    done = run_in_exits(body + "gc.collect(); gc.callbacks.clear(); time.sleep(5)", tmp_path)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
+def run_in_exits(body: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    code = f"from alexnet_jax.cli.exits import run_program; run_program(lambda _: exec({body!r}, {{}}), [])"
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{REPOSITORY}"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_program_starts_with_few_imports() -> None:
+    """So that an interrupt is answered in a line from the first moment."""
+    heavy = {"absl", "jax", "ml_collections", "numpy", "rich"}
+    code = f"import sys, alexnet_jax.cli.main; print(*{heavy} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run"])
+def test_places_on_other_machines_are_refused(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = alexnet.get_config("synthetic,lenet,smoke")
+    for place in (path, Path(path)):
+        with pytest.raises(UserError, match="bucket/run is not on this machine"):
+            train_and_evaluate(config, place)
+    with pytest.raises(UserError, match="bucket/run is not on this machine"):
+        evaluate.main([path])
+    config.data.prepared_dir = path
+    with pytest.raises(UserError, match=r"config\.data\.prepared_dir"):
+        check(config.to_dict())
+    assert not list(tmp_path.iterdir())
 
 
 def test_words_in_errors_of_the_command_line_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:

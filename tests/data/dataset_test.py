@@ -66,6 +66,17 @@ def test_digits_are_prepared_once(prepared_dir: str) -> None:
     assert {path: path.stat().st_mtime_ns for path in first.directory.rglob("*")} == files
 
 
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_of_no_class_is_told_in_a_line(label: int, tmp_path: Path) -> None:
+    path = digits(tmp_path).directory / "train_labels.npy"
+    labels = np.load(path)
+    labels[5] = label
+    np.save(path, labels)
+    with pytest.raises(UserError, match=path.parent.name) as caught:
+        digits(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_statistics_are_of_the_training_images(prepared_dir: str) -> None:
     dataset = digits(prepared_dir)
     pixels = images(dataset, "train").astype(np.float64)

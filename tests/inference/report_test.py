@@ -1,10 +1,12 @@
 """The HTML report on a run, finished or not."""
 
+import dataclasses
 import html
 import json
 import re
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from alexnet_jax import load_run
 from alexnet_jax.cli import report
 from alexnet_jax.data.storage import read_images
 from alexnet_jax.errors import UserError
+from alexnet_jax.inference import report as report_lib
 from alexnet_jax.inference import report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
-from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
+from alexnet_jax.inference.evaluation import Evaluation, evaluate, open_run_dataset
 from alexnet_jax.inference.report import make_report
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
@@ -156,6 +159,68 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json"):
         report.main([str(tmp_path)])
+
+
+GOOD = {"config.json": "{}", "versions.json": '{"command": ["main.py"], "packages": {}}'}
+EPOCH = {"epoch": 1.0, "train_loss": 1.0, "train_top1_error": 0.5, "validation_loss": 1.0, "validation_top1_error": 0.5}
+
+
+def record(kind: str, **values: object) -> str:
+    return json.dumps({"kind": kind, "examples_seen": 8, **values}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", '{"model": 5}'),
+        ("config.json", "[" * 100_000),
+        ("versions.json", "{}"),
+        ("versions.json", '{"command": "main.py", "packages": {}}'),
+        ("versions.json", '{"command": [], "packages": []}'),
+        ("metrics.jsonl", "[]\n"),
+        ("metrics.jsonl", "{}\n"),
+        ("metrics.jsonl", '{"kind": "step", "examples_seen": "8"}\n'),
+        ("metrics.jsonl", record("step", loss="low", learning_rate=0.1)),
+        ("metrics.jsonl", record("step", loss=2.0, learning_rate=0.1) + record("step", loss=2.0)),
+        ("metrics.jsonl", record("start", seed=0, train_examples=-1)),
+        ("metrics.jsonl", record("epoch", **EPOCH)),
+        ("metrics.jsonl", record("test", split="test", top1_error=0.5, top5_error=None)),
+        ("metrics.jsonl", record("division", learning_rate=0.1)),
+        ("timing.jsonl", '{"examples_seen": 8, "seconds": 2.0}\n'),
+        ("timing.jsonl", '{"examples_seen": 8, "save_seconds": "2"}\n'),
+    ],
+)
+def test_a_damaged_record_is_named_in_a_line(file: str, content: str, tmp_path: Path) -> None:
+    for name, text in {**GOOD, file: content}.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / file))) as caught:
+        report.main([str(tmp_path)])
+    assert "\n" not in str(caught.value)
+    if content.count("\n") == 2:
+        assert f"{file}, line 2 is damaged: learning_rate is missing" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '["a.png"]', "[" + "5, " * 359 + "5]"])
+def test_a_damaged_table_of_files_is_named(content: str, finished: Path, tmp_path: Path) -> None:
+    run = load_run(finished)
+    dataset = dataclasses.replace(open_run_dataset(run), directory=tmp_path)
+    (tmp_path / "test_files.json").write_text(content)
+    with pytest.raises(UserError, match=r"test_files\.json"):
+        evaluate(run, dataset, "test")
+
+
+def test_many_classes_take_little_memory(finished: Path) -> None:
+    """A matrix of all classes would take 3 GB."""
+    classes, labels = 20_000, np.arange(1000, dtype=np.int32)
+    run = dataclasses.replace(load_run(finished), class_names=tuple(map(str, range(classes))))
+    probabilities = np.ones((1000, 1), np.float32)
+    wrong = Evaluation(run, "test", 1, [""] * 1000, labels, (labels + 1)[:, None], probabilities, probabilities[:, 0])
+    tracemalloc.start()
+    parts = list(report_lib._errors(wrong))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6 and any(getattr(part, "name", "") == "confusion" for part in parts)
 
 
 def test_text_is_escaped() -> None:
