@@ -130,8 +130,7 @@ class Run:
             contextlib.closing(self.trace),
         ):
             if not found["is_started"]:
-                start = {"seed": config.seed, "train_examples": self.plan.num_examples}
-                self.writer.write("start", 0, start)
+                self.writer.write("start", 0, {"seed": config.seed, "train_examples": self.plan.num_examples})
             self.checkpoints.set_aside_after(seen)
             self._train()
             result = self._test()
@@ -340,8 +339,7 @@ class Run:
         received = self.stop.received or signal.SIGTERM
         self._save()
         self.checkpoints.wait()
-        epoch = self._epoch(self.position)
-        console.show(f"{received.name}: saved at epoch {epoch}. To continue: {self.command_line}")
+        console.show(f"{received.name}: saved at epoch {self._epoch(self.position)}. To continue: {self.command_line}")
         raise SystemExit(128 + received)
 
     def _resume(self, tree: dict[str, Any], metadata: dict[str, Any]) -> None:

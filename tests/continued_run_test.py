@@ -131,4 +131,4 @@ def test_home_is_expanded_in_keys_and_folders(
     monkeypatch.setenv("HOME", str(tmp_path))
     train_and_evaluate(make_config(max_steps=1, **{"data.prepared_dir": "~/data"}), "~/run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
-    assert load_run("~/run").config.data.prepared_dir == "~/data"
+    assert load_run("~/run").path == tmp_path / "run"

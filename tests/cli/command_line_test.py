@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -211,7 +210,7 @@ def test_a_device_that_jax_does_not_find_is_one_line(
     def fail() -> None:
         raise AssertionError  # so does jax 0.10.2
 
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         jax.devices()
 
@@ -274,11 +273,11 @@ def test_what_the_machine_lacks_is_one_line(error: Exception, message: str, caps
     assert exit.value.code == 2 and printed.startswith(f"error: {message}") and printed.count("\n") == 1
 
 
-def small_program(**options: Any) -> subprocess.CompletedProcess[str]:
-    """A program of a line that prints its words; it imports next to nothing."""
+def small_program(before: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    """A program of a line that prints its words, after a command of the shell; it imports next to nothing."""
     code = "import sys; from alexnet_jax.cli.exits import run_program; run_program(lambda argv: print(argv), sys.argv)"
-    pipe = subprocess.PIPE
-    return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stderr=pipe, text=True, timeout=60, **options)
+    words = ["sh", "-c", f'{before} exec "$0" -c "$1"', sys.executable, code]
+    return subprocess.run(words, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, timeout=60, **options)
 
 
 def test_a_full_standard_output_is_one_line() -> None:
@@ -290,8 +289,7 @@ def test_a_full_standard_output_is_one_line() -> None:
 
 
 def test_too_small_an_address_space_is_one_line() -> None:
-    limit = 1_500_000_000
-    done = small_program(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    done = small_program("ulimit -v 1464844;")  # KiB
     assert done.returncode == 2
     assert done.stderr.startswith("error: this process may use 1.5 GB") and done.stderr.count("\n") == 1
 

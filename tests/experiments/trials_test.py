@@ -47,6 +47,7 @@ def test_each_equals_its_run_by_itself(tmp_path: Path, make_config: MakeConfig) 
         assert (trial.workdir / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_trials_in_a_row_open_their_data_set_once(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

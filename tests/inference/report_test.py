@@ -63,6 +63,7 @@ def text_of(page: str) -> str:
     return html.unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)))
 
 
+@pytest.mark.slow
 def test_the_page_of_a_finished_run(finished: Path) -> None:
     page = page_of(finished)
     assert len(page) < 5e6

@@ -132,7 +132,9 @@ def test_records_that_were_changed_or_lost_fail_the_audit(tmp_path: Path, capsys
         writer.write("start", 0, {"seed": 0, "train_examples": 4})
         for epoch in (1, 2):
             used = audit.chain("", *audit.presentations(size=4, seed=0, begin=4 * epoch - 4, end=4 * epoch))
-            writer.write("epoch", 4 * epoch, {"epoch": float(epoch), "validation_loss": 1.5, "ids_sha256": used})
+            measures = {"train_loss": 2.5, "train_top1_error": 0.5, "validation_loss": 1.5}
+            errors = {"validation_top1_error": 0.5, "validation_top5_error": None}
+            writer.write("epoch", 4 * epoch, {"epoch": float(epoch), **measures, **errors, "ids_sha256": used})
     with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(8, {"params": np.zeros(1)}, {"records": writer.digest}, None)
     program.main([str(tmp_path)])

@@ -73,7 +73,6 @@ def figures(run: Path) -> None:
 FOLDERS: dict[str, Callable[[Path], object]] = {
     "tensorboard": lambda run: MetricWriter(run, 0),
     "checkpoints": lambda run: Checkpoints(run / "checkpoints", keep=1),
-    "checkpoints/tmp": lambda run: Checkpoints(run / "checkpoints", keep=1),
     "damaged": set_aside,
     "profile": lambda run: StepTrace(run / "profile", 1)._start(TrainState({}, {}, (), {}, None)),
     "evaluation": lambda run: evaluate.main([str(run)]),
