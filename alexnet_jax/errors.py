@@ -36,14 +36,14 @@ def disk_hint(error: BaseException) -> str:
     return "; is the disk full?" if any(text in str(one) for one in causes(error) for text in full) else ""
 
 
-OF_THE_MACHINE = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
-"""Numbers of errors whose cause is neither a file's content nor a config: the same may work the next time."""
+OF_THE_MACHINE = ("EDQUOT", "EFBIG", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EXDEV")
+"""Errors whose cause is neither the content of a file nor a config: the same may work the next time."""
 
 
-def is_of_the_machine(error: BaseException) -> bool:
-    """Whether an error, or one that caused it, is a full or failing disk, or too many open files."""
-    texts = [os.strerror(number) for number in OF_THE_MACHINE]
-    return any(text in str(one) for one in causes(error) for text in texts)
+def failure_of_the_machine(error: BaseException) -> str:
+    """The reason of an error, or of one that caused it, such as "No space left on device"; "" if it is another."""
+    reasons = [os.strerror(getattr(errno, name)) for name in OF_THE_MACHINE]
+    return next((text for one in causes(error) for text in reasons if text in str(one)), "")
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from alexnet_jax.errors import (
     TrainingDivergedError,
     TrainingStuckError,
     UserError,
-    is_of_the_machine,
+    failure_of_the_machine,
     reason,
 )
 from alexnet_jax.experiment import open_dataset
@@ -145,7 +145,7 @@ def _attempt(trial: Trial, on_epoch: OnTrialEpoch) -> Outcome | None:
     except RunInUseError:
         return None
     except Exception as error:  # any failure ends only this trial, unless the others would fail, too
-        if not is_of_the_machine(error):
+        if not failure_of_the_machine(error):
             return _outcome(trial, error)
         raise error if isinstance(error, UserError) else UserError(f"{trial.workdir}: {reason(error)}") from error
     return _outcome(trial)
