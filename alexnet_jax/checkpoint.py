@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from alexnet_jax.errors import UserError, disk_hint
+from alexnet_jax.errors import UserError, disk_hint, failure_of_the_machine
 from alexnet_jax.system import console
 from alexnet_jax.system.files import make_folder, most_unpacked, naming
 
@@ -292,7 +292,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     """The message of an error, in one line; TensorStore puts it after a list of paths."""
     line = (str(error.__cause__ or error) or repr(error)).splitlines()[0]
-    return line if len(line) <= 200 else line.rpartition('": ')[2][-200:]
+    return line if len(line) <= 200 else failure_of_the_machine(error) or line.rpartition('": ')[2][-200:]
 
 
 @functools.cache

@@ -36,6 +36,16 @@ def disk_hint(error: BaseException) -> str:
     return "; is the disk full?" if any(text in str(one) for one in causes(error) for text in full) else ""
 
 
+OF_THE_MACHINE = ("EDQUOT", "EFBIG", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EXDEV")
+"""Errors whose cause is neither the content of a file nor a config: the same may work the next time."""
+
+
+def failure_of_the_machine(error: BaseException) -> str:
+    """The reason of an error, or of one that caused it, such as "No space left on device"; "" if it is another."""
+    reasons = [os.strerror(getattr(errno, name)) for name in OF_THE_MACHINE]
+    return next((text for one in causes(error) for text in reasons if text in str(one)), "")
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error, or one that caused it, is that the memory or the limit of a process is exhausted."""
     found = (isinstance(one, MemoryError) or any(text in str(one) for text in _NO_MEMORY) for one in causes(error))

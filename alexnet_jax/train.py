@@ -31,7 +31,7 @@ from alexnet_jax.run.profiling import StepTrace
 from alexnet_jax.run.run_folder import Progress
 from alexnet_jax.run.throughput import Throughput
 from alexnet_jax.system import console
-from alexnet_jax.system.files import expand_home, local_path
+from alexnet_jax.system.files import expand_home
 from alexnet_jax.system.signals import StopSignals
 from alexnet_jax.system.versions import describe_environment
 from alexnet_jax.train_state import TrainState
@@ -63,7 +63,7 @@ def train_and_evaluate(
       KeyboardInterrupt: SIGINT, or SIGTERM while images are being prepared (Terminated).
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
-    workdir = local_path(expand_home(workdir))
+    workdir = Path(expand_home(workdir))
     if not config.parallel.coordinator:
         run_folder.check_free(workdir)  # before images are prepared and a device's memory is taken
     with hosts.session(config.parallel), out_of_memory_as_user_error():
@@ -100,8 +100,8 @@ class Run:
         self.measured, self.images_per_second = self.throughput.measured(), 0.0
         self.step_rates = self.learning_rates.at(0.0)
         self.rates_in_state: Any = None
-        self.agreed_to_stop = self.has_told_of_chance = False
         self.start_watch = StartWatch(experiment.dataset.splits["train"].labels, self.config.stuck_after_steps)
+        self.agreed_to_stop, self.has_told_of_chance = False, False
         self.fresh_layers: list[str] | None = None
 
     def execute(self) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Checkpoints: which are kept, failed saves, and damaged files."""
 
 import contextlib
+import errno
 import gc
+import os
 import shutil
 import socket
 import subprocess
@@ -177,6 +179,16 @@ def test_the_disk_is_suspected_only_if_the_system_says_so(folder: Path, monkeypa
         checkpoints.save(50, {"a": {}}, {"not": object}, best=10)  # a mistake of the program
         with pytest.raises(UserError, match=r"50 failed \(.*\)\. The last good"):
             checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", move_to_another_disk)
+            checkpoints.save(60, tree(60), {}, best=10)
+            with pytest.raises(UserError, match=r"60 failed \(Invalid cross-device link\)\. The last good"):
+                checkpoints.wait()
+
+
+def move_to_another_disk(path: Path, target: Path) -> Path:
+    """Fails as the system does, with long names."""
+    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), f"{path}{'x' * 200}", None, str(target))
 
 
 @pytest.mark.parametrize("name", ["²", "٣", "007", "-1", "1_0"])

@@ -176,6 +176,7 @@ def disk_full_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return positions
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_which_then_continues(
     tmp_path: Path, make_config: MakeConfig, disk_full_at: list[int]
 ) -> None:

@@ -1,6 +1,7 @@
 """`python -m alexnet_jax convert`: converts weights of torchvision or Caffe to a run, or a run to such weights."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
 def _make_run(options: argparse.Namespace, config: ConfigDict, command: list[str]) -> None:
     """Writes a run of weights. Raises UserError before that if weights, config and class names do not fit together."""
     source, layout, workdir = options.source, options.layout, options.workdir
-    if (workdir / "config.json").exists() or checkpoint_names(workdir / "checkpoints"):
+    if checkpoint_names(workdir / "checkpoints") or not _is_free(workdir / "config.json", config):
         raise UserError(f"{workdir} holds a run already; give another --workdir")
     preprocessing = _preprocessing(config, layout)
     check_names(config)
@@ -79,6 +80,11 @@ def _make_run(options: argparse.Namespace, config: ConfigDict, command: list[str
     called = ", named as ImageNet's" if options.class_names is None and outputs == 1000 else ""
     console.show(f"{_described(arrays)} of {source} make the run in {workdir}, for {outputs:,} classes{called}")
     console.show(f"Try:  {arguments.program('predict')} {workdir} photo.jpg")
+
+
+def _is_free(path: Path, config: ConfigDict) -> bool:
+    """Whether there is no config.json, or only that of the same conversion, which was interrupted."""
+    return not path.exists() or path.read_text() == json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 def _preprocessing(config: ConfigDict, layout: str) -> Preprocessing:

@@ -3,7 +3,6 @@
 Imports little, so that a signal is answered by that line while the rest is still being imported.
 """
 
-import _thread
 import contextlib
 import functools
 import io
@@ -65,7 +64,7 @@ def _interrupt_again(unraisable: Any) -> None:
     """Repeats an interrupt that came where no error can be raised, as in JAX's callback of the garbage collector."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         number = signal.SIGTERM if isinstance(unraisable.exc_value, Terminated) else signal.SIGINT
-        threading.Timer(0.01, _thread.interrupt_main, [number]).start()
+        threading.Timer(0.01, signal.pthread_kill, [threading.main_thread().ident, number]).start()
     else:
         sys.__unraisablehook__(unraisable)
 

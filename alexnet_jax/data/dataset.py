@@ -133,7 +133,7 @@ def open_prepared(directory: Path) -> Dataset:
     try:
         splits = {split: _open_split(directory, split, info) for split in SPLITS if split in info.shards}
         mean_image = np.load(directory / "mean_image.npy")
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:  # any content of info.json
+    except Exception as error:  # on damaged files NumPy raises errors of Python's tokenizer and more
         if isinstance(error, OSError) and error.errno == errno.EMFILE:
             raise UserError(f"{directory}: too many open files; raise the limit (ulimit -n 4096)") from error
         raise damaged_error(directory, str(error)) from error

@@ -27,7 +27,7 @@ from alexnet_jax.data.inventory import QUARANTINE_TABLE, Inventory, describe, sa
 from alexnet_jax.data.manifest import write_manifest
 from alexnet_jax.data.sources import SPLITS, Original, Source
 from alexnet_jax.data.storage import FolderInfo, read_info
-from alexnet_jax.errors import UserError, reason
+from alexnet_jax.errors import UserError, failure_of_the_machine, reason
 from alexnet_jax.system import console
 from alexnet_jax.system.files import acquire_lock, flush
 from alexnet_jax.system.machine import available_cores
@@ -248,6 +248,8 @@ class _Job:
             data = read_original(content, max_pixels) if isinstance(content, Path) else content
             resized = resize_image(data, self.options.image_size, max_pixels)
         except Exception as error:  # decoders raise anything on broken data
+            if isinstance(error, OSError) and failure_of_the_machine(error):
+                raise
             inventory.quarantine.append((original.split, original.file, reason(error)))
             return None
         digest = hashlib.sha256(np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else data).digest()

@@ -166,7 +166,9 @@ def _open_pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Maps a .npy file of pixels into memory. Raises ValueError that names it if they are not of this shape."""
     try:
         pixels: np.ndarray = np.load(path, mmap_mode="r")
-    except ValueError as error:
+    except OSError:
+        raise
+    except Exception as error:  # on damaged headers NumPy raises errors of Python's tokenizer and more
         raise ValueError(f"{path.name} ({error})") from error
     if pixels.shape != shape or pixels.dtype != np.uint8:
         raise ValueError(f"{path.name} ({pixels.dtype} of shape {pixels.shape}, not uint8 of {shape})")

@@ -1,6 +1,6 @@
 """Runs several configs one after another, each in a run folder of its own.
 
-Finished runs are not repeated, and a run that fails does not stop the others.
+Finished runs are not repeated. A run that fails does not stop the others, unless the disk is full or the like.
 """
 
 import contextlib
@@ -15,7 +15,14 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.errors import RunInUseError, TrainingDivergedError, TrainingStuckError, UserError, reason
+from alexnet_jax.errors import (
+    RunInUseError,
+    TrainingDivergedError,
+    TrainingStuckError,
+    UserError,
+    failure_of_the_machine,
+    reason,
+)
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.run import run_folder
 from alexnet_jax.run.metrics_log import read_metrics
@@ -81,6 +88,7 @@ def run_trials(trials: Iterable[Trial], on_epoch: OnTrialEpoch = lambda *_: None
       on_epoch: called with the trial and each evaluation's record; may raise `TrialStoppedError`.
 
     Raises:
+      UserError: a run cannot be written, or too many files are open.
       SystemExit: with status 130 or 143 after SIGINT or SIGTERM, once the current run is saved.
       KeyboardInterrupt: after a signal between two runs.
     """
@@ -136,8 +144,10 @@ def _attempt(trial: Trial, on_epoch: OnTrialEpoch) -> Outcome | None:
             train_and_evaluate(trial.config, trial.workdir, trial.command, callback, dataset)
     except RunInUseError:
         return None
-    except Exception as error:  # any failure ends only this trial
-        return _outcome(trial, error)
+    except Exception as error:  # any failure ends only this trial, unless the others would fail, too
+        if not failure_of_the_machine(error):
+            return _outcome(trial, error)
+        raise error if isinstance(error, UserError) else UserError(f"{trial.workdir}: {reason(error)}") from error
     return _outcome(trial)
 
 

@@ -109,6 +109,7 @@ def make_report(
         dataset = open_run_dataset(run, data_dir, prepared_dir)
     except UserError as error:
         missing = f"No {'images are' if run else 'network is'} shown: {error}."
+        console.warn(missing)
     sections: dict[str, Sequence[Part]] = {"Training": [*_faults(workdir), *_training(records)]}
     if run:
         sections["First layer"] = [_kernels(run)]

@@ -79,10 +79,10 @@ def _starts(experiment: Experiment, fresh_layers: Sequence[str]) -> dict[str, tu
 
 def _learning_rates(of_layer: Mapping[str, float]) -> str:
     """The learning rates of a layer's parameters: "0.01", or "0.01/0.02" where that of the bias differs, or frozen."""
+    if not any(of_layer.values()):
+        return "frozen"
     kernel_first = sorted(of_layer, key="kernel".__ne__)
-    return (
-        "/".join(dict.fromkeys(f"{of_layer[name]:g}" for name in kernel_first)) if any(of_layer.values()) else "frozen"
-    )
+    return "/".join(dict.fromkeys(f"{of_layer[name]:g}" for name in kernel_first))
 
 
 def show_epoch(record: Mapping[str, Any], optimizer: ConfigDict, images_per_second: float, input_share: float) -> None:

@@ -124,7 +124,7 @@ def hold(workdir: Path) -> contextlib.ExitStack:
 
 def check_free(workdir: Path) -> None:
     """Raises RunInUseError if another process has claimed the folder; makes nothing."""
-    if (workdir / _LOCK).exists():
+    if (local_path(workdir) / _LOCK).exists():
         hold(workdir).close()
 
 

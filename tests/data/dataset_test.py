@@ -131,8 +131,7 @@ def test_a_prepared_copy_is_found_by_its_content_and_the_way_of_storing(
     (raw.directory / "info.json").write_text("{")
     found = find_prepared(str(tmp_path), raw.content, dataclasses.replace(STORING, storage="auto"))
     assert found is not None and found.directory == jpeg.directory
-    printed = capsys.readouterr().out.replace("\n", "")
-    assert f"{raw.directory.name} is damaged" in printed and "info.json" in printed
+    assert f"{raw.directory.name} is damaged: info.json" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_synthetic_classes_can_be_told_apart_and_splits_differ(tmp_path: Path) -> None:

@@ -77,6 +77,17 @@ def test_an_image_of_zeros_is_noticed_when_it_is_read(folder: Path) -> None:
         assert shard.name in message and "image 7" in message
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [(b", 3)", b", 3 "), (b"(12", b"(11"), (b"|u1", b"|i1"), (b"NUM", b"XXX")]
+)
+def test_a_damaged_header_of_a_shard_is_noticed(folder: Path, before: bytes, after: bytes) -> None:
+    (shard,) = folder.glob("train-*.npy")
+    content = shard.read_bytes()
+    assert content[:128].count(before) == 1
+    shard.write_bytes(content.replace(before, after, 1))
+    assert shard.name in refused(lambda: open_prepared(folder))
+
+
 @every_storage
 def test_no_flipped_byte_is_silent(folder: Path) -> None:
     """Bytes that tell nothing, such as padding between records, may differ: then everything read is the same."""

@@ -63,6 +63,7 @@ def text_of(page: str) -> str:
     return html.unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)))
 
 
+@pytest.mark.slow
 def test_the_page_of_a_finished_run(finished: Path) -> None:
     page = page_of(finished)
     assert len(page) < 5e6
@@ -102,11 +103,12 @@ def test_a_run_without_its_end(run_folder: Path) -> None:
     assert "Not finished: epoch" in text and "Validation, checkpoint" in text and "Test, checkpoint" not in text
 
 
-def test_a_run_without_a_checkpoint(run_folder: Path) -> None:
+def test_a_run_without_a_checkpoint(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(run_folder / "checkpoints")
     page = page_of(run_folder)
     assert page.count("<img") == 1
     assert "No network is shown:" in text_of(page) and "holds no checkpoint" in text_of(page)
+    assert "warning: No network is shown:" in capsys.readouterr().out
 
 
 def test_an_edited_record_is_told(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
