@@ -203,7 +203,7 @@ def test_a_device_that_jax_does_not_find_is_one_line(
     def fail() -> None:
         raise AssertionError  # so does jax 0.10.2
 
-    @flags_lib.exit_on_user_error
+    @exit_on_user_error
     def program(argv: list[str]) -> None:
         jax.devices()
 
