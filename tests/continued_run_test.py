@@ -80,7 +80,7 @@ def test_a_run_that_guesses_keeps_its_learning_rate_and_says_so_once(
     config = make_config(max_steps=0, epochs=4.0, **FALLS, **{"optimizer.learning_rate": 1e-4})
     train_and_evaluate(config, tmp_path)
     shown = capsys.readouterr().out
-    assert shown.count("no learning-rate drop before it learns: loss 2.") == 1
+    assert shown.count("no learning-rate drop yet: the loss 2.") == 1
     assert not of_kind(tmp_path, "division") and "restart_epochs" not in shown
 
 
