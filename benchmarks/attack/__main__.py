@@ -72,7 +72,8 @@ def main() -> None:
         kind, _, number = options.only.partition(":")
         result = _try(target, kind, int(number), options.seed)
         sys.exit(f"{result.output}\n{options.only}: {result.outcome}: {result.about}; its files lie in {folder}")
-    results = {kind: _attack(target, kind, options) for kind in options.kinds.split(",")}
+    kinds = [kind for kind in options.kinds.split(",") if target.has_shim or kind != "fault"]
+    results = {kind: _attack(target, kind, options) for kind in kinds}
     shutil.rmtree(folder)
     _write(results, options)
     sys.exit(any(result.outcome not in GOOD for found in results.values() for result in found))
