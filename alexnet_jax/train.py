@@ -273,10 +273,7 @@ class Run:
         if is_withheld and not self.has_told_of_chance:
             self.has_told_of_chance = True
             display.show_chance_level(train["loss"], self.start_watch.chance)
-        progress.evaluations_since_best += 1
-        if progress.best_top1_error is None or validation["top1_error"] < progress.best_top1_error:
-            progress.best_top1_error, progress.best_examples_seen = validation["top1_error"], self.position
-            progress.evaluations_since_best = 0
+        progress.compare(validation["top1_error"], self.position)
         progress.totals, progress.ids_sha256, progress.evaluated_at = {}, "", self.position
         progress.train_top1_error = train["top1_error"]
         self._set_learning_rates()

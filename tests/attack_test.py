@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alexnet_jax.data.images import resize_image
 from benchmarks.attack import shim
-from benchmarks.attack.mutations import mutate
+from benchmarks.attack.mutations import image_seeds, mutate
 from benchmarks.attack.processes import Ended
 from benchmarks.attack.tries import judge
 from tests.conftest import REPOSITORY
@@ -52,8 +53,15 @@ def test_mutations_differ_and_can_be_repeated() -> None:
     assert len(set(mutants)) > 45 and sum(mutant != content for mutant in mutants) > 45
 
 
+def test_unchanged_seeds_of_images_are_decoded() -> None:
+    assert len(image_seeds()) == 15
+    for content in image_seeds().values():
+        assert resize_image(content, 16, 1e6).pixels.shape == (16, 16, 3)
+
+
 HIT = """
 import errno, os, pathlib, sys
+from alexnet_jax.data.images import resize_image
 from benchmarks.attack import shim
 below, beside = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 shim.arm(below, shim.Hit(shim.Operation.WRITE, 2, errno.ENOSPC))

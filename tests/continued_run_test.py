@@ -1,5 +1,6 @@
 """How runs end and go on: restarts of the learning rate, early stopping, and one process a folder."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,16 @@ def test_a_run_that_is_interrupted_where_its_schedule_starts_anew_leaves_the_sam
     assert whole == parts and b"starts anew" in whole
 
 
+def test_a_run_that_guesses_keeps_its_learning_rate_and_says_so_once(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(max_steps=0, epochs=4.0, **FALLS, **{"optimizer.learning_rate": 1e-4})
+    train_and_evaluate(config, tmp_path)
+    shown = capsys.readouterr().out
+    assert shown.count("no learning-rate drop yet: the loss 2.") == 1
+    assert not of_kind(tmp_path, "division") and "restart_epochs" not in shown
+
+
 def test_early_stopping_tests_the_best_checkpoint_and_so_do_commands_on_the_run(
     tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,4 +142,5 @@ def test_home_is_expanded_in_keys_and_folders(
     monkeypatch.setenv("HOME", str(tmp_path))
     train_and_evaluate(make_config(max_steps=1, **{"data.prepared_dir": "~/data"}), "~/run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
-    assert load_run("~/run").path == tmp_path / "run"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["prepared_dir"] == "~/data"
+    assert load_run("~/run").examples_seen == 16

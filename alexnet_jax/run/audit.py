@@ -7,14 +7,18 @@ metrics.jsonl. It does not depend on restarts, batch size, devices or hosts.
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alexnet_jax.data.loader import epoch_order
-from alexnet_jax.errors import UserError
-from alexnet_jax.run.record_kinds import check_metrics
+from alexnet_jax.errors import UserError, check_keys
+
+_NEEDED: dict[str, dict[str, Any]] = {
+    "start": {"seed": int, "train_examples": int},
+    "epoch": {"epoch": (int, float)},
+}
+"""What is read of a record, by its kind."""
 
 
 def chain(digest: str, epochs: np.ndarray, ids: np.ndarray) -> str:
@@ -54,9 +58,10 @@ def check(records: Sequence[Mapping[str, Any]]) -> Iterator[Stretch]:
 
     Raises UserError if the record of the run's start is missing.
     """
-    check_metrics(Path("metrics.jsonl"), records)
+    for number, record in enumerate(records, start=1):
+        check_keys(f"metrics.jsonl, line {number}", record, _NEEDED.get(record["kind"], {}))
     start = next((record for record in records if record["kind"] == "start"), None)
-    if start is None:
+    if start is None or not start["train_examples"]:
         raise UserError("metrics.jsonl is missing, or has no record of the start of the run")
     size, seed, begin = start["train_examples"], start["seed"], 0
     for record in records:

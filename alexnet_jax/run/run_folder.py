@@ -52,6 +52,12 @@ class Progress:
     evaluations_since_best: int = 0
     train_top1_error: float | None = None
 
+    def compare(self, top1_error: float, position: int) -> None:
+        """Compares the validation error of an evaluation with the best one so far."""
+        self.evaluations_since_best += 1
+        if self.best_top1_error is None or top1_error < self.best_top1_error:
+            self.best_top1_error, self.best_examples_seen, self.evaluations_since_best = top1_error, position, 0
+
 
 def checkpoint_tree(state: TrainState, learning_rates: LearningRates, preprocessing: Preprocessing) -> dict[str, Any]:
     """The arrays of a checkpoint as a nested dict; they may still be on the devices."""

@@ -1,12 +1,15 @@
 """Tries against decoders: images and weights with random mutations."""
 
 import hashlib
+import io
 import resource
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
+from PIL import Image
 
 from alexnet_jax.data.images import resize_image
 from alexnet_jax.errors import UserError, reason
@@ -70,12 +73,44 @@ def mutate(content: bytes, random: np.random.Generator) -> bytes:
     return bytes(data)
 
 
+def image_seeds() -> dict[str, bytes]:
+    """Small images in all formats and their variants, by name."""
+    noise = np.random.default_rng(0).integers(0, 256, (48, 40, 3), np.uint8)
+    colours, exif = Image.fromarray(noise), Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    animated: dict[str, Any] = {"save_all": True, "append_images": [Image.fromarray(255 - noise)]}
+    variants: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "plain.jpg": (colours, {}),
+        "progressive.jpg": (colours, {"progressive": True}),
+        "rotated.jpg": (colours, {"exif": exif}),
+        "cmyk.jpg": (colours.convert("CMYK"), {}),
+        "grey.jpg": (colours.convert("L"), {}),
+        "plain.png": (colours, {}),
+        "transparent.png": (Image.fromarray(np.dstack([noise, noise[..., :1]])), {}),
+        "palette.png": (colours.convert("P"), {}),
+        "deep.png": (Image.fromarray(noise[..., 0].astype(np.uint16) * 257), {}),
+        "plain.webp": (colours, {}),
+        "lossless.webp": (colours, {"lossless": True}),
+        "animated.webp": (colours, animated),
+        "plain.gif": (colours, {}),
+        "animated.gif": (colours, animated),
+        "plain.bmp": (colours, {}),
+    }
+    encoded = {}
+    for name, (picture, options) in variants.items():
+        picture.save(file := io.BytesIO(), Image.registered_extensions()[Path(name).suffix], **options)
+        encoded[name] = file.getvalue()
+    return encoded
+
+
 def image(target: Target, number: int, random: np.random.Generator, folder: str) -> Result:
     """Decodes a mutated image."""
-    seeds = sorted((target.folder / "images").rglob("*.*"))
-    seed = seeds[number % len(seeds)]
-    path = (target.folder / folder).with_suffix(seed.suffix)
-    path.write_bytes(mutate(seed.read_bytes(), random))
+    seeds = image_seeds()
+    name = list(seeds)[number % len(seeds)]
+    seed = (target.folder / folder).with_name(f"{folder}-{name}")
+    path = seed.with_name(f"{folder}-mutated-{name}")
+    seed.write_bytes(seeds[name])
+    path.write_bytes(mutate(seeds[name], random))
     return _decoded(_digest_of_pixels, path, seed, is_checked=False)
 
 
@@ -107,7 +142,7 @@ def _decoded(read: Callable[[Path], str], path: Path, seed: Path, is_checked: bo
     found = {"output": ended.output}
     expected = {"output": forked(lambda: print(read(seed)), log).output} if is_checked else found
     outcome = "hang" if taken > MEMORY else judge(expected, found, [ended])
-    return Result(outcome, f"{seed.name}, {ended.seconds:.1f} s, {taken / 1e6:,.0f} MB", ended.output)
+    return Result(outcome, f"{path.name}, {ended.seconds:.1f} s, {taken / 1e6:,.0f} MB", ended.output)
 
 
 def _digest_of_pixels(path: Path) -> str:

@@ -102,3 +102,13 @@ def test_a_link_in_place_of_a_folder_of_a_run_is_not_followed(
         FOLDERS[name](run)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
     assert not list(outside.iterdir())
+
+
+def test_a_link_in_place_of_an_unfinished_save_is_removed_alone(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "kept").touch()
+    (tmp_path / "checkpoints" / "tmp").symlink_to(tmp_path / "outside")
+    with Checkpoints(tmp_path / "checkpoints", keep=1):
+        assert not list((tmp_path / "checkpoints").iterdir())
+    assert (tmp_path / "outside" / "kept").is_file()
