@@ -21,7 +21,15 @@ IMAGE = np.arange(SIZE * SIZE * 3, dtype=np.uint8).reshape(SIZE, SIZE, 3)
 PLAIN = Preprocessing(
     crop=CROP,
     cropping="random",
+    resized_min_area=0.08,
+    resized_max_aspect=4 / 3,
     mirror=False,
+    rotation=0.0,
+    brightness=0.0,
+    contrast=0.0,
+    saturation=0.0,
+    trivial_augment=False,
+    random_erasing=0.0,
     mean=np.zeros(3, np.float32),
     mean_form="channel",
     std=(1.0, 1.0, 1.0),
@@ -29,6 +37,7 @@ PLAIN = Preprocessing(
     color_noise_form="source",
     color_noise_until_epoch=0.0,
     mixup=0.0,
+    cutmix=0.0,
     pca_std=np.array([120.0, 40.0, 20.0], np.float32),
     pca_vectors=np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0].astype(np.float32),
 )
@@ -217,7 +226,7 @@ def test_a_resized_crop_is_pillows() -> None:
     resized = views(dataclasses.replace(PLAIN, crop=crop, cropping="resized"), count, image=image)
     keys = jax.random.split(jax.random.key(0), count)
     for view, key in zip(resized, keys, strict=True):
-        row, column, height, width = (float(side) for side in augment.random_box(jax.random.split(key, 3)[0], size))
+        row, column, height, width = (float(side) for side in augment.random_box(jax.random.split(key, 3)[0], size, (0.08, 1.0), 4 / 3))
         box = (column, row, column + width, row + height)
         for channel in range(3):
             plane = Image.fromarray(image[:, :, channel].astype(np.float32))
@@ -227,7 +236,7 @@ def test_a_resized_crop_is_pillows() -> None:
 
 def test_random_boxes_stay_inside_and_cover_the_promised_range() -> None:
     size = 200
-    boxes = jax.vmap(lambda key: jnp.stack(augment.random_box(key, size)))(jax.random.split(jax.random.key(0), 4000))
+    boxes = jax.vmap(lambda key: jnp.stack(augment.random_box(key, size, (0.08, 1.0), 4 / 3)))(jax.random.split(jax.random.key(0), 4000))
     row, column, height, width = np.asarray(boxes).T
     assert min(row.min(), column.min()) == 0
     assert max((row + height).max(), (column + width).max()) == size
