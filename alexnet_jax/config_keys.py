@@ -118,6 +118,7 @@ KEYS: dict[str, Key] = {
     "label_smoothing": fixed(0.0, "fraction of a training label spread evenly over all classes", BELOW_1),
     "test_views": fixed(1, "views a test prediction averages", one_of("1 (centre)", "2 (and mirror)", "10 (paper)")),
     "log_every_steps": free(50, "steps between loss lines in metrics.jsonl", at_least(1)),
+    "log_images": free(True, "start TensorBoard's record with a picture of augmented training images"),
     "stuck_after_steps": free(5000, "ends a run still at chance level after so many steps; 0: never", NOT_NEGATIVE),
     "compilation_cache_dir": free("data/compiled", 'folder of compiled programs; "": none', is_shared=False),
     "profile_steps": free(0, "steps to trace after the first three, into profile/ of the run; 0: none", NOT_NEGATIVE),

@@ -21,6 +21,7 @@ from alexnet_jax.diagnosis.start_watch import StartWatch
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
 from alexnet_jax.experiment import Evaluate, Experiment, open_experiment
 from alexnet_jax.inference.loaded_run import start_from
+from alexnet_jax.inference.training_batch import first_training_images
 from alexnet_jax.optimizer import averaged_params
 from alexnet_jax.parallel import hosts
 from alexnet_jax.parallel.memory import out_of_memory_as_user_error
@@ -126,11 +127,18 @@ class Run:
             if not found["is_started"]:
                 start = {"seed": config.seed, "train_examples": self.plan.num_examples}
                 self.writer.write("start", 0, start)
+                self._log_images()
             self.checkpoints.set_aside_after(seen)
             self._train()
             result = self._test()
         display.show_end(result, "is finished", workdir, self.next_commands)
         return result
+
+    def _log_images(self) -> None:
+        """Shows the first training images in TensorBoard, as the network sees them."""
+        if self.config.log_images and hosts.is_main():
+            batch = first_training_images(self.config, self.experiment.preprocessing, self.experiment.dataset)
+            self.writer.write_picture("augmented training images", 0, batch.png())
 
     def _train(self) -> None:
         """Takes training steps to the end of the run, pausing to evaluate, to save and to stop."""

@@ -230,6 +230,7 @@ SMOKE = {
     "max_steps": 3,
     "batch_size": 16,
     "log_every_steps": 1,
+    "log_images": False,
     "data": {"synthetic_examples": 32},
 }
 

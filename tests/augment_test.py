@@ -226,7 +226,9 @@ def test_a_resized_crop_is_pillows() -> None:
     resized = views(dataclasses.replace(PLAIN, crop=crop, cropping="resized"), count, image=image)
     keys = jax.random.split(jax.random.key(0), count)
     for view, key in zip(resized, keys, strict=True):
-        row, column, height, width = (float(side) for side in augment.random_box(jax.random.split(key, 3)[0], size, (0.08, 1.0), 4 / 3))
+        row, column, height, width = (
+            float(side) for side in augment.random_box(jax.random.split(key, 3)[0], size, (0.08, 1.0), 4 / 3)
+        )
         box = (column, row, column + width, row + height)
         for channel in range(3):
             plane = Image.fromarray(image[:, :, channel].astype(np.float32))
@@ -236,7 +238,9 @@ def test_a_resized_crop_is_pillows() -> None:
 
 def test_random_boxes_stay_inside_and_cover_the_promised_range() -> None:
     size = 200
-    boxes = jax.vmap(lambda key: jnp.stack(augment.random_box(key, size, (0.08, 1.0), 4 / 3)))(jax.random.split(jax.random.key(0), 4000))
+    boxes = jax.vmap(lambda key: jnp.stack(augment.random_box(key, size, (0.08, 1.0), 4 / 3)))(
+        jax.random.split(jax.random.key(0), 4000)
+    )
     row, column, height, width = np.asarray(boxes).T
     assert min(row.min(), column.min()) == 0
     assert max((row + height).max(), (column + width).max()) == size

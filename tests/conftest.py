@@ -122,6 +122,7 @@ def make_config(prepared_dir: str) -> Callable[..., ConfigDict]:
         config = alexnet.get_config(choices)
         config.data.prepared_dir = prepared_dir
         config.data.num_threads = 2
+        config.log_images = False
         config.update_from_flattened_dict(changes)
         return config
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "ablate": "what each idea of the paper is worth: the test error without it, all else equal",
     "figure1": "the paper's Figure 1: how much sooner ReLU learns than tanh",
     "prepare": "makes a data set ready to be read fast, and says what is in it",
+    "show_batch": "a picture of augmented training images, as the network sees them",
     "benchmark": "how fast the training step is here, and what limits it",
     "benchmark_input": "how fast images come to the training step, and what limits them",
     "audit": "checks that a run used every image once an epoch",
@@ -32,12 +33,13 @@ def run() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command that argv[1] names; without one, or with --help, lists the commands."""
-    if len(argv) < 2 or argv[1] not in COMMANDS:
+    """Runs the command that argv[1] names, with - or _; without one, or with --help, lists the commands."""
+    command = argv[1].replace("-", "_") if len(argv) > 1 else ""
+    if command not in COMMANDS:
         print(f"usage: {program('COMMAND')} [...]\n", file=sys.stderr)
         for name, purpose in COMMANDS.items():
             print(f"  {name:<16} {purpose}", file=sys.stderr)
         print(f"\nThe options of a command: {program('COMMAND --help')}", file=sys.stderr)
         sys.exit(0 if argv[1:] in (["-h"], ["--help"]) else 2)
     logging.set_verbosity(logging.FATAL)  # libraries log what is raised or shown anyway
-    importlib.import_module(f"alexnet_jax.cli.{argv[1]}").main(argv[2:])
+    importlib.import_module(f"alexnet_jax.cli.{command}").main(argv[2:])

@@ -23,7 +23,7 @@ from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
 
-FIGURES = ["curves", "kernels", "confusion", "predictions", "mistakes", "neighbours"]
+FIGURES = ["curves", "kernels", "augmented", "confusion", "predictions", "mistakes", "neighbours"]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def test_the_page_of_a_finished_run(finished: Path) -> None:
     ) and "http" not in page.replace("http-equiv", "")
     assert "<script" not in page and "<run>" not in page
     titles = re.findall(r"<h2>(.*?)</h2>", page)
-    expected = ["Training", "First layer", "Errors", "Predictions", "Worst mistakes", "Neighbours", "Activations"]
-    assert titles == [*expected, "Time", "Config", "Paper, source, Caffe and this run", "Versions"]
+    expected = ["Training", "First layer", "Training images", "Errors", "Predictions", "Worst mistakes", "Neighbours"]
+    assert titles == [*expected, "Activations", "Time", "Config", "Paper, source, Caffe and this run", "Versions"]
     assert page.count("<img") == page.count("prefers-color-scheme: dark") - 1 == len(FIGURES)
     text = text_of(page)
     (test,) = (record for record in read_metrics(finished) if record["kind"] == "test")
