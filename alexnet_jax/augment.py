@@ -137,8 +137,7 @@ def _distorted(p: Preprocessing, images: Pixels, keys: Key[Array, " batch"]) -> 
         rotate = functools.partial(rotated, degrees=p.rotation)
         images = jax.vmap(rotate)(images.astype(jnp.float32), _fold_in(keys, _ROTATION))
     if p.brightness or p.contrast or p.saturation:
-        factors = {"brightness": p.brightness, "contrast": p.contrast, "saturation": p.saturation}
-        recolour = functools.partial(recoloured, **factors)
+        recolour = functools.partial(recoloured, brightness=p.brightness, contrast=p.contrast, saturation=p.saturation)
         images = jax.vmap(recolour)(images.astype(jnp.float32), _fold_in(keys, _COLOUR))
     if p.trivial_augment:
         images = jax.vmap(trivially_augmented)(images.astype(jnp.float32), _fold_in(keys, _TRIVIAL))

@@ -5,6 +5,7 @@ however many images a device has.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +38,11 @@ def recoloured(image: Image, key: Key[Array, ""], brightness: float, contrast: f
     Blends the image with black, with its mean grey and with itself in grey (Pillow's ImageEnhance; torchvision's
     ColorJitter takes a random order). See `blend`.
     """
-    strengths, others = (brightness, contrast, saturation), (jnp.zeros_like, mean_grey, grey)
-    for strength, other, own_key in zip(strengths, others, jax.random.split(key, 3), strict=True):
+    strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    for (name, strength), own_key in zip(strengths.items(), jax.random.split(key, 3), strict=True):
         if strength:
             factor = jax.random.uniform(own_key, minval=max(0.0, 1 - strength), maxval=1 + strength)
-            image = blend(other(image), image, factor)
+            image = blend(BLENDED_WITH[name](image), image, factor)
     return image
 
 
@@ -76,7 +77,7 @@ def operate(image: Image, operation: Int[Array, ""], strength: Number, sign: Num
         _rotation(135 * signed),
     ]
     warped = warp(image, jnp.stack(affines)[jnp.minimum(operation, len(affines) - 1)])
-    blends = [blend(other(image), image, 1 + 0.99 * signed) for other in (jnp.zeros_like, mean_grey, grey, smooth)]
+    blends = [blend(other(image), image, 1 + 0.99 * signed) for other in BLENDED_WITH.values()]
     tones = [posterized(image, strength), solarized(image, strength), autocontrasted(image), equalized(image)]
     return jax.lax.select_n(operation, *[warped] * len(affines), *blends, *tones)
 
@@ -126,6 +127,15 @@ def smooth(image: Image) -> Image:
     size = image.shape[0] - 2
     windows = [image[row : row + size, column : column + size] for row in range(3) for column in range(3)]
     return image.at[1:-1, 1:-1].set((sum(windows, 4 * windows[4])) / 13)
+
+
+BLENDED_WITH: dict[str, Callable[[Image], Array]] = {
+    "brightness": jnp.zeros_like,
+    "contrast": mean_grey,
+    "saturation": grey,
+    "sharpness": smooth,
+}
+"""What an image is blended with to change these."""
 
 
 def posterized(image: Image, strength: Number) -> Image:

@@ -181,6 +181,13 @@ def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
         config_lib.check(config_with({"data.validation_fraction": 0.5, "data.test_fraction": 0.5}))
 
 
+def test_clipping_needs_whole_networks() -> None:
+    changes = {"parallel.mode": "mesh", "parallel.towers": 2, "optimizer.clip_norm": 1.0}
+    with pytest.raises(UserError, match=r"clip_norm=1\.0 .*config\.parallel\.towers=1"):
+        config_lib.check(config_with(changes))
+    config_lib.check(config_with({**changes, "parallel.towers": 1}))
+
+
 def test_a_config_without_a_key_has_its_default() -> None:
     config = get_config().to_dict()
     del config["optimizer"]["patience"], config["checkpoint"]

@@ -58,6 +58,22 @@ def test_warps_are_pillows(strength: float, sign: float) -> None:
         np.testing.assert_allclose(operate(NOISE, operation, strength, sign), expected, atol=0.02, err_msg=operation)
 
 
+def test_a_rotation_is_pillows_by_an_angle_up_to_the_one_given() -> None:
+    rotate = jax.jit(lambda key: distortions.rotated(jnp.float32(NOISE), key, 20.0))
+    angles = []
+    for key in jax.random.split(jax.random.key(0), 5):
+        angle = np.deg2rad(float(jax.random.uniform(key, minval=-20.0, maxval=20.0)))
+        affine = ((np.cos(angle), -np.sin(angle), 0), (np.sin(angle), np.cos(angle), 0))
+        np.testing.assert_allclose(rotate(key), warped_by_pillow(NOISE, *affine), atol=0.02)
+        angles.append(np.rad2deg(angle))
+    assert min(angles) < 0 < max(angles) and np.abs(angles).max() > 10
+
+
+def test_a_rotation_turns_the_image_anticlockwise_as_pillows_does() -> None:
+    turned = np.asarray(distortions.warp(jnp.float32(NOISE), distortions._rotation(90.0)))
+    np.testing.assert_allclose(turned, Image.fromarray(NOISE).rotate(90), atol=1e-3)
+
+
 def enhanced(image: np.ndarray, enhance: Callable[[Image.Image], ImageEnhance._Enhance], factor: float) -> np.ndarray:
     return np.asarray(enhance(Image.fromarray(image)).enhance(factor)).astype(np.float32)
 
@@ -92,3 +108,29 @@ def test_tones_are_pillows(name: str) -> None:
     assert np.abs(operate(IMAGES[name], "autocontrast", 0.5) - stretched).max() <= 1  # Pillow cuts off fractions
     smoothed = np.asarray(image.filter(ImageFilter.SMOOTH)).astype(np.float32)
     assert np.abs(np.asarray(distortions.smooth(jnp.float32(IMAGES[name]))) - smoothed).max() <= 0.51
+
+
+def test_brightness_contrast_and_saturation_are_pillows_one_after_the_other() -> None:
+    recolour = jax.jit(lambda key: distortions.recoloured(jnp.float32(NOISE), key, 0.4, 1.5, 0.2))
+    ranges = {"brightness": (0.6, 1.4), "contrast": (0.0, 2.5), "saturation": (0.8, 1.2)}
+    for key in jax.random.split(jax.random.key(0), 5):
+        expected = NOISE
+        for (operation, (low, high)), own in zip(ranges.items(), jax.random.split(key, 3), strict=True):
+            factor = float(jax.random.uniform(own, minval=low, maxval=high))
+            expected = enhanced(expected, ENHANCED[operation], factor).astype(np.uint8)
+        assert np.abs(np.asarray(recolour(key)) - expected).max() <= 6  # Pillow rounds three times
+
+
+def test_what_has_no_strength_stays() -> None:
+    only_contrast = distortions.recoloured(jnp.float32(FLAT), jax.random.key(0), 0.0, 0.9, 0.0)
+    np.testing.assert_array_equal(only_contrast, FLAT)  # its mean grey is its colour
+
+
+def test_trivial_augment_draws_every_operation_strength_and_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distortions, "operate", lambda _, *drawn: jnp.stack([jnp.float32(value) for value in drawn]))
+    draw = jax.vmap(lambda key: distortions.trivially_augmented.__wrapped__(jnp.float32(FLAT), key))
+    operations, strengths, signs = np.asarray(draw(jax.random.split(jax.random.key(0), 3000))).T
+    assert set(operations) == set(range(14)) and set(signs) == {-1, 1}
+    np.testing.assert_allclose(np.unique(strengths), np.arange(STRENGTHS) / 30, rtol=1e-6)
+    counts = np.unique(operations, return_counts=True)[1]
+    assert np.abs(counts - 3000 / 14).max() < 5 * (3000 / 14) ** 0.5

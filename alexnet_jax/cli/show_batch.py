@@ -1,4 +1,4 @@
-"""`python -m alexnet_jax show_batch --config=FILE:CHOICES`: a picture of augmented training images with their labels."""
+"""`python -m alexnet_jax show_batch --config=FILE:CHOICES`: a picture of augmented training images with labels."""
 
 from pathlib import Path
 

@@ -71,9 +71,12 @@ OTHER: dict[str, Any] = {
 """Another value for each key that is neither a number nor a boolean."""
 
 NEEDS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("data.resized_min_area", "data.resized_max_aspect"), {"data.cropping": "resized"}),
-    **dict.fromkeys(("optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"), {"optimizer.name": "adamw"}),
+    "data.resized_min_area": {"data.cropping": "resized"},
+    "data.resized_max_aspect": {"data.cropping": "resized"},
     "data.synthetic_examples": {"data.name": "synthetic"},
+    "optimizer.beta1": {"optimizer.name": "adamw"},
+    "optimizer.beta2": {"optimizer.name": "adamw"},
+    "optimizer.epsilon": {"optimizer.name": "adamw"},
     "optimizer.base_batch_size": {"optimizer.batch_scaling": "linear"},
     "optimizer.step_epochs": {"optimizer.schedule": "step"},
     "optimizer.dexp_target": {"optimizer.schedule": "dexp"},
