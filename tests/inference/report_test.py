@@ -20,6 +20,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.inference import report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
 from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
+from alexnet_jax.inference.report import make_report
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
 
@@ -71,6 +72,12 @@ def test_the_page_of_a_finished_run(finished: Path) -> None:
     assert f"top-1 error {test['top1_error']:.2%} ({wrong:,} of {test['count']:,} images wrong; 95 % interval" in text
     assert "python main.py --config=configs/alexnet.py:digits,lenet" in text
     assert "config.optimizer.learning_rate" in text and "shorter side 256, central square" in text
+
+
+def test_the_picture_of_the_report_is_in_tensorboard_too(finished: Path) -> None:
+    (events,) = (finished / "tensorboard").iterdir()
+    report_figure = next(figure for figure in make_report(finished).figures() if figure.name == "augmented")
+    assert report_figure.png() in events.read_bytes()
 
 
 @pytest.mark.slow
