@@ -94,7 +94,7 @@ class Preprocessing:
         return bool(self.mixup or self.cutmix)
 
     def centre(self, image: Any) -> Any:
-        """The central crop of images [..., size, size, 3], [..., crop, crop, 3]."""
+        """The central crop, [..., crop, crop, 3], of images [..., size, size, 3]."""
         border = (image.shape[-2] - self.crop) // 2
         return image[..., border : border + self.crop, border : border + self.crop, :]
 

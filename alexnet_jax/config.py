@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -26,6 +27,15 @@ def default_config() -> ConfigDict:
 def complete(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored config as a plain dict, with current names of its keys and defaults for missing ones."""
     return _nest({name: key.default for name, key in KEYS.items()} | renamed(dict(flatten(stored))))
+
+
+def complete_here(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """`complete` for a config that came with a run: folders and threads are this machine's, whatever the run says.
+
+    A run may come from anywhere, and so may the data, programs and files in the folders that its config names.
+    """
+    own = {name: key.default for name, key in KEYS.items() if not key.is_shared}
+    return _nest(dict(flatten(complete(stored))) | own)
 
 
 def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,6 +125,13 @@ def check(config: Mapping[str, Any]) -> None:
         raise UserError(
             f"config.optimizer.warmup_epochs={values['optimizer.warmup_epochs']} must be less than "
             f"config.epochs={values['epochs']}"
+        )
+    bounds = (0.0, *values["optimizer.restart_epochs"], values["epochs"])
+    if min(end - start for start, end in itertools.pairwise(bounds)) <= values["optimizer.warmup_epochs"]:
+        raise UserError(
+            f"config.optimizer.restart_epochs={values['optimizer.restart_epochs']} must ascend, within config.epochs="
+            f"{values['epochs']}, with more than config.optimizer.warmup_epochs={values['optimizer.warmup_epochs']} "
+            "before each and after the last"
         )
     if values["parallel.towers"] > 1 and values["parallel.mode"] != "mesh":
         raise UserError(f"config.parallel.towers={values['parallel.towers']} needs config.parallel.mode='mesh'")

@@ -25,12 +25,13 @@ class Key:
 
     Attributes:
       resume: whether a resumed run may have another value: "fixed" (no: it would be another experiment), "length" (yes:
-        it makes the run shorter or longer) or "free" (yes: it changes no result).
+        it decides how far, or how, the run goes on) or "free" (yes: it changes no result).
       default: value if none is given; None where the preset or the data decide.
       comment: meaning, with unit and choices.
       rules: conditions on the value.
       kind: type of the value where the default is None.
-      is_shared: whether all processes of a run must have the same value.
+      is_shared: whether all processes of a run must have the same value. If not, it belongs to the machine, as a folder
+        does: a run that is loaded has the default, whatever its config says.
     """
 
     resume: str
@@ -103,6 +104,7 @@ LENGTHS = Rule(lambda value: TRIPLE.holds(value) and min(value) >= 0, "must be t
 MATRIX = Rule(lambda value: len(value) == 3 and all(map(TRIPLE.holds, value)), "must be three rows of three numbers")
 SEED = Rule(lambda value: value < 2**31, "must be less than 2^31")
 ADDRESS = Rule(lambda value: re.fullmatch(r"(.+:\d+|auto)?", value) is not None, "must be HOST:PORT, auto or empty")
+LOCAL = Rule(lambda value: "://" not in value, "must be a folder of this machine")
 DECAYS = rows_of(str, float, text="must be ((pattern, decay), ...), no decay negative")
 FACTORS = rows_of(str, float, float, text="must be ((pattern, from epoch, factor), ...), no factor negative")
 
@@ -113,6 +115,11 @@ KEYS: dict[str, Key] = {
     "epochs": length(90.0, "passes over the training split", POSITIVE),
     "max_steps": length(0, "ends the run after so many steps; 0: only `epochs` counts", NOT_NEGATIVE),
     "stop_at_train_error": length(0.0, "ends the run at this training error of an epoch; 0: never", BELOW_1),
+    "early_stopping_patience": length(
+        0,
+        "ends the run after so many evaluations without a lower validation error, to test the best; 0: never",
+        NOT_NEGATIVE,
+    ),
     "eval_every_epochs": fixed(1.0, "epochs between evaluations on the validation split", POSITIVE),
     "eval_batch_size": free(128, "images per evaluation step; changes no result", at_least(1)),
     "label_smoothing": fixed(0.0, "fraction of a training label spread evenly over all classes", BELOW_1),
@@ -125,11 +132,11 @@ KEYS: dict[str, Key] = {
     # The images.
     "data.name": fixed("digits", "digits, folder, imagenet2012, synthetic or tfds:NAME"),
     "data.dir": free("", "folder of photographs, or of ImageNet's tar files", is_shared=False),
-    "data.prepared_dir": free("data", "folder of prepared data sets", is_shared=False),
+    "data.prepared_dir": free("data", "folder of prepared data sets", LOCAL, is_shared=False),
     "data.storage": fixed("auto", "prepared images", one_of("auto (raw up to 4 GB)", "jpeg", "raw (pixels)")),
-    "data.jpeg_quality": fixed(90, "of prepared images, 1 to 100; the 2014 source used 95", up_to(100)),
-    "data.validation_fraction": fixed(0.1, "of training images, held out if there is no validation split", FRACTION),
-    "data.test_fraction": fixed(0.1, "the same as test split, for a folder with neither val/ nor test/", BELOW_1),
+    "data.jpeg_quality": fixed(90, "quality of prepared images, 1 to 100; the 2014 source used 95", up_to(100)),
+    "data.validation_fraction": fixed(0.1, "fraction to hold out if there is no validation split", FRACTION),
+    "data.test_fraction": fixed(0.1, "the same for testing, if a folder has neither val/ nor test/", BELOW_1),
     "data.max_quarantined": free(0.01, "fraction of unreadable images above which preparing stops", BELOW_1),
     "data.max_megapixels": fixed(100.0, "an image of more pixels counts as unreadable", POSITIVE),
     "data.cache": free("auto", "where training images are cached", one_of("auto", "device", "host", "disk")),
@@ -138,7 +145,7 @@ KEYS: dict[str, Key] = {
     "data.crop": fixed(227, "side of the network's input, in pixels", at_least(1)),
     # Their augmentation.
     "data.cropping": fixed(
-        "random", "of training images", one_of("random (paper)", "resized (random box, scaled)", "centre")
+        "random", "crops of training images", one_of("random (paper)", "resized (random box, scaled)", "centre")
     ),
     "data.mirror": fixed(True, "mirror half of the training images"),
     "data.resized_min_area": fixed(0.08, "for resized: smallest box, as a fraction of the image's area", FRACTION),
@@ -161,7 +168,7 @@ KEYS: dict[str, Key] = {
     "data.mean_form": fixed(
         "channel", "mean to subtract", one_of("channel", "image_centre (source)", "image_crop (Caffe)")
     ),
-    "data.mean": fixed(None, "of channel: grey levels R, G, B; None: the training images'", TRIPLE, kind=tuple),
+    "data.mean": fixed(None, "for channel: mean R, G, B in grey levels; None: measured", TRIPLE, kind=tuple),
     "data.std": fixed((1.0, 1.0, 1.0), "divisors of R, G, B, in grey levels; the source: 1", SCALES),
     "data.num_threads": free(0, "threads that read images; 0: one per core", NOT_NEGATIVE, is_shared=False),
     # The network.
@@ -187,11 +194,11 @@ KEYS: dict[str, Key] = {
     ),
     "model.hidden_width": fixed(None, "units in each hidden fully connected layer", at_least(1), kind=int),
     "model.num_classes": fixed(None, "units of the last layer; None: the data's classes", at_least(1), kind=int),
-    "model.compute_dtype": fixed("float32", "of activations and products", one_of("float32", "bfloat16")),
+    "model.compute_dtype": fixed("float32", "type of activations and products", one_of("float32", "bfloat16")),
     # Learning.
-    "optimizer.learning_rate": fixed(0.01, "of kernels, at the start", POSITIVE),
+    "optimizer.learning_rate": fixed(0.01, "learning rate of kernels, at the start", POSITIVE),
     "optimizer.batch_scaling": fixed(
-        "none", "of the learning rate by batch_size / base_batch_size", one_of("none", "linear", "sqrt")
+        "none", "scales the learning rate by batch_size / base_batch_size", one_of("none", "linear", "sqrt")
     ),
     "optimizer.base_batch_size": fixed(128, "images per step that `learning_rate` is meant for", at_least(1)),
     "optimizer.name": fixed("momentum", "update rule", one_of("momentum (paper)", "adamw")),
@@ -200,7 +207,9 @@ KEYS: dict[str, Key] = {
     "optimizer.beta2": fixed(0.999, "for adamw: decay of the moving average of squared gradients", BELOW_1),
     "optimizer.epsilon": fixed(1e-8, "for adamw: added to the root of that average", POSITIVE),
     "optimizer.clip_norm": fixed(0.0, "gradients are scaled down to this global norm; 0: never", NOT_NEGATIVE),
-    "optimizer.weight_decay": fixed(0.0005, "of kernels, inside the gradient (L2); for adamw decoupled", NOT_NEGATIVE),
+    "optimizer.weight_decay": fixed(
+        0.0005, "weight decay of kernels, in the gradient (L2); for adamw decoupled", NOT_NEGATIVE
+    ),
     "optimizer.weight_decay_overrides": fixed((), "((pattern, decay), ...) over names like conv1/kernel", DECAYS),
     "optimizer.decay_biases": fixed(False, "apply weight_decay to the other parameters too"),
     "optimizer.bias_learning_rate_multiplier": fixed(2.0, "learning rate of biases over that of kernels", POSITIVE),
@@ -218,35 +227,38 @@ KEYS: dict[str, Key] = {
     "optimizer.threshold": fixed(0.001, "for plateau: relative improvement that counts", BELOW_1),
     "optimizer.cooldown": fixed(0, "for plateau: evaluations after a drop that do not count", NOT_NEGATIVE),
     "optimizer.minimum_learning_rate": fixed(1e-5, "for plateau: lowest learning rate", NOT_NEGATIVE),
-    "optimizer.min_drops": fixed(3, "for plateau: minimum number of drops in a run", NOT_NEGATIVE),
+    "optimizer.min_drops": fixed(0, "for plateau: minimum number of drops in a run", NOT_NEGATIVE),
     "optimizer.step_epochs": fixed(
         (30.0, 60.0, 80.0), "for step: epochs of the drops", row_of(float, "must be numbers of epochs")
     ),
     "optimizer.dexp_target": fixed(250.0, "for dexp: first learning rate over the last", more_than(1)),
     "optimizer.dexp_steps": fixed(4, "for dexp: equal intervals of the run, each with one learning rate", at_least(2)),
+    "optimizer.restart_epochs": length(
+        (), "epochs at which the schedule starts anew", row_of(float, "must be numbers of epochs: (30.0,)")
+    ),
     "optimizer.warmup_epochs": fixed(0.0, "warm-up, in which every learning rate grows from 0; 0: none", NOT_NEGATIVE),
-    "optimizer.ema_decay": fixed(0.0, "of the moving average of parameters to evaluate with; 0: none", BELOW_1),
+    "optimizer.ema_decay": fixed(0.0, "decay of the moving average of parameters to evaluate with; 0: none", BELOW_1),
     # Devices and hosts.
     "parallel.mode": free("pmap", "parallelism", one_of("pmap (data parallel)", "mesh (data and tensor parallel)")),
     "parallel.num_devices": free(0, "devices to use in each process; 0: all", NOT_NEGATIVE),
     "parallel.micro_batches": free(
         1, "micro-batches that a device computes in turn in each step, to save memory", at_least(1)
     ),
-    "parallel.towers": free(1, "for mesh: tensor parallel devices, with 1/n of the features each", at_least(1)),
+    "parallel.towers": free(1, "for mesh: tensor parallel devices, which share the features of a network", at_least(1)),
     "parallel.deterministic": free(False, "bitwise reproducible on GPUs too, but slower; a CPU always is"),
     "parallel.coordinator": free("", 'HOST:PORT of process 0; auto: from the cluster; "": one process', ADDRESS),
-    "parallel.num_processes": free(None, "on all hosts together; None: from the cluster", at_least(1), kind=int),
+    "parallel.num_processes": free(None, "processes on all hosts; None: from the cluster", at_least(1), kind=int),
     "parallel.process_id": free(
         None, "number of this process, from 0; None: from the cluster", NOT_NEGATIVE, kind=int, is_shared=False
     ),
-    "parallel.timeout_seconds": free(600, "without progress after which a waiting process gives up", at_least(1)),
+    "parallel.timeout_seconds": free(600, "seconds without progress after which a process gives up", at_least(1)),
     # Checkpoints.
     "checkpoint.keep": free(2, "newest checkpoints kept in addition to the best one", at_least(1)),
     "checkpoint.every_steps": free(
-        0, "steps between further checkpoints, skipped where training would wait; 0: none", NOT_NEGATIVE
+        0, "steps between checkpoints, in addition to those of evaluations; 0: no more", NOT_NEGATIVE
     ),
     "checkpoint.on_failure": free(
-        "stop", "after a failed save; the last save must succeed", one_of("stop", "continue")
+        "stop", "what follows a failed save; the last of a run must succeed", one_of("stop", "continue")
     ),
 }
 

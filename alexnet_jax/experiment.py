@@ -1,7 +1,7 @@
 """Builds what a config describes: data set, network, optimizer, devices and compiled steps. No other module does."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from alexnet_jax.run_plan import RunPlan
 from alexnet_jax.schedules import LearningRates
 from alexnet_jax.steps import make_eval_step, make_train_step
 from alexnet_jax.system import console
-from alexnet_jax.system.signals import raise_on_sigterm
+from alexnet_jax.system.signals import ends_after_signal, raise_on_sigterm
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
 
 Evaluate = Callable[[Any, Any, str], Iterator[dict[str, Any]]]
@@ -74,10 +74,6 @@ class Experiment:
         source = make_train_source(config.data, dataset.splits["train"], devices.memory_bytes)
         shapes, _ = trace_shapes(model, config.data.crop)
         optimizer = make_optimizer(config.optimizer, shapes["params"])
-        micro_batches, smoothing = config.parallel.micro_batches, config.label_smoothing
-        step = make_train_step(model, optimizer, preprocessing, devices.axes, micro_batches, smoothing)
-        evaluate = make_evaluate(config, model, dataset, preprocessing, devices)
-        views = config.test_views
         return cls(
             config=config,
             dataset=dataset,
@@ -88,10 +84,19 @@ class Experiment:
             plan=RunPlan.create(config, len(dataset.splits["train"].labels), devices.batch_shards),
             source=source,
             optimizer=optimizer,
-            train_step=devices.compile_train_step(step, source.resident),
-            evaluate=evaluate,
-            test=evaluate if views == 1 else make_evaluate(config, model, dataset, preprocessing, devices, views),
+            **_make_steps(config, model, dataset, preprocessing, devices, source, optimizer),
         )
+
+    def with_statistics(self, measured: Mapping[str, Any]) -> "Experiment":
+        """The experiment with the statistics of the images in a checkpoint; warns if those of the data set differ."""
+        own = self.preprocessing.measured
+        changed = [name for name, array in measured.items() if not np.array_equal(array, own[name])]
+        if not changed:
+            return self
+        console.warn(f"{', '.join(changed)} of {self.dataset.directory} differ from those of the run, which are kept")
+        new = dataclasses.replace(self.preprocessing, **measured)
+        steps = _make_steps(self.config, self.model, self.dataset, new, self.devices, self.source, self.optimizer)
+        return dataclasses.replace(self, preprocessing=new, **steps)
 
     def init_state(self, variables: dict[str, Any] | None = None) -> TrainState:
         """The state before the first step, on the devices, with these variables or with ones drawn from the seed."""
@@ -108,6 +113,24 @@ class Experiment:
         """The state with these learning rates, {layer: {parameter: float}}, for the next step."""
         scalars = jax.tree.map(np.float32, learning_rates)
         return dataclasses.replace(state, learning_rates=self.devices.place(scalars))
+
+
+def _make_steps(
+    config: ConfigDict,
+    model: AlexNet,
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    devices: Devices,
+    source: TrainSource,
+    optimizer: optax.GradientTransformationExtraArgs,
+) -> dict[str, Any]:
+    """The compiled steps of an experiment: `train_step`, `evaluate` and `test`."""
+    micro_batches, smoothing = config.parallel.micro_batches, config.label_smoothing
+    step = make_train_step(model, optimizer, preprocessing, devices.axes, micro_batches, smoothing)
+    evaluate = make_evaluate(config, model, dataset, preprocessing, devices)
+    views = config.test_views
+    test = evaluate if views == 1 else make_evaluate(config, model, dataset, preprocessing, devices, views)
+    return {"train_step": devices.compile_train_step(step, source.resident), "evaluate": evaluate, "test": test}
 
 
 def open_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
@@ -153,7 +176,7 @@ def make_storage_options(data: ConfigDict) -> StorageOptions:
 
 def open_dataset(data: ConfigDict) -> Dataset:
     """Opens the data set of `config.data`, preparing it if necessary; meanwhile SIGTERM raises Terminated."""
-    with raise_on_sigterm():
+    with raise_on_sigterm(), ends_after_signal():
         return get_dataset(data.name, data.dir, data.prepared_dir, data.synthetic_examples, make_storage_options(data))
 
 

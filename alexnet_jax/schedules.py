@@ -32,12 +32,14 @@ class Plateau(NamedTuple):
       plateau_count: evaluations since then, or since the last drop.
       cooldown_count: coming evaluations that do not count, after a drop.
       divisions: learning-rate drops so far.
+      restarts: how often the schedule has started anew; what is above counts from the last time.
     """
 
     best_value: float = math.inf
     plateau_count: int = 0
     cooldown_count: int = 0
     divisions: int = 0
+    restarts: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +49,15 @@ class StepLearningRates:
     Attributes:
       kernels: learning rate of kernels without a multiplier.
       by_parameter: learning rate of each array, {layer: {parameter: float}}.
-      drop: the reason if a schedule with drops has just lowered `kernels`; else None.
+      before: `kernels` of the step before.
+      change: the reason if a schedule with drops has just lowered `kernels`, or the schedule has started anew; else
+        None.
     """
 
     kernels: float
     by_parameter: Params
-    drop: str | None
+    before: float
+    change: str | None
 
 
 class LearningRates:
@@ -69,6 +74,8 @@ class LearningRates:
       linear: 1 - p.
 
     In the first `warmup_epochs` it is also multiplied by a factor that grows from 0 to 1 (Goyal et al. 2017).
+
+    At each of `restart_epochs` all this starts anew, as if the run began there and ended at the next of them.
 
     The learning rate of biases and other small parameters is `bias_learning_rate_multiplier` times, by `bias_schedule`:
 
@@ -98,34 +105,40 @@ class LearningRates:
         check_value("optimizer.schedule", config.schedule)
         for pattern, _, _ in config.learning_rate_multipliers:
             check_pattern("learning_rate_multipliers", pattern, params)
-        self._config, self._epochs, self._params = config, epochs, params
+        self._config, self._params = config, params
         self._first = scaled_learning_rate(config, batch_size)
         self._lowest = min(config.minimum_learning_rate / self._first, 1.0)
+        self._bounds = (0.0, *config.restart_epochs, epochs)
         self.plateau = Plateau()
         self._reason: str | None = None
         self._before = self.of_kernels(0.0)
 
     def at(self, epoch: float) -> StepLearningRates:
         """The learning rates of the step that begins at an epoch. To be called in the order of steps."""
-        kernels = self.of_kernels(epoch)
-        drop = None
-        if kernels < self._before and self._config.schedule not in SMOOTH_SCHEDULES:
-            drop = self._reason or f"{self._config.schedule} schedule, epoch {epoch:.2f}"
+        change = None
+        restarts = sum(restart <= epoch for restart in self._config.restart_epochs)
+        if restarts > self.plateau.restarts:
+            self.plateau = Plateau(restarts=restarts)
+            change = f"the schedule starts anew, epoch {epoch:.2f}"
+        kernels, before = self.of_kernels(epoch), self._before
+        if kernels < before and change is None and self._config.schedule not in SMOOTH_SCHEDULES:
+            change = self._reason or f"{self._config.schedule} schedule, epoch {epoch:.2f}"
         self._before, self._reason = kernels, None
         by_parameter = map_names(lambda name: self._of_parameter(name, epoch, kernels), self._params)
-        return StepLearningRates(kernels, by_parameter, drop)
+        return StepLearningRates(kernels, by_parameter, before, change)
 
     def of_kernels(self, epoch: float) -> float:
-        """The learning rate of kernels at an epoch."""
+        """The learning rate of kernels at an epoch, which is not before the last restart."""
         c, warmup = self._config, self._config.warmup_epochs
-        done = min(max((epoch - warmup) / (self._epochs - warmup), 0.0), 1.0)
+        epoch, epochs = self._since_restart(epoch)
+        done = min(max((epoch - warmup) / (epochs - warmup), 0.0), 1.0)
         match c.schedule:
             case "plateau":
                 factor = self._plateau_factor()
             case "step":
                 factor = c.factor ** sum(epoch >= boundary for boundary in c.step_epochs)
             case "dexp":
-                interval = min(int(c.dexp_steps * epoch / self._epochs), c.dexp_steps - 1)
+                interval = min(int(c.dexp_steps * epoch / epochs), c.dexp_steps - 1)
                 factor = c.dexp_target ** (-interval / (c.dexp_steps - 1))
             case "cosine":
                 factor = (1 + math.cos(math.pi * done)) / 2
@@ -135,25 +148,36 @@ class LearningRates:
                 factor = 1.0
         return self._warm_up(epoch) * (self._first * factor)
 
-    def observe(self, error: float, epoch: float) -> None:
+    def observe(self, error: float, epoch: float, is_at_chance: bool = False, last_step: float = math.inf) -> bool:
         """Updates the plateau rule with an evaluation; with the schedule "plateau" this may lower the learning rate.
 
         The paper's rule: divide the learning rate by 10 when the validation error stops improving. Here an error is an
         improvement if it is below the best one by more than the relative `threshold`. After `patience` evaluations in
         a row without improvement the learning rate is multiplied by `factor`, and the next `cooldown` evaluations do
         not count. `min_drops` m enforces at least m drops in a run: the k-th comes at the latest after k / (m + 1)
-        of its epochs (the paper's run had 3, after 25, 51 and 79 of 90 epochs).
+        of its epochs (the paper's run had 3, after 25, 51 and 79 of 90 epochs). A network that has not started to learn
+        gets no drop: it would need more steps still.
 
         Args:
           error: the validation error, in [0, 1].
           epoch: when it was measured.
+          is_at_chance: whether the training loss is still at chance level.
+          last_step: the epoch at which the last step began. Before a restart it belongs to the schedule that ended.
+
+        Returns:
+          Whether there is no drop only because the training loss is at chance level.
         """
-        c, (best, stalled, cooldown, drops) = self._config, self.plateau
+        c, (best, stalled, cooldown, drops, restarts) = self._config, self.plateau
+        if last_step < self._bounds[restarts]:
+            return False
         improved = error < (1 - c.threshold) * best
         stalled = 0 if improved or cooldown else stalled + 1
         cooldown = max(cooldown - 1, 0)
-        can_drop = self._plateau_factor() > self._lowest * (1 + 1e-9)  # 0.1^3 is a little more than 0.001
-        due = min(int(epoch / self._epochs * (c.min_drops + 1) + 1e-9), c.min_drops)
+        is_above_minimum = self._plateau_factor() > self._lowest * (1 + 1e-9)  # 0.1^3 is a little more than 0.001
+        epoch, epochs = self._since_restart(epoch)
+        due = min(int(epoch / epochs * (c.min_drops + 1) + 1e-9), c.min_drops)
+        is_withheld = is_at_chance and is_above_minimum and (stalled == c.patience or drops < due)
+        can_drop = is_above_minimum and not is_at_chance
         if stalled == c.patience:
             stalled, cooldown = 0, c.cooldown
             if can_drop:
@@ -161,18 +185,29 @@ class LearningRates:
                 self._reason = f"no validation error below {best:.2%} in {c.patience} evaluations"
         if can_drop and drops < due:
             stalled, cooldown, drops = 0, c.cooldown, due
-            latest = due * self._epochs / (c.min_drops + 1)
-            self._reason = f"drop {due} of at least {c.min_drops}, due by epoch {latest:.4g} of {self._epochs:g}"
-        self.plateau = Plateau(error if improved else best, stalled, cooldown, drops)
+            latest = due * epochs / (c.min_drops + 1)
+            self._reason = f"drop {due} of at least {c.min_drops}, due by epoch {latest:.4g} of {epochs:g}"
+        self.plateau = Plateau(error if improved else best, stalled, cooldown, drops, restarts)
+        return is_withheld
 
     def state(self) -> dict[str, np.ndarray]:
         """The state of the plateau rule as the arrays that a checkpoint holds."""
         return {name: np.asarray(value) for name, value in self.plateau._asdict().items()}
 
     def restore(self, state: dict[str, Any], epoch: float) -> None:
-        """Continues at an epoch from the `state` that a checkpoint holds."""
-        self.plateau = Plateau(float(state["best_value"]), *(int(state[name]) for name in Plateau._fields[1:]))
+        """Continues at an epoch from the `state` that a checkpoint holds; earlier ones have no "restarts"."""
+        counts = {name: int(state[name]) for name in Plateau._fields[1:] if name in state}
+        self.plateau = Plateau(float(state["best_value"]), **counts)
         self._before = self.of_kernels(epoch)
+
+    def has_fallen_for_good(self, epoch: float) -> bool:
+        """Whether drops have lowered the learning rate, and more epochs would not raise it."""
+        return self._config.schedule in ("plateau", "step") and self.of_kernels(epoch) < self._first
+
+    def _since_restart(self, epoch: float) -> tuple[float, float]:
+        """The epochs since the schedule last started, and those from there to its next start or the end of the run."""
+        start, end = self._bounds[self.plateau.restarts : self.plateau.restarts + 2]
+        return epoch - start, end - start
 
     def describe(self) -> str:
         """The first learning rate in words, and how it was scaled to the batch."""
@@ -189,19 +224,20 @@ class LearningRates:
         return max(self._config.factor**self.plateau.divisions, self._lowest)
 
     def _warm_up(self, epoch: float) -> float:
-        """The factor of the warm-up, from 0 to 1."""
+        """The factor of the warm-up, from 0 to 1, so many epochs after the schedule has started."""
         return min(epoch / self._config.warmup_epochs, 1.0) if self._config.warmup_epochs else 1.0
 
     def _of_parameter(self, name: str, epoch: float, kernels: float) -> float:
         """The learning rate of the parameter "layer/parameter" at an epoch, where that of kernels is `kernels`."""
         c = self._config
+        since, epochs = self._since_restart(epoch)
         if is_kernel(name):
             base = kernels
         elif c.bias_schedule == "same":
             base = c.bias_learning_rate_multiplier * kernels
         else:
-            lowered = c.bias_schedule == "halfway" and epoch >= self._epochs / 2
-            base = c.bias_learning_rate_multiplier * (self._warm_up(epoch) * self._first * (0.1 if lowered else 1.0))
+            lowered = c.bias_schedule == "halfway" and since >= epochs / 2
+            base = c.bias_learning_rate_multiplier * (self._warm_up(since) * self._first * (0.1 if lowered else 1.0))
         factors = [
             factor
             for pattern, start, factor in c.learning_rate_multipliers

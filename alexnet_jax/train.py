@@ -4,7 +4,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from alexnet_jax.diagnosis.diagnosis import diagnose
 from alexnet_jax.diagnosis.start_watch import StartWatch
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
 from alexnet_jax.experiment import Evaluate, Experiment, open_experiment
-from alexnet_jax.inference.loaded_run import start_from
-from alexnet_jax.inference.training_batch import first_training_images
+from alexnet_jax.inference.loaded_run import restore_named, start_from
+from alexnet_jax.inference.training_batch import log_images
 from alexnet_jax.optimizer import averaged_params
 from alexnet_jax.parallel import hosts
 from alexnet_jax.parallel.memory import out_of_memory_as_user_error
@@ -31,8 +31,10 @@ from alexnet_jax.run.profiling import StepTrace
 from alexnet_jax.run.run_folder import Progress
 from alexnet_jax.run.throughput import Throughput
 from alexnet_jax.system import console
+from alexnet_jax.system.files import expand_home
 from alexnet_jax.system.signals import StopSignals
 from alexnet_jax.system.versions import describe_environment
+from alexnet_jax.train_state import TrainState
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -55,15 +57,19 @@ def train_and_evaluate(
 
     Raises:
       UserError: bad input, or `workdir` holds a run of another config.
+      RunInUseError: another process trains in `workdir`; nothing is touched.
       TrainingDivergedError: the loss or a parameter is NaN or infinite.
       TrainingStuckError: the loss stays at chance level, ln(classes) for balanced classes.
       KeyboardInterrupt: SIGINT, or SIGTERM while images are being prepared (Terminated).
       SystemExit: 130 or 143 after SIGINT or SIGTERM, once the run is saved.
     """
+    workdir = Path(expand_home(workdir))
+    if not config.parallel.coordinator:
+        run_folder.check_free(workdir)  # before images are prepared and a device's memory is taken
     with hosts.session(config.parallel), out_of_memory_as_user_error():
         experiment = open_experiment(config, dataset)
-        with StopSignals() as stop:
-            return Run(experiment, Path(workdir), command, stop, on_epoch).execute()
+        with StopSignals() as stop, hosts.on_main(run_folder.hold, workdir):
+            return Run(experiment, workdir, command, stop, on_epoch).execute()
 
 
 class Run:
@@ -81,22 +87,20 @@ class Run:
     ):
         self.experiment, self.workdir, self.stop, self.on_epoch = experiment, workdir, stop, on_epoch
         self.config, self.plan = experiment.config, experiment.plan
-        self.command_line = run_folder.command_line(command)
-        self.next_commands = run_folder.next_commands(command, self.config, workdir)
+        self.command, self.command_line = command, run_folder.command_line(command)
         self.versions = describe_environment(list(command))
         self.trace = StepTrace(workdir / "profile", self.config.profile_steps if hosts.is_main() else 0)
         self.train_step = self.trace.around(experiment.train_step)
         self.state = experiment.init_state()
-        self.position = 0
+        self.position, self.progress = 0, Progress()
         self.unread_metrics: Any = None
-        self.progress = Progress()
         self.learning_rates = experiment.make_learning_rates()
         self.throughput = Throughput()
         self.measured, self.images_per_second = self.throughput.measured(), 0.0
         self.step_rates = self.learning_rates.at(0.0)
         self.rates_in_state: Any = None
-        self.agreed_to_stop = False
         self.start_watch = StartWatch(experiment.dataset.splits["train"].labels, self.config.stuck_after_steps)
+        self.agreed_to_stop, self.has_told_of_chance = False, False
 
     def execute(self) -> dict[str, Any]:
         """Trains from where the folder's run stands to its end and returns the test metrics."""
@@ -110,8 +114,8 @@ class Run:
         epochs = f", continued from epoch {self._epoch(seen)}" if seen else ""
         display.show_header(self.experiment, f"{workdir}{epochs}", self.command_line, self.learning_rates.describe())
         finished = [record for record in found["tests"] if record["examples_seen"] == seen]
-        if self._is_over() and finished:
-            display.show_end(finished[-1], "is finished already", workdir, self.next_commands)
+        if self._ended_by() and finished:
+            self._show_end(finished[-1], "is finished already")
             return finished[-1]
         if hosts.is_main():
             run_folder.write_description(workdir, config, self.versions)
@@ -125,39 +129,33 @@ class Run:
             contextlib.closing(self.trace),
         ):
             if not found["is_started"]:
-                start = {"seed": config.seed, "train_examples": self.plan.num_examples}
-                self.writer.write("start", 0, start)
-                self._log_images()
+                self.writer.write("start", 0, {"seed": config.seed, "train_examples": self.plan.num_examples})
+                log_images(self.experiment, self.writer)
             self.checkpoints.set_aside_after(seen)
             self._train()
             result = self._test()
-        display.show_end(result, "is finished", workdir, self.next_commands)
+        self._show_end(result, "is finished")
         return result
-
-    def _log_images(self) -> None:
-        """Shows the first training images in TensorBoard, as the network sees them."""
-        if self.config.log_images and hosts.is_main():
-            batch = first_training_images(self.config, self.experiment.preprocessing, self.experiment.dataset)
-            self.writer.write_picture("augmented training images", 0, batch.png())
 
     def _train(self) -> None:
         """Takes training steps to the end of the run, pausing to evaluate, to save and to stop."""
         self._set_learning_rates()
         if self._evaluation_is_due():  # the run was stopped before it
             self._evaluate()
-        if self._is_over():
+        if self._ended_by():
             return
         with self._batches() as batches:
             self.throughput.restart()
             for batch in self.throughput.timed(batches):
                 self.state, step_metrics = self.train_step(self.state, batch)
                 self._read_metrics()  # of the step before, while the devices are busy with this one
-                self.position, self.unread_metrics = self.position + self.plan.batch_size, step_metrics
+                self.unread_metrics = step_metrics, self.step_rates.kernels
+                self.position += self.plan.batch_size
                 self.throughput.add(self.plan.batch_size, step_metrics)
                 self._set_learning_rates()
                 if self.plan.is_checkpoint(self.position) or self._is_stopping():
                     self._pause()
-                    if self._is_over():
+                    if self._ended_by():
                         return
 
     @contextlib.contextmanager
@@ -182,7 +180,8 @@ class Run:
         """Waits for the last step, which ends at `position`, and adds up its metrics, unless that is done."""
         if self.unread_metrics is None:
             return
-        sums: dict[str, Any] = jax.device_get(self.unread_metrics)
+        step_metrics, learning_rate = self.unread_metrics
+        sums: dict[str, Any] = jax.device_get(step_metrics)
         self.unread_metrics = None
         position, progress = self.position, self.progress
         loss = sums["loss_sum"].item() / sums["count"].item()
@@ -198,7 +197,6 @@ class Run:
         if self.start_watch.is_stuck(step, loss):
             self._stuck(step)
         if step % self.config.log_every_steps == 0:
-            learning_rate = self.learning_rates.of_kernels(self.plan.epoch(position - self.plan.batch_size))
             self.writer.write("step", position, {"loss": loss, "learning_rate": learning_rate})
         self.images_per_second = self.throughput.recent()
         self.bar.update(step, f"epoch {self._epoch(position)}  loss {loss:.3f}", self.images_per_second)
@@ -221,23 +219,28 @@ class Run:
         """Whether a signal has asked the run to stop; with several processes, once all know of it."""
         return self.agreed_to_stop if hosts.count() > 1 else self.stop.received is not None
 
-    def _is_over(self) -> bool:
-        """Whether the plan is complete or the last training error is at most `config.stop_at_train_error`."""
-        progress, bound = self.progress, self.config.stop_at_train_error
-        reached = bound and progress.train_top1_error is not None and progress.train_top1_error <= bound
-        return self.position >= self.plan.total_examples or bool(reached)
+    def _ended_by(self) -> str:
+        """The key of the config that ends the run here; "" if it goes on."""
+        progress, config = self.progress, self.config
+        bound, patience = config.stop_at_train_error, config.early_stopping_patience
+        if self.position >= self.plan.total_examples:
+            return "max_steps" if self.plan.total_steps == config.max_steps else "epochs"
+        if bound and progress.train_top1_error is not None and progress.train_top1_error <= bound:
+            return "stop_at_train_error"
+        if patience and progress.evaluations_since_best >= patience:
+            return "early_stopping_patience"
+        return ""
 
     def _evaluation_is_due(self) -> bool:
         evaluated_at = self.progress.evaluated_at
         return self.position > evaluated_at and self.plan.is_evaluation(self.position, evaluated_at)
 
     def _set_learning_rates(self) -> None:
-        """Sets the learning rates of the next step in the state; prints and records a learning-rate drop."""
-        old, self.step_rates = self.step_rates.kernels, self.learning_rates.at(self.plan.epoch(self.position))
-        if self.step_rates.drop:
-            new = self.step_rates.kernels
-            display.show_drop(old, new, self.step_rates.drop)
-            values = {"learning_rate_before": old, "learning_rate": new, "reason": self.step_rates.drop}
+        """Sets the learning rates of the next step in the state; prints and records a drop or a restart."""
+        self.step_rates = rates = self.learning_rates.at(self.plan.epoch(self.position))
+        if rates.change:
+            display.show_change(rates.before, rates.kernels, rates.change)
+            values = {"learning_rate_before": rates.before, "learning_rate": rates.kernels, "reason": rates.change}
             self.writer.write("division", self.position, values)
         if self.step_rates.by_parameter != self.rates_in_state:
             self.rates_in_state = self.step_rates.by_parameter
@@ -247,12 +250,13 @@ class Run:
         """Evaluates the validation split, applies the plateau rule, records the metrics and saves a checkpoint."""
         began = time.monotonic()
         progress, num_classes = self.progress, self.experiment.dataset.num_classes
-        validation = metrics.summarize(self._totals_of(self.experiment.evaluate, "validation"), num_classes)
+        validation = metrics.summarize(self._totals_of(self.experiment.evaluate, "validation", self.state), num_classes)
         if not math.isfinite(validation["loss"]):
             self._diverged(f"the validation loss is {validation['loss']}", self.position)
         train = metrics.summarize(progress.totals, num_classes)
-        epoch = self.plan.epoch(self.position)
-        self.learning_rates.observe(validation["top1_error"], epoch)
+        epoch, last_step = (self.plan.epoch(self.position - size) for size in (0, self.plan.batch_size))
+        is_at_chance = self.start_watch.is_at_chance(train["loss"])
+        is_withheld = self.learning_rates.observe(validation["top1_error"], epoch, is_at_chance, last_step)
         record = {
             "epoch": epoch,
             "train_loss": train["loss"],
@@ -265,8 +269,13 @@ class Run:
         self.writer.write("epoch", self.position, record)
         self.writer.write_timing(self.position, {"evaluate_seconds": time.monotonic() - began})
         display.show_epoch(record, self.config.optimizer, self.images_per_second, self.measured["input_share"])
+        if is_withheld and not self.has_told_of_chance:
+            self.has_told_of_chance = True
+            display.show_chance_level(train["loss"], self.start_watch.chance)
+        progress.evaluations_since_best += 1
         if progress.best_top1_error is None or validation["top1_error"] < progress.best_top1_error:
             progress.best_top1_error, progress.best_examples_seen = validation["top1_error"], self.position
+            progress.evaluations_since_best = 0
         progress.totals, progress.ids_sha256, progress.evaluated_at = {}, "", self.position
         progress.train_top1_error = train["top1_error"]
         self._set_learning_rates()
@@ -274,20 +283,33 @@ class Run:
         self.on_epoch(record)
 
     def _test(self) -> dict[str, Any]:
-        """Evaluates the test split with the last parameters; without one, the validation split once more."""
-        dataset = self.experiment.dataset
+        """Evaluates the test split; without one, the validation split once more.
+
+        The parameters are the last ones; with early stopping, those of the best checkpoint.
+        """
+        dataset, state = self.experiment.dataset, self.state
+        which: dict[str, Any] = {}
+        if self.config.early_stopping_patience:
+            self.checkpoints.wait()
+            tree, which = hosts.from_main(self._best)
+            state = self.experiment.devices.place(run_folder.restored(state, tree))
         split = "test" if "test" in dataset.splits else "validation"
-        summary = metrics.summarize(self._totals_of(self.experiment.test, split), dataset.num_classes)
-        record = {"split": split, "views": self.config.test_views, **summary}
+        summary = metrics.summarize(self._totals_of(self.experiment.test, split, state), dataset.num_classes)
+        record = {"split": split, "views": self.config.test_views, **which, **summary}
         self.writer.write("test", self.position, record)
         self.writer.sync()
         return record
 
-    def _totals_of(self, evaluate: Evaluate, split: str) -> dict[str, Any]:
+    def _best(self) -> tuple[Any, dict[str, Any]]:
+        """The arrays of the best checkpoint on disk, and which one it is."""
+        best = restore_named(self.workdir / "checkpoints", "best")
+        return best.tree, {"checkpoint": best.examples_seen}
+
+    def _totals_of(self, evaluate: Evaluate, split: str, state: TrainState) -> dict[str, Any]:
         """The metric totals of a split, with the averaged parameters if the optimizer keeps an average."""
         totals: dict[str, Any] = {}
-        params = averaged_params(self.state.opt_state, self.state.params)
-        for totals_so_far in evaluate(params, self.state.batch_stats, split):
+        params = averaged_params(state.opt_state, state.params)
+        for totals_so_far in evaluate(params, state.batch_stats, split):
             self.watchdog.progress(f"the evaluation at epoch {self._epoch(self.position)}")
             self.bar.describe(f"evaluating {split}")
             if hosts.any_process(self.stop.received is not None):
@@ -308,7 +330,7 @@ class Run:
         dataset, learning_rate = self.experiment.dataset, self.step_rates.kernels
         metadata = run_folder.checkpoint_metadata(
             self.config, dataset.class_names, dataset.content, self.progress, learning_rate, self.versions
-        )
+        ) | {"prepared": dataset.prepared, "records": self.writer.digest}
         self.checkpoints.save(self.position, tree, metadata, self.progress.best_examples_seen)
         self.writer.write_timing(self.position, {"save_seconds": time.monotonic() - began})
 
@@ -317,8 +339,7 @@ class Run:
         received = self.stop.received or signal.SIGTERM
         self._save()
         self.checkpoints.wait()
-        epoch = self._epoch(self.position)
-        console.show(f"{received.name}: saved at epoch {epoch}. To continue: {self.command_line}")
+        console.show(f"{received.name}: saved at epoch {self._epoch(self.position)}. To continue: {self.command_line}")
         raise SystemExit(128 + received)
 
     def _resume(self, tree: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -326,11 +347,11 @@ class Run:
         before = metadata["config"]["batch_size"]
         if before != self.plan.batch_size:
             console.warn(f"config.batch_size: {before} -> {self.plan.batch_size} from here on")
+        self.experiment = self.experiment.with_statistics(tree["preprocessing"])
+        self.train_step = self.trace.around(self.experiment.train_step)
         self.progress = Progress(**metadata["progress"])
         self.position = self.progress.examples_seen
-        epoch = self.plan.epoch(self.position)
-        self.learning_rates.restore(tree["plateau"], epoch)
-        self.step_rates = self.learning_rates.at(epoch)
+        self.learning_rates.restore(tree["plateau"], self.plan.epoch(self.position))
         self.state = self.experiment.devices.place(run_folder.restored(self.state, tree))
 
     def _start_from_another(self) -> None:
@@ -343,6 +364,15 @@ class Run:
         """Parameters and batch statistics as whole arrays on the host."""
         variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
         return self.experiment.devices.on_host(variables)
+
+    def _show_end(self, result: Mapping[str, Any], state: str) -> None:
+        """Prints the test error, and the commands that continue or use the run."""
+        ended_by, epoch = self._ended_by(), self.plan.epoch(self.position)
+        restarts = ended_by == "epochs" and self.learning_rates.has_fallen_for_good(epoch)
+        commands = run_folder.next_commands(self.command, self.config, self.workdir, ended_by, restarts)
+        display.show_end(result, state, self.workdir, commands)
+        if restarts:
+            display.show_fallen(self.learning_rates.of_kernels(epoch))
 
     def _diverged(self, what: str, position: int) -> None:
         """Ends the run with an error that says where it diverged and what to try."""

@@ -6,7 +6,7 @@ Each table ends with a line on data, seeds, hardware and command. A test compare
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,14 @@ def table(path: Path) -> list[str]:
     """The lines of the table of a results file."""
     content = json.loads(path.read_text())
     kind, results = path.stem.partition("_")[0], content["results"]
-    lines = {"ablations": _ablations, "figure1": _figure1, "starting": _starting, "faults": _faults}[kind](results)
-    return [*lines, "", _about(content)]
+    makers = {
+        "ablations": _ablations,
+        "attack": attack,
+        "faults": _faults,
+        "figure1": _figure1,
+        "starting": _starting,
+    }
+    return [*makers[kind](results), "", _about(content)]
 
 
 def _about(content: dict[str, Any]) -> str:
@@ -42,7 +48,8 @@ def _about(content: dict[str, Any]) -> str:
 def _ablations(results: dict[str, Any]) -> Iterator[str]:
     rows = list(results["rows"].values())
     claims = any(row["paper"] != "-" or row["source"] != "-" for row in rows)
-    yield f"| what is changed | test error | against the first |{' paper | its source |' if claims else ''}"
+    theirs = " paper | authors' code |" if claims else ""
+    yield f"| what is changed | test error | against the first |{theirs}"
     yield f"|---|--:|--:|{'---|---|' if claims else ''}"
     measured = [RowResult(tuple(row["errors"])) for row in rows]
     for row, result in zip(rows, measured, strict=True):
@@ -89,6 +96,16 @@ def _faults(results: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|"
     for fault in results["faults"]:
         yield f"| {fault['fault']}, `{fault['config']}` | {fault['diagnosis']} |"
+
+
+def attack(results: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of the table of an attack's outcomes."""
+    kinds = results["kinds"]
+    columns = list(next(iter(kinds.values())))
+    yield f"| kind | {' | '.join(columns)} |"
+    yield f"|---|{'--:|' * len(columns)}"
+    for kind, counts in kinds.items():
+        yield f"| {kind} | {' | '.join(f'{counts[column]:,}' for column in columns)} |"
 
 
 if __name__ == "__main__":

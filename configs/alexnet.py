@@ -14,9 +14,8 @@ The ILSVRC-2012 runs, and the results of their authors (top-1 / top-5, 50,000 va
   imagenet2012,source  Run 145, the paper's "1 CNN". Its learning rate was divided by 10 by hand at epochs 25, 51 and
     79, but stayed 0.02 for biases. At 67 the colour noise ended and the learning rate of conv1's kernels was divided by
     10 once more; from 72 on conv1 was frozen; the run was stopped at 91. Error with ten views: 40.66 / 18.21 % (CHM
-    layers/layer-params-145.cfg). Here the plateau rule lowers the learning rate, at the latest after 22.5, 45 and 67.5
-    epochs; for drops at the epochs of the notes give
-    --config.optimizer.schedule=step --config.optimizer.step_epochs="(25.0,51.0,79.0)"
+    layers/layer-params-145.cfg). Here the plateau rule lowers the learning rate; for drops at the epochs of the
+    notes give --config.optimizer.schedule=step --config.optimizer.step_epochs="(25.0,51.0,79.0)"
   imagenet2012,run170  The same network with a fixed schedule: the learning rate of kernels is divided by 250^(1/3) =
     6.3 after 22.5, 45 and 67.5 epochs, that of biases by 10 after 45; colour noise ends at 68, conv1 is frozen from 74
     on. Accuracy: 57.66 / 80.42 % with the central view, 59.47 / 81.95 % with ten (CHM layers/layer-params-170.cfg).
@@ -56,7 +55,7 @@ def get_config(choices: str = "") -> ConfigDict:
         config.update(ON_IMAGENET.get(preset, {}))
     if smoke:
         config.update(SMOKE)
-        if data != "digits":
+        if data not in ("digits", "folder"):
             config.data.name = "synthetic"
         if config.data.image_size > 72:
             config.data.update({"image_size": 72, "crop": 67})
@@ -197,7 +196,6 @@ DATASETS: dict[str, dict[str, Any]] = {
             "color_noise": 0.0,
             "cropping": "random",
         },
-        "optimizer": {"min_drops": 2},
     },
     "folder": {"data": {"name": "folder"}},
     "imagenet2012": {"test_views": 10, "data": {"name": "imagenet2012"}},

@@ -12,7 +12,8 @@ PAGE = Path(__file__).with_name("configuration.md")
 
 HEAD = """# Configuration
 
-After this page you know every key of a config, and can set it:
+After this page you know every key of a config, and can set it. `python main.py --config=configs/alexnet.py --help`
+prints the same list.
 
 ```bash
 python main.py --config=configs/alexnet.py --config.optimizer.learning_rate=0.005 --workdir=runs/slower
@@ -22,10 +23,15 @@ A preset or data set of `configs/alexnet.py` may set other values than these def
 run has those that it used. Put quotes around tuples: `'--config.optimizer.step_epochs=(30.0,60.0)'`. An unknown key is
 answered with the nearest one, and a value that cannot work with a line that says why.
 
+A tuple of one row ends in a comma: `'--config.optimizer.learning_rate_multipliers=(("conv1/*",0.0,0.0),)'`. Its pattern
+is like that of file names, and stands for all parameters with matching names, such as `conv1/kernel`. `None` cannot be
+typed.
+
 On the command line `--config.` stands before the name of a key. A default of `None` means that the preset or the data
 decide. The column "resume" says whether a run may continue with another value: "free" keys change no result, only how
-it is computed; those of "length" make the run shorter or longer; a "fixed" key makes it another experiment. A dagger
-(†) marks keys that may differ between the processes of one run.
+it is computed; those of "length" decide how far, or how, a run goes on; a "fixed" key makes it another experiment. A
+dagger (†) marks keys of the machine: they may differ between the processes of one run, and those in the folder of a run
+are [never used](security.md) by commands that load it.
 
 This page is made from `alexnet_jax/config_keys.py` by `python -m docs.make_configuration`.
 """

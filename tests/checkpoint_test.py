@@ -1,6 +1,9 @@
 """Checkpoints: which are kept, failed saves, and damaged files."""
 
 import contextlib
+import errno
+import gc
+import os
 import shutil
 import socket
 import subprocess
@@ -165,6 +168,58 @@ def test_a_failed_save_may_be_a_warning_and_the_best_before_it_is_kept(
             with pytest.raises(UserError, match=r"70 failed"):
                 checkpoints.wait()
     assert_unharmed(folder, 10, 50, 60)
+
+
+def test_the_disk_is_suspected_only_if_the_system_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Checkpoints(folder, keep=2) as checkpoints:
+        with full_disk():
+            checkpoints.save(40, BIG, {}, best=10)
+            with pytest.raises(UserError, match=r"File too large.*; is the disk full\? The last good"):
+                checkpoints.wait()
+        checkpoints.save(50, {"a": {}}, {"not": object}, best=10)  # a mistake of the program
+        with pytest.raises(UserError, match=r"50 failed \(.*\)\. The last good"):
+            checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", move_to_another_disk)
+            checkpoints.save(60, tree(60), {}, best=10)
+            with pytest.raises(UserError, match=r"60 failed \(Invalid cross-device link\)\. The last good"):
+                checkpoints.wait()
+
+
+def move_to_another_disk(path: Path, target: Path) -> Path:
+    """Fails as the system does, with long names."""
+    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), f"{path}{'x' * 200}", None, str(target))
+
+
+@pytest.mark.parametrize("name", ["²", "٣", "007", "-1", "1_0"])
+def test_what_is_no_number_as_it_is_written_is_no_checkpoint(name: str, folder: Path) -> None:
+    (folder / name).mkdir()
+    assert checkpoint_names(folder) == [10, 20, 30]
+    restored, warnings = restore_latest(folder)
+    assert restored is not None and restored.examples_seen == 30 and not warnings
+
+
+def test_a_link_or_a_file_in_place_of_an_unfinished_save_is_removed_itself(folder: Path, tmp_path: Path) -> None:
+    (kept := tmp_path / "kept").mkdir()
+    (kept / "file").write_text("")
+    for make in ((folder / "tmp").symlink_to, lambda _: (folder / "tmp").write_text("")):
+        make(kept)
+        with Checkpoints(folder, keep=2) as checkpoints:
+            checkpoints.save(30, tree(3), {}, best=None)
+    assert (kept / "file").exists() and not (folder / "tmp").exists()
+
+
+def test_saves_leave_nothing_in_memory(folder: Path) -> None:
+    """Of Python's objects; TensorStore 0.1.86 leaks those of each JSON that it is asked for."""
+    many = {f"layer{number}": {"kernel": np.zeros((4, 4)), "bias": np.zeros(4)} for number in range(8)}
+    counts = []
+    with Checkpoints(folder, keep=1) as checkpoints:
+        for number in range(100, 108):
+            checkpoints.save(number, many, {}, best=None)
+            checkpoints.wait()
+            gc.collect()
+            counts.append(len(gc.get_objects()))
+    assert counts[-1] - counts[3] < 4 * 50
 
 
 def test_a_replacement_that_was_killed_between_its_two_renames_is_completed(folder: Path) -> None:

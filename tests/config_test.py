@@ -97,6 +97,12 @@ def config_with(changes: dict[str, Any]) -> dict[str, Any]:
         ("optimizer.bias_schedule", "dexp"),
         ("optimizer.warmup_epochs", -1.0),
         ("optimizer.warmup_epochs", 30.0),  # all epochs
+        ("optimizer.restart_epochs", (20.0, "25")),
+        ("optimizer.restart_epochs", 20.0),
+        ("optimizer.restart_epochs", (0.0,)),
+        ("optimizer.restart_epochs", (20.0, 10.0)),
+        ("optimizer.restart_epochs", (30.0,)),  # the end
+        ("early_stopping_patience", -1),
         ("optimizer.ema_decay", 1.0),
         ("optimizer.ema_decay", -0.1),
         ("label_smoothing", 1.0),
@@ -224,8 +230,25 @@ def test_each_key_is_decisive_of_the_length_or_free() -> None:
     length, free = config_lib.length(plain), config_lib.free(plain)
     names = [name for name, _ in config_lib.flatten(plain)]
     assert sorted([*config_lib.decisive(plain), *length, *free]) == sorted(names)
-    assert length.keys() == {"batch_size", "epochs", "max_steps", "stop_at_train_error"}
+    assert length.keys() == {
+        "batch_size",
+        "epochs",
+        "max_steps",
+        "stop_at_train_error",
+        "early_stopping_patience",
+        "optimizer.restart_epochs",
+    }
     assert {name for name in names if name.startswith(("parallel.", "checkpoint."))} <= free.keys()
+
+
+def test_a_config_that_came_with_a_run_tells_no_place() -> None:
+    """It keeps all other keys, also what they were called in earlier versions."""
+    places = {key: "elsewhere" for key in KEYS if key.endswith("dir")}
+    assert len(places) == 3
+    stored = config_with({**places, "seed": 7, "data.num_threads": 99, "init_from": "a run"})
+    expected = config_with({"seed": 7, "init_from": "a run"})
+    assert config_lib.complete_here(stored) == expected
+    assert config_lib.complete_here({**stored, "data.dir": "elsewhere"}) == expected
 
 
 # What makes two configs different experiments
@@ -284,7 +307,7 @@ def test_a_stored_config_may_have_the_old_name_of_a_key(old: str, new: str) -> N
 def test_the_value_under_an_old_name_is_not_lost() -> None:
     stored = config_with({"optimizer.min_divisions": 7})
     del stored["optimizer"]["min_drops"]
-    assert config_lib.differences(stored, get_config().to_dict()) == ["config.optimizer.min_drops: 7 -> 2"]
+    assert config_lib.differences(stored, get_config().to_dict()) == ["config.optimizer.min_drops: 7 -> 0"]
     stored["optimizer"]["min_divisions"] = -1
     with pytest.raises(UserError, match=r"config\.optimizer\.min_drops=-1"):
         config_lib.check(stored)
@@ -328,6 +351,7 @@ def test_choices_that_do_not_exist_or_exclude_each_other_are_refused(choices: st
         ("lenet,tfds:mnist", "tfds:mnist", "lenet", 0),
         ("smoke", "digits", "source", 3),
         ("smoke,imagenet2012,owt", "synthetic", "owt", 3),
+        ("folder,smoke", "folder", "source", 3),
     ],
 )
 def test_choices_in_any_order(choices: str, data: str, preset: str, max_steps: int) -> None:

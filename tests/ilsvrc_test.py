@@ -79,7 +79,8 @@ def scaled_down(preset: str, folder: Path) -> ConfigDict:
     ]
     assert 0 < config.data.color_noise_until_epoch <= config.optimizer.learning_rate_multipliers[0][1]
     config.optimizer.learning_rate_multipliers = EVENTS[preset]
-    config.optimizer.patience = 99  # no plateau in so few epochs: each drop comes at its latest epoch
+    if config.optimizer.schedule == "plateau":  # which there is none of in so few epochs: as docs/fidelity.md says
+        config.optimizer.update(schedule="step", step_epochs=tuple(EPOCHS * part / 4 for part in (1, 2, 3)))
     config.update({"epochs": EPOCHS, "batch_size": BATCH, "eval_every_epochs": 1.0, "log_every_steps": 1})
     config.data.update({"dir": str(folder), "prepared_dir": str(folder / "data"), "image_size": 56, "crop": 52})
     config.data.update({"color_noise_until_epoch": NOISE_UNTIL, "num_threads": 2})

@@ -20,9 +20,10 @@ from tests.architecture_test import MODULES, imports
 from tests.conftest import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+EXTRAS = ("database", "export", "tfds", "test")
 REQUIREMENTS = {
     "requirements.txt": PROJECT["dependencies"],
-    **{f"requirements-{extra}.txt": PROJECT["optional-dependencies"][extra] for extra in ("export", "tfds", "test")},
+    **{f"requirements-{extra}.txt": PROJECT["optional-dependencies"][extra] for extra in EXTRAS},
 }
 """Files of pins -> the bounds in pyproject.toml that they are for."""
 
@@ -41,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for folder in ("alexnet_jax", "configs", "tests", "benchmarks"):
         shutil.copytree(REPOSITORY / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "main.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "main.py"):
         shutil.copy(REPOSITORY / name, source)
     offline = ("--no-deps", "--no-build-isolation", "--no-index")
     run(sys.executable, "-m", "pip", "wheel", *offline, f"--wheel-dir={output}", source, cwd=source)
@@ -116,8 +117,8 @@ def test_the_installed_program_trains_the_digits_in_any_folder(installed: Path, 
 
 def test_the_installed_program_lists_its_commands_and_the_flags_of_training(installed: Path, tmp_path: Path) -> None:
     done = subprocess.run([installed / "alexnet", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stderr.startswith("usage: alexnet COMMAND")
-    assert {"train", "evaluate", "predict"} <= {line.split()[0] for line in done.stderr.splitlines() if line}
+    assert done.stdout.startswith("usage: alexnet COMMAND")
+    assert {"train", "evaluate", "predict"} <= {line.split()[0] for line in done.stdout.splitlines() if line}
     usage = run(installed / "alexnet", "train", "--help", cwd=tmp_path)
     assert usage.startswith("usage: alexnet train ") and "--workdir" in usage and "--config.KEY" in usage
 

@@ -52,7 +52,7 @@ def test_main(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             parsed = ast.literal_eval(value) if kind in (tuple, bool) else kind(value)
             config.update_from_flattened_dict({key.removeprefix("config."): parsed})
         else:
-            assert key == "workdir"
+            assert key in ("workdir", "help")
     config_lib.check(config.to_dict())
 
 

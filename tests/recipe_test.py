@@ -193,7 +193,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, make_config
 
 
 def test_it_is_the_average_that_is_tested(
-    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, make_config: MakeConfig, prepared_dir: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config("synthetic,small_modern,smoke", max_steps=6)
     result = train_and_evaluate(config, tmp_path)
@@ -206,7 +206,7 @@ def test_it_is_the_average_that_is_tested(
         losses[name] = totals["loss_sum"] / totals["count"]
     assert losses["average"] == result["loss"] != losses["params"]
     capsys.readouterr()
-    evaluate.main([str(tmp_path)])
+    evaluate.main([str(tmp_path), f"--prepared-dir={prepared_dir}"])
     assert f"loss {result['loss']:.4f}" in capsys.readouterr().out
 
 

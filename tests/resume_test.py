@@ -1,5 +1,6 @@
 """A run that was killed and resumed equals an uninterrupted one, bit for bit."""
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from alexnet_jax import load_run
 from alexnet_jax.checkpoint import checkpoint_names, restore
 from alexnet_jax.config_keys import KEYS, POSITIVE, RENAMED, fixed
 from alexnet_jax.errors import UserError
+from alexnet_jax.experiment import open_dataset
 from alexnet_jax.inference.evaluation import evaluate_run
+from alexnet_jax.run import run_folder
 from alexnet_jax.train import train_and_evaluate
 from tests.conftest import REPOSITORY
 
@@ -81,7 +84,7 @@ def test_a_finished_run_says_so_and_is_left_alone(tmp_path: Path, prepared_dir: 
 
 
 def test_a_run_made_before_a_key_was_added_is_opened_and_continued(
-    tmp_path: Path, make_config: Callable[..., ConfigDict], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_config: Callable[..., ConfigDict], prepared_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new key needs no more than its row in the table, and earlier runs stay usable."""
     result = train_and_evaluate(make_config(max_steps=1), tmp_path)
@@ -93,7 +96,7 @@ def test_a_run_made_before_a_key_was_added_is_opened_and_continued(
     assert after.config.data.sharpen == 0.5
     image = np.zeros((40, 40, 3), np.uint8)
     np.testing.assert_array_equal(after.predict(image), before.predict(image))
-    assert evaluate_run(tmp_path).summary["top1_error"] == result["top1_error"]
+    assert evaluate_run(tmp_path, prepared_dir=prepared_dir).summary["top1_error"] == result["top1_error"]
     assert train_and_evaluate(config, tmp_path)["count"] == result["count"]
     config.data.sharpen = 0.7
     with pytest.raises(UserError, match=r"config\.data\.sharpen: 0\.5 -> 0\.7"):
@@ -104,7 +107,7 @@ def test_a_run_made_before_a_key_was_added_is_opened_and_continued(
 
 
 def test_a_run_made_before_a_key_was_renamed_is_opened_and_continued(
-    tmp_path: Path, make_config: Callable[..., ConfigDict], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_config: Callable[..., ConfigDict], prepared_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = fixed(0.5, "strength of a filter that nobody has written", POSITIVE)
     with monkeypatch.context() as earlier:
@@ -114,7 +117,35 @@ def test_a_run_made_before_a_key_was_renamed_is_opened_and_continued(
     monkeypatch.setitem(RENAMED, "data.sharpen", "data.sharpness")
     after = load_run(tmp_path)
     assert after.config.data.sharpness == 0.7 and "sharpen" not in after.config.data
-    assert evaluate_run(tmp_path).summary["top1_error"] == result["top1_error"]
+    assert evaluate_run(tmp_path, prepared_dir=prepared_dir).summary["top1_error"] == result["top1_error"]
     assert train_and_evaluate(make_config(max_steps=2, **{"data.sharpness": 0.7}), tmp_path)["count"] == result["count"]
     with pytest.raises(UserError, match=r"config\.data\.sharpness: 0\.7 -> 0\.5"):
         train_and_evaluate(make_config(max_steps=3), tmp_path)
+
+
+def test_what_has_changed_since_the_checkpoint_is_told(
+    tmp_path: Path,
+    make_config: Callable[..., ConfigDict],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = make_config(max_steps=1)
+    train_and_evaluate(config, tmp_path)
+    dataset, record = open_dataset(config.data), tmp_path / "metrics.jsonl"
+
+    def told() -> str:
+        capsys.readouterr()
+        run_folder.find(tmp_path, config, dataset)
+        return capsys.readouterr().out.replace("\n", " ")
+
+    assert told() == ""
+    whole = record.read_text()
+    record.write_text(whole.replace('"train_examples": ', '"train_examples": 1'))
+    assert "line 1 was edited" in told()
+    record.unlink()
+    assert "after line 0 were lost" in told()
+    record.write_text(whole)
+    dataset = dataclasses.replace(dataset, prepared="0" * 64)
+    assert "are not those of the run so far" in told()
+    monkeypatch.setattr(run_folder, "compute_threads", lambda: 99)
+    assert "-> 99" in told()

@@ -50,7 +50,7 @@ def play(
             rates.restore(store(rates.state()), float(epoch))
         rates.observe(error, float(epoch))
         scales.append(rates.of_kernels(float(epoch)) / first)
-        reasons.append(rates.at(float(epoch)).drop)
+        reasons.append(rates.at(float(epoch)).change)
     return scales, reasons
 
 
@@ -207,6 +207,73 @@ def test_the_state_of_an_earlier_version_is_read() -> None:
     rates.restore({**fields, "avg_value": 0.0, "divisions": 1}, epoch=3.0)
     assert rates.plateau == Plateau(0.25, 2, 0, 1)
     assert rates.of_kernels(3.0) == pytest.approx(0.001)
+
+
+def test_a_network_that_still_guesses_gets_no_drop() -> None:
+    rates = make_rates(optimizer_config(patience=2, min_drops=1), epochs=8.0)
+    withheld = [rates.observe(0.9, float(epoch), is_at_chance=epoch < 7) for epoch in range(1, 7)]
+    assert withheld == [False, False, True, True, True, True] and rates.of_kernels(6.0) == 0.01
+    assert not rates.observe(0.9, 7.0) and rates.of_kernels(7.0) == pytest.approx(0.001)
+
+
+def test_evaluations_at_chance_level_do_not_add_up_to_a_drop_at_once() -> None:
+    rates = make_rates(optimizer_config(patience=3), epochs=40.0)
+    withheld = [rates.observe(0.9, float(epoch), is_at_chance=True) for epoch in range(1, 9)]
+    assert withheld == [False, False, False, True, False, False, True, False]
+    assert not rates.observe(0.8, 9.0) and rates.plateau == Plateau(0.8, 0, 0, 0)
+
+
+# Restarts
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs_and_factors"),
+    [
+        ({"schedule": "constant"}, [(0, 1), (40, 1), (100, 1)]),
+        ({"schedule": "step", "step_epochs": (10.0,)}, [(9, 1), (10, 0.1), (39, 0.1), (40, 1), (49, 1), (50, 0.1)]),
+        ({"schedule": "dexp", "dexp_target": 10.0, "dexp_steps": 2}, [(20, 0.1), (40, 1), (69, 1), (70, 0.1)]),
+        ({"schedule": "linear"}, [(0, 1), (20, 0.5), (39, 0.025), (40, 1), (70, 0.5), (100, 0)]),
+        ({"schedule": "cosine", "warmup_epochs": 10.0}, [(5, 0.5), (25, 0.5), (40, 0), (45, 0.5), (75, 0.5), (100, 0)]),
+    ],
+)
+def test_a_schedule_starts_anew(changes: dict[str, Any], epochs_and_factors: list[tuple[float, float]]) -> None:
+    rates = make_rates(optimizer_config(restart_epochs=(40.0,), **changes), epochs=100.0)
+    for epoch, factor in epochs_and_factors:
+        assert rates.at(float(epoch)).kernels == pytest.approx(0.01 * factor, rel=1e-12, abs=1e-17), epoch
+
+
+def test_the_plateau_rule_starts_anew_once_and_forgets_the_evaluation_before() -> None:
+    rates = make_rates(optimizer_config(patience=1, restart_epochs=(3.0,)), epochs=10.0)
+    for epoch in (1.0, 2.0):
+        rates.observe(0.1, epoch, last_step=epoch - 0.5)
+        rates.at(epoch)
+    step = rates.at(3.25)
+    assert (step.before, step.kernels) == pytest.approx((0.001, 0.01))
+    assert step.change == "the schedule starts anew, epoch 3.25"
+    rates.observe(0.1, 3.25, last_step=2.75)  # of the network that the old learning rate has trained
+    assert rates.plateau == Plateau(restarts=1)
+    continued = make_rates(optimizer_config(patience=1, restart_epochs=(3.0,)), epochs=10.0)
+    continued.restore(rates.state(), 3.25)
+    for each in (rates, continued):
+        assert each.at(3.25).change is None
+        each.observe(0.5, 4.0, last_step=3.75)
+        each.observe(0.5, 5.0, last_step=4.75)
+        assert each.at(5.0).kernels == pytest.approx(0.001)
+
+
+def test_biases_start_anew_too() -> None:
+    config = optimizer_config(bias_schedule="halfway", schedule="constant", restart_epochs=(40.0,))
+    rates = make_rates(config, epochs=100.0)
+    for epoch, factor in ((0.0, 2), (20.0, 0.2), (40.0, 2), (69.0, 2), (70.0, 0.2)):
+        assert by_name(rates.at(epoch).by_parameter)["fc2/bias"] == pytest.approx(0.01 * factor), epoch
+
+
+@pytest.mark.parametrize(
+    ("changes", "fallen"),
+    [({"schedule": "step", "step_epochs": (10.0,)}, True), ({"schedule": "cosine"}, False), ({}, False)],
+)
+def test_only_drops_are_for_good(changes: dict[str, Any], fallen: bool) -> None:
+    assert make_rates(optimizer_config(**changes), epochs=20.0).has_fallen_for_good(20.0) == fallen
 
 
 # Parameters

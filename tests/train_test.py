@@ -1,6 +1,7 @@
 """The training loop from outside: files, refused folders and configs, divergence."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -22,8 +23,9 @@ from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.storage import InMemoryRecords
 from alexnet_jax.errors import TrainingDivergedError, UserError
+from alexnet_jax.experiment import open_dataset
 from alexnet_jax.run.metrics_log import read_metrics
-from alexnet_jax.train import train_and_evaluate
+from alexnet_jax.train import Run, train_and_evaluate
 from tests.conftest import REPOSITORY, full_disk
 from tests.helpers.pictures import make_folder, noise, save
 
@@ -31,7 +33,7 @@ MakeConfig = Callable[..., ConfigDict]
 
 
 def test_a_run_leaves_its_record_and_is_evaluated_from_its_folder(
-    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, make_config: MakeConfig, prepared_dir: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(max_steps=0, epochs=3.0)
     result = train_and_evaluate(config, tmp_path, command=["main.py", "--config=c.py"])
@@ -48,13 +50,14 @@ def test_a_run_leaves_its_record_and_is_evaluated_from_its_folder(
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     assert not any("second" in key for record in metrics for key in record)
 
-    evaluate.main([str(tmp_path)])
+    words = [str(tmp_path), f"--prepared-dir={prepared_dir}"]
+    evaluate.main(words)
     wrong = round(result["top1_error"] * result["count"])
     assert f"({wrong} of {result['count']} wrong; 95 % interval" in capsys.readouterr().out
-    evaluate.main([str(tmp_path), "--split=validation", "--checkpoint=best"])
+    evaluate.main([*words, "--split=validation", "--checkpoint=best"])
     best = min(record["validation_top1_error"] for record in metrics if record["kind"] == "epoch")
     assert re.search(rf"top-1 error +{best:.2%}", capsys.readouterr().out)
-    evaluate.main([str(tmp_path), "--split=train", "--views=10"])
+    evaluate.main([*words, "--split=train", "--views=10"])
     shown = capsys.readouterr().out
     assert "train: 32 images" in shown and "10 views" in shown
 
@@ -129,13 +132,14 @@ def test_a_run_is_not_continued_with_other_images(
     folder = make_folder(tmp_path / "photos", {"train/cat": 30, "train/dog": 30})
     changes = {"data.dir": str(folder), "data.prepared_dir": str(tmp_path / "prepared")}
     config = make_config("folder,lenet", batch_size=4, max_steps=1, **changes)
+    words = [str(tmp_path / "run"), f"--data-dir={folder}", f"--prepared-dir={tmp_path / 'prepared'}"]
     train_and_evaluate(config, tmp_path / "run")
-    evaluate.main([str(tmp_path / "run")])
+    evaluate.main(words)
     assert "have changed" not in capsys.readouterr().out
     save(folder / "train/cat/new.png", noise(99_999))
     with pytest.raises(UserError, match="images of folder"):
         train_and_evaluate(config, tmp_path / "run")
-    evaluate.main([str(tmp_path / "run")])
+    evaluate.main(words)
     assert "the images of folder have changed since the run" in capsys.readouterr().out
 
 
@@ -172,6 +176,7 @@ def disk_full_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return positions
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_which_then_continues(
     tmp_path: Path, make_config: MakeConfig, disk_full_at: list[int]
 ) -> None:
@@ -187,14 +192,18 @@ def test_a_full_disk_stops_the_run_which_then_continues(
 
 
 def test_a_full_disk_can_be_survived_but_not_at_the_end(
-    tmp_path: Path, make_config: MakeConfig, disk_full_at: list[int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    make_config: MakeConfig,
+    prepared_dir: str,
+    disk_full_at: list[int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = make_config(max_steps=4, **{"checkpoint.on_failure": "continue"})
     disk_full_at.append(32)
     train_and_evaluate(config, tmp_path)
     assert "checkpoints/32 failed" in capsys.readouterr().out.replace("\n", "")
     assert checkpoint_names(tmp_path / "checkpoints") == [64]
-    evaluate.main([str(tmp_path), "--checkpoint=best"])
+    evaluate.main([str(tmp_path), "--checkpoint=best", f"--prepared-dir={prepared_dir}"])
     config.max_steps = 6
     disk_full_at.append(96)
     with pytest.raises(UserError, match=r"checkpoints/96 .*checkpoints/64"):
@@ -257,3 +266,37 @@ def test_memory_exhausted_on_the_way_is_one_line(
     monkeypatch.setattr("alexnet_jax.train.Run._read_metrics", fail)
     with pytest.raises(UserError, match=r"allocating 9 bytes.*config\.batch_size"):
         train_and_evaluate(make_config(max_steps=2), tmp_path)
+
+
+def test_a_folder_that_vanishes_during_the_run_ends_it_with_an_error(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, workdir = Run._test, tmp_path / "run"
+
+    def vanish(run: Run) -> dict[str, Any]:
+        run.checkpoints.wait()
+        workdir.rename(tmp_path / "elsewhere")
+        return test(run)
+
+    monkeypatch.setattr(Run, "_test", vanish)
+    with pytest.raises(UserError, match=r"metrics\.jsonl was removed"):
+        train_and_evaluate(make_config(max_steps=1), workdir)
+    assert "is finished" not in capsys.readouterr().out and not workdir.exists()
+
+
+def test_a_resumed_run_keeps_the_statistics_that_it_began_with(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = train_and_evaluate(make_config(max_steps=2), tmp_path / "whole")
+    train_and_evaluate(make_config(max_steps=1), tmp_path / "parts")
+    assert "differ" not in capsys.readouterr().out
+    dataset = open_dataset(make_config().data)
+    mean = tuple(value + 40.0 for value in dataset.statistics.mean)
+    edited = dataclasses.replace(dataset, statistics=dataclasses.replace(dataset.statistics, mean=mean))
+    assert train_and_evaluate(make_config(max_steps=2), tmp_path / "parts", dataset=edited) == expected
+    shown = capsys.readouterr().out.replace("\n", " ")
+    assert "mean of" in shown and "differ from those of the run" in shown
+    (mean_before, mean_after) = (
+        restore(tmp_path / name / "checkpoints", 2 * 16).tree["preprocessing"]["mean"] for name in ("whole", "parts")
+    )
+    np.testing.assert_array_equal(mean_before, mean_after)

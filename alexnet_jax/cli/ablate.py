@@ -7,7 +7,6 @@ repeated. With --table=presets the rows are the presets, with --table=modern the
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from alexnet_jax.experiments.results import describe_data, results_command, writ
 from alexnet_jax.experiments.trials import Outcome, Trial, is_finished, run_named_trials, wait_for_claim
 from alexnet_jax.inference.evaluation import evaluate_run
 from alexnet_jax.system import console
-from alexnet_jax.system.files import write_json
+from alexnet_jax.system.files import read_json, write_json
 
 SEEDS = (0, 1, 2)
 
@@ -42,13 +41,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--table", choices=TABLES, default="paper", help="decides the rows and the default of --config")
     parser.add_argument("--rows", nargs="+", help="names of rows beside the first of the table; by default all")
     parser.add_argument("--workdir", type=Path, help="folder of the runs; by default runs/ablate-TABLE")
-    parser.add_argument("--output", type=Path, help="JSON file of the results; by default results/ablations_TABLE.json")
+    parser.add_argument("--output", type=Path, help="JSON file of the results; by default WORKDIR/ablations_TABLE.json")
     workers.add_flags(parser, seeds=SEEDS)
     options, words = arguments.parse(parser, argv)
     if not any(word.startswith("--config=") for word in words):
         words = [*DEFAULTS[options.table], *words]
     workdir = options.workdir or Path("runs") / f"ablate-{options.table}"
-    output = options.output or Path("results") / f"ablations_{options.table}.json"
+    output = options.output or workdir / f"ablations_{options.table}.json"
     rows = _choose(options.table, options.rows)
     trials = make_trials(rows, words, options.seeds, workdir)
     baseline = [trials[rows[0].name, seed] for seed in options.seeds]
@@ -113,16 +112,17 @@ def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | 
     """
     if outcome.test is None:
         return None, "the baseline failed"
-    run, seen = outcome.trial.workdir, outcome.test["examples_seen"]
-    path = run / f"views-{views}.json"
+    run, seen, data = outcome.trial.workdir, outcome.test["examples_seen"], outcome.trial.config.data
+    checkpoint, path = str(outcome.test.get("checkpoint", seen)), run / f"views-{views}.json"
     with wait_for_claim(run):
-        kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        kept: dict[str, Any] = read_json(path, dict) if path.exists() else {}
         if kept.get("examples_seen") != seen:  # a run may have been made longer
             try:
                 with console.muted():
-                    kept = {"examples_seen": seen, **evaluate_run(run, checkpoint=str(seen), views=views).summary}
+                    evaluation = evaluate_run(run, "test", checkpoint, views, data.dir, data.prepared_dir)
             except UserError as error:
                 return None, str(error)
+            kept = {"examples_seen": seen, **evaluation.summary}
             write_json(path, kept)
     return kept, None
 
@@ -152,11 +152,11 @@ def _show(table: str, rows: Sequence[Ablation], results: Results, baseline: Sequ
         console.show_table(["network", "test error", "against the first"], texts)
     else:
         texts = [[*text, row.paper, row.source, row.where] for text, row in zip(texts, rows, strict=True)]
-        header = ["what is changed", "ours", "against the first", "paper", "its source", "where"]
+        header = ["what is changed", "test error", "against the first", "paper", "authors' code", "where"]
         console.show_table(header, texts)
     names = "" if any(row.choice for row in rows) else f"preset {config.model.preset}, "
     network = names + (f"{config.max_steps:,} steps" if config.max_steps else f"{config.epochs:g} epochs")
     seeds = ", ".join(str(trial.config.seed) for trial in baseline)
-    console.show(f"Ours: test top-1 error on {_data(baseline)}; {network}; seeds {seeds}, mean ± standard deviation.")
+    console.show(f"Test top-1 error on {_data(baseline)}; {network}; seeds {seeds}, mean ± standard deviation.")
     if table == "paper":
-        console.show("Paper and source: ImageNet, 90 epochs, top-1 / top-5; + means worse than with the idea.")
+        console.show("Paper and authors' code: ImageNet, 90 epochs, top-1 / top-5; + means worse than with the idea.")

@@ -4,18 +4,31 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from ml_collections import ConfigDict
 
 from alexnet_jax.cli.flags import config_from_flags, show_keys
+from alexnet_jax.config_keys import KEYS
+from alexnet_jax.system import console
+from alexnet_jax.system.files import local_path
 from alexnet_jax.system.versions import shell_command
 
 RUN = "the folder of a run, or a .safetensors file that export made of it"
+
+CHECKPOINT_HELP = "latest, best, its examples seen, or by default tested: the best with early stopping, else the latest"
 
 CONFIG = "--config=FILE.py:CHOICES"
 """How a usage line shows that a config must be given."""
 
 CONFIG_HELP = "such as configs/alexnet.py:digits; --config.KEY=VALUE changes a key, and --help then lists all keys"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors name words of the command line, such as names of files, without control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(console.printable(message))
 
 
 def program_words() -> list[str]:
@@ -41,17 +54,18 @@ def run_parser(
       views: whether there is --views.
       data: whether there are --data-dir and --prepared-dir.
     """
-    parser = argparse.ArgumentParser(prog=program(command), description=_purpose(doc))
-    parser.add_argument("run", type=Path, help=run)
+    parser = _Parser(prog=program(command), description=_purpose(doc))
+    parser.add_argument("run", type=local_path, help=run)
     if checkpoint:
-        parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or its examples seen")
+        parser.add_argument("--checkpoint", default="tested", help=CHECKPOINT_HELP)
     if views:
         from alexnet_jax.augment import VIEWS  # here: it imports JAX, which takes seconds
 
         parser.add_argument("--views", type=int, choices=VIEWS, help="views to average over; by default as in training")
     if data:
-        parser.add_argument("--data-dir", help="where the images are now, in place of config.data.dir")
-        parser.add_argument("--prepared-dir", help="folder of prepared data sets, in place of config.data.prepared_dir")
+        parser.add_argument("--data-dir", help="folder of the original images, if they are not prepared yet")
+        default = KEYS["data.prepared_dir"].default
+        parser.add_argument("--prepared-dir", help=f"folder of prepared data sets; by default {default}")
     return parser
 
 
@@ -64,7 +78,7 @@ def config_parser(program: str, doc: str | None, *usage: str) -> argparse.Argume
       usage: the words of its usage line, between `program` and the keys of the config.
     """
     line = " ".join([program, *usage, "[--config.KEY=VALUE ...]"])
-    parser = argparse.ArgumentParser(program, line, _purpose(doc), allow_abbrev=False)
+    parser = _Parser(program, line, _purpose(doc), allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.py:CHOICES", help=CONFIG_HELP)
     return parser
 

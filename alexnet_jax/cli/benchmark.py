@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     peak_share = images_per_second * flops / matmul_flops
     optimizer_share = step_timing.optimizer_bytes(experiment.layers) / memory_bandwidth / median
     days = console.duration(config.epochs * IMAGENET_IMAGES / images_per_second)
-    tiles = "; may exceed 100%: tiles on the CPU save products" if devices.on_cpu else ""
+    note = "; may exceed 100%: Winograd convolutions need fewer products" if devices.on_cpu else ""
     facts = {
         "network": f"{config.model.preset}, {experiment.plan.batch_size} images of {config.data.crop} pixels a step",
         "compile time": f"{max(0.0, first_seconds - median):,.1f} s",
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         "speed": f"{images_per_second:,.1f} images/s",
         "arithmetic": f"{flops / 1e9:,.3g} GFLOP an image, {images_per_second * flops / 1e9:,.1f} GFLOP/s",
         "matrix products": f"{matmul_flops / 1e9:,.1f} GFLOP/s in {config.model.compute_dtype}, large ones alone",
-        "fraction of it": f"{peak_share:.0%}{tiles}",
+        "fraction of it": f"{peak_share:.0%}{note}",
         "memory traffic": f"{memory_bandwidth / 1e9:,.1f} GB/s; "
         f"the optimizer takes at least {optimizer_share:.0%} of a step",
         "peak memory": f"{(of_device or of_process) / 1e9:.2f} GB of {'a device' if of_device else 'the process'}",

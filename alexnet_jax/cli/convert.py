@@ -1,6 +1,7 @@
 """`python -m alexnet_jax convert`: converts weights of torchvision or Caffe to a run, or a run to such weights."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.optimizer import make_optimizer
 from alexnet_jax.run import run_folder
 from alexnet_jax.system import console
+from alexnet_jax.system.files import local_path
 from alexnet_jax.system.versions import describe_environment
 from alexnet_jax.train_state import create_train_state
 
@@ -32,9 +34,9 @@ def main(argv: list[str]) -> None:
     parser = arguments.config_parser(arguments.program("convert"), __doc__, *usage)
     parser.add_argument("source", type=Path, help=".pth, .safetensors or .npz file of weights; with --output, a run")
     parser.add_argument("--layout", choices=LAYOUTS, required=True, help="whose names and order of axes the file has")
-    parser.add_argument("--output", type=Path, help=".safetensors or .npz file to write the weights of a run to")
-    parser.add_argument("--checkpoint", default="latest", help="of the run: latest (default), best, or examples seen")
-    parser.add_argument("--workdir", type=Path, help="folder of the run to make of the weights; needs --config")
+    parser.add_argument("--output", type=local_path, help=".safetensors or .npz file to write the weights of a run to")
+    parser.add_argument("--checkpoint", default="tested", help=f"of the run: {arguments.CHECKPOINT_HELP}")
+    parser.add_argument("--workdir", type=local_path, help="folder of the run to make of the weights; needs --config")
     parser.add_argument("--class-names", type=Path, help="text file, a class name a line; by default 0, 1, 2 and so on")
     options, words = arguments.parse(parser, argv)
     if (options.output is None) == (options.workdir is None):
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> None:
 def _make_run(options: argparse.Namespace, config: ConfigDict, command: list[str]) -> None:
     """Writes a run of weights. Raises UserError before that if weights, config and class names do not fit together."""
     source, layout, workdir = options.source, options.layout, options.workdir
-    if (workdir / "config.json").exists() or checkpoint_names(workdir / "checkpoints"):
+    if checkpoint_names(workdir / "checkpoints") or not _is_free(workdir / "config.json", config):
         raise UserError(f"{workdir} holds a run already; give another --workdir")
     preprocessing = _preprocessing(config, layout)
     check_names(config)
@@ -74,6 +76,11 @@ def _make_run(options: argparse.Namespace, config: ConfigDict, command: list[str
         checkpoints.save(0, tree, metadata, best=None)
     console.show(f"{_described(arrays)} of {source} make the run in {workdir}, for {outputs:,} classes")
     console.show(f"Try:  {arguments.program('predict')} {workdir} photo.jpg")
+
+
+def _is_free(path: Path, config: ConfigDict) -> bool:
+    """Whether there is no config.json, or only that of the same conversion, which was interrupted."""
+    return not path.exists() or path.read_text() == json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 def _preprocessing(config: ConfigDict, layout: str) -> Preprocessing:

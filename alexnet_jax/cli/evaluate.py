@@ -7,7 +7,7 @@ from typing import Any
 from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.inference.evaluation import Evaluation, evaluate_run
 from alexnet_jax.system import console
-from alexnet_jax.system.files import write_csv
+from alexnet_jax.system.files import local_path, make_folder, write_csv
 
 MOST_ROWS = 10
 """Classes in the printed table; the file has all."""
@@ -16,14 +16,14 @@ MOST_ROWS = 10
 def main(argv: list[str]) -> None:
     """Prints top-1 and top-5 error and the classes with the most mistakes, and writes two tables."""
     parser = run_parser("evaluate", __doc__, views=True, data=True)
-    parser.add_argument("--split", default="test", help="train, validation or test (default)")
-    parser.add_argument("--output", type=Path, help="folder of the tables; by default RUN/evaluation")
+    parser.add_argument("--split", help="train, validation or test; by default test, or validation if there is no test")
+    parser.add_argument("--output", type=local_path, help="folder of the tables; by default RUN/evaluation")
     options = parser.parse_args(argv)
     evaluation = evaluate_run(
         options.run, options.split, options.checkpoint, options.views, options.data_dir, options.prepared_dir
     )
     _show(evaluation)
-    write_tables(evaluation, options.output or evaluation.run.folder / "evaluation")
+    write_tables(evaluation, options.output or make_folder(evaluation.run.folder / "evaluation"))
 
 
 def _show(evaluation: Evaluation) -> None:

@@ -1,11 +1,10 @@
 """`python -m alexnet_jax export RUN --format=FORMAT`: the network of a run as one file for other programs."""
 
-from pathlib import Path
-
 from alexnet_jax.cli.arguments import run_parser
 from alexnet_jax.inference.export import FORMATS, export_run
 from alexnet_jax.inference.loaded_run import load_run
 from alexnet_jax.system import console
+from alexnet_jax.system.files import local_path
 
 SHOWN = 5
 """Class names that are printed; the file has all."""
@@ -15,7 +14,7 @@ def main(argv: list[str]) -> None:
     """Writes the file once its outputs are found to equal those of the network, and prints what is in it."""
     parser = run_parser("export", __doc__)
     parser.add_argument("--format", required=True, choices=FORMATS, help="what will read it; see docs/export.md")
-    parser.add_argument("--output", type=Path, help="the file; by default RUN/model and the suffix of the format")
+    parser.add_argument("--output", type=local_path, help="the file; by default RUN/model and the suffix of the format")
     options = parser.parse_args(argv)
     kind, run = FORMATS[options.format], load_run(options.run, options.checkpoint)
     path = options.output or run.folder / f"model{kind.suffix}"

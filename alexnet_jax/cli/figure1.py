@@ -2,8 +2,8 @@
 
 For each network and activation, a short run at each learning rate finds the best one, by the training loss at its end;
 at that learning rate each seed then trains until the training error is down to 25 %. The training error of an epoch is
-that of its batches under the parameters of their time. Ends with a table, a JSON file and the figure as PNG. Finished
-runs are not repeated.
+that of its batches under the parameters of their time. Ends with a table, a JSON file and, beside it, the figure as
+PNG. Finished runs are not repeated.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates to try")
     parser.add_argument("--probe-epochs", type=float, help="epochs of a run that tries a learning rate")
     parser.add_argument("--workdir", type=Path, default=Path("runs/figure1"), help="folder of the runs")
-    parser.add_argument("--output", type=Path, default=Path("results/figure1.json"), help="the figure lies beside it")
+    parser.add_argument("--output", type=Path, help="JSON file of the results; by default WORKDIR/figure1.json")
     workers.add_flags(parser, seeds=DEFAULTS["seeds"])
     parser.set_defaults(**DEFAULTS)
     options, words = arguments.parse(parser, argv)
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         races = runs.race(runs.try_rates())
     if not options.train_only:
         command = results_command("figure1", options, DEFAULTS, words)
-        _show(races, runs, options.output, command, options.seeds)
+        _show(races, runs, options.output or options.workdir / "figure1.json", command, options.seeds)
 
 
 class Runs:

@@ -3,51 +3,25 @@
 The configs that ship with the package are found by name: `--config=alexnet.py:digits` works in any folder.
 """
 
-import functools
-import io
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from alexnet_jax.config import check, flatten, nearest
+from alexnet_jax.cli.exits import leave
+from alexnet_jax.config import check, decisive, flatten, nearest
 from alexnet_jax.config_keys import KEYS, RENAMED
 from alexnet_jax.errors import UserError
 from alexnet_jax.system import console
-from alexnet_jax.system.signals import Terminated
+from alexnet_jax.system.files import expand_home
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 """Where configs are: in an installed package, and in a checkout."""
-
-
-def exit_on_user_error(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-    """Wraps the main function of a program: a UserError or a signal becomes one line on stderr and the exit code."""
-
-    @functools.wraps(main)
-    def wrapped(argv: list[str]) -> None:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be Unicode, nor terminals show all of it
-            sys.stdout.reconfigure(errors="backslashreplace")
-        try:
-            main(argv)
-            sys.stdout.flush()
-        except BrokenPipeError:  # nobody reads on, as after `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
-        except UserError as error:
-            _exit(str(error), error.exit_code)
-        except Terminated:
-            _exit("terminated", 143)
-        except KeyboardInterrupt:
-            _exit("interrupted", 130)
-
-    return wrapped
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -62,9 +36,9 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
             raise UserError("--config is required, such as --config=configs/alexnet.py; --help lists the options")
         return remaining
     except UserError as error:
-        _exit(str(error))
+        leave(str(error))
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        _exit(" ".join(str(error).split()))
+        leave(" ".join(str(error).split()))
 
 
 def config_from_flags(program: str, argv: Sequence[str]) -> ConfigDict:
@@ -75,6 +49,20 @@ def config_from_flags(program: str, argv: Sequence[str]) -> ConfigDict:
     config: ConfigDict = values["config"].value
     check(config.to_dict())
     return config
+
+
+def overrides(config_file: str, config: ConfigDict) -> dict[str, Any]:
+    """The keys that make a config another experiment than its file does, and the folder of images, with their values.
+
+    Args:
+      config_file: the value of --config.
+      config: the config after all flags.
+    """
+    before, after = (
+        decisive(plain) | {"data.dir": plain["data"]["dir"]}
+        for plain in (_load(config_file).to_dict(), config.to_dict())
+    )
+    return {name: value for name, value in after.items() if value != before.get(name)}
 
 
 def show_keys(words: Sequence[str]) -> None:
@@ -121,6 +109,12 @@ def _values_of_config(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
             yield index, "", word
 
 
+def expand_words(words: Sequence[str]) -> list[str]:
+    """A command line with ~ expanded at the start of a word and of a flag's value; shells leave out the latter."""
+    parts = [word.rpartition("=") if word.startswith("--") else ("", "", word) for word in words]
+    return [f"{flag}{equals}{expand_home(value)}" for flag, equals, value in parts]
+
+
 def with_choice(words: Sequence[str], choice: str) -> list[str]:
     """The words of a command line, with one more choice for the config file if `choice` is not empty."""
     return [
@@ -141,11 +135,6 @@ def refuse_words(argv: list[str]) -> None:
     """Raises UserError if words of a command line are left once its flags are parsed; the first is the program."""
     if argv[1:]:
         raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE")
-
-
-def _exit(message: str, status: int = 2) -> NoReturn:
-    print("error:", console.printable(message, keep="\n"), file=sys.stderr)
-    sys.exit(status)
 
 
 def _check_keys(words: list[str], config_file: str) -> None:

@@ -3,10 +3,7 @@
 import importlib
 import sys
 
-from absl import logging
-
-from alexnet_jax.cli.arguments import program
-from alexnet_jax.cli.flags import exit_on_user_error
+from alexnet_jax.cli.exits import run_program
 
 COMMANDS = {
     "train": "trains a network, or continues a run",
@@ -16,6 +13,7 @@ COMMANDS = {
     "figure1": "the paper's Figure 1: how much sooner ReLU learns than tanh",
     "prepare": "makes a data set ready to be read fast, and says what is in it",
     "show_batch": "a picture of augmented training images, as the network sees them",
+    "verify": "compares every file of a prepared data set with its digest",
     "benchmark": "how fast the training step is here, and what limits it",
     "benchmark_input": "how fast images come to the training step, and what limits them",
     "audit": "checks that a run used every image once an epoch",
@@ -29,17 +27,35 @@ COMMANDS = {
 
 def run() -> None:
     """The program `alexnet`: runs the command that sys.argv names."""
-    exit_on_user_error(main)(sys.argv)
+    run_program(main, sys.argv)
+
+
+def train() -> None:
+    """The program main.py: trains."""
+    run_program(_train, sys.argv)
+
+
+def _train(argv: list[str]) -> None:
+    from alexnet_jax.cli import train
+
+    train.run(argv[:1], argv[1:])
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command that argv[1] names, with - or _; without one, or with --help, lists the commands."""
+    """Runs the command that argv[1] names, with - or _. Without one, or with --help, lists the commands."""
+    from absl import logging
+
+    from alexnet_jax.cli.arguments import program
+    from alexnet_jax.cli.flags import expand_words
+
+    asked = argv[1:] in (["-h"], ["--help"])
     command = argv[1].replace("-", "_") if len(argv) > 1 else ""
-    if command not in COMMANDS:
-        print(f"usage: {program('COMMAND')} [...]\n", file=sys.stderr)
+    if asked or command not in COMMANDS:
+        output = sys.stdout if asked else sys.stderr
+        print(f"usage: {program('COMMAND')} [...]\n", file=output)
         for name, purpose in COMMANDS.items():
-            print(f"  {name:<16} {purpose}", file=sys.stderr)
-        print(f"\nThe options of a command: {program('COMMAND --help')}", file=sys.stderr)
-        sys.exit(0 if argv[1:] in (["-h"], ["--help"]) else 2)
+            print(f"  {name:<16} {purpose}", file=output)
+        print(f"\nThe options of a command: {program('COMMAND --help')}", file=output)
+        sys.exit(0 if asked else 2)
     logging.set_verbosity(logging.FATAL)  # libraries log what is raised or shown anyway
-    importlib.import_module(f"alexnet_jax.cli.{command}").main(argv[2:])
+    importlib.import_module(f"alexnet_jax.cli.{command}").main(expand_words(argv[2:]))

@@ -1,7 +1,6 @@
 """`python -m alexnet_jax predict RUN photo.jpg|folder|-`: the likeliest classes of images. No data set is needed."""
 
 import contextlib
-import csv
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,8 @@ from alexnet_jax.data.image_folder import SUFFIXES
 from alexnet_jax.errors import UnreadableImagesError, UserError
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.system import console
+from alexnet_jax.system.files import csv_line
+from alexnet_jax.system.signals import ends_after_signal
 
 Answer = dict[str, Any]
 """The predictions for an image: "file", and "predictions": class, label and probability, the most probable first."""
@@ -36,7 +37,8 @@ def main(argv: list[str]) -> None:
         run = load_run(options.run, options.checkpoint)
     show = _show_json if options.json else _show_csv if options.csv else _show_tables
     unreadable: list[str] = []
-    show(_answers(run, files, options.top, options.views, unreadable))
+    with ends_after_signal():
+        show(_answers(run, files, options.top, options.views, unreadable))
     if unreadable:
         raise UnreadableImagesError(f"{len(unreadable)} of {len(files)} images could not be read")
 
@@ -101,9 +103,14 @@ def _show_json(answers: Iterator[Answer]) -> None:
 
 
 def _show_csv(answers: Iterator[Answer]) -> None:
-    table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(["file", "rank", "class", "label", "probability"])
+    is_terminal = sys.stdout.isatty()
+    for row in _csv_rows(answers):
+        print(console.printable(csv_line(row)) if is_terminal else csv_line(row))
+
+
+def _csv_rows(answers: Iterator[Answer]) -> Iterator[list[Any]]:
+    yield ["file", "rank", "class", "label", "probability"]
     for answer in answers:
         for rank, prediction in enumerate(answer["predictions"], start=1):
             row = [prediction["class"], prediction["label"], f"{prediction['probability']:.6g}"]
-            table.writerow([answer["file"], rank, *row])
+            yield [answer["file"], rank, *row]

@@ -1,7 +1,7 @@
 """`python -m alexnet_jax sweep --config=... --space=configs/sweeps/NAME.py`: which settings train best.
 
-Start it on as many devices or machines as there are: all that name the same study share its settings out. Each run lies
-in WORKDIR/trial-NNNN/seed-N and can be continued with main.py.
+Start it as often as there are devices or machines: processes that name the same study divide its settings among them.
+Each run lies in WORKDIR/trial-NNNN/seed-N and can be continued with main.py.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from alexnet_jax.experiments.results import Spread
 from alexnet_jax.experiments.study import PRUNERS, SAMPLERS, Setting, Standing, Study, SweepPlan, open_study
 from alexnet_jax.experiments.trials import Outcome, Trial, run_trials
 from alexnet_jax.system import console
-from alexnet_jax.system.files import write_csv
+from alexnet_jax.system.files import local_path, write_csv
 from alexnet_jax.system.signals import raise_on_sigterm
 
 
@@ -31,10 +31,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--space", type=Path, required=True, help="file of the keys to vary and their values")
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="tpe (default), random or grid")
     parser.add_argument("--trials", type=int, help="settings to try; 20 by default, all of a grid")
-    parser.add_argument("--pruner", choices=PRUNERS, default="median", help="median (default): stops what is worse")
+    parser.add_argument(
+        "--pruner", choices=PRUNERS, default="median", help="median (default) stops what is worse; none"
+    )
     parser.add_argument("--storage", help="postgresql://USER@HOST/DATABASE; by default the file WORKDIR/study.log")
     parser.add_argument("--study", help="its name in the storage; by default the name of the folder of the runs")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/sweep"), help="folder of the runs")
+    parser.add_argument("--workdir", type=local_path, default=Path("runs/sweep"), help="folder of the runs")
     workers.add_flags(parser, seeds=(0,))
     options, words = arguments.parse(parser, argv)
     config = flags.config_from_flags("sweep", words)

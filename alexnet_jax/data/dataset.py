@@ -11,15 +11,20 @@ import numpy as np
 
 from alexnet_jax.data.image_folder import ImageFolder
 from alexnet_jax.data.imagenet import ImageNet
+from alexnet_jax.data.manifest import MANIFEST, damaged_error, read_manifest
 from alexnet_jax.data.preparation import StorageOptions, prepare
 from alexnet_jax.data.sources import SPLITS, Digits, Source, Synthetic, Tfds
 from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.data.storage import FolderInfo, JpegRecords, PixelRecords, Records, damaged_error, read_info
+from alexnet_jax.data.storage import FolderInfo, JpegRecords, PixelRecords, Records, read_info
 from alexnet_jax.errors import MissingSourceError, UserError
 from alexnet_jax.system import console
+from alexnet_jax.system.files import expand_home
 
 DATASET_NAMES = ("digits", "folder", "imagenet2012", "synthetic")
 """The names that `get_dataset` accepts in addition to tfds:NAME."""
+
+BUILT_IN = ("digits", "synthetic")
+"""The names of those data sets that need no files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Dataset:
       statistics: pixel statistics of the training images.
       content: digest of all images, labels and splits.
       directory: folder of the prepared images.
+      prepared: digest of the folder's files; "" if a version without digests prepared it.
     """
 
     splits: dict[str, Records]
@@ -39,6 +45,7 @@ class Dataset:
     statistics: Statistics
     content: str
     directory: Path
+    prepared: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -58,6 +65,7 @@ def get_dataset(name: str, source_dir: str, prepared_dir: str, synthetic_size: i
 
     Raises UserError if there is no such data set or it cannot be prepared.
     """
+    source_dir, prepared_dir = expand_home(source_dir), expand_home(prepared_dir)
     folder = Path(source_dir).resolve()
     origin = {"folder": folder, "imagenet2012": folder, "synthetic": synthetic_size}.get(name)
     identity = (name, str(origin), dataclasses.astuple(dataclasses.replace(options, max_quarantined=0.0)))
@@ -89,20 +97,49 @@ def _get_source(name: str, source_dir: str, prepared_dir: str, synthetic_example
     raise UserError(f"config.data.name={name!r} is unknown; there are: {', '.join(DATASET_NAMES)} and tfds:NAME")
 
 
+def find_prepared(prepared_dir: str, content: str, options: StorageOptions) -> Dataset | None:
+    """Opens the prepared copy of images that are known by `Dataset.content`; None if there is none.
+
+    Where several fit, because `options.storage` is "auto", one of pixels is preferred.
+    """
+    found = []
+    for path in Path(prepared_dir).glob(f"*-{options.image_size}-????????/info.json"):
+        try:
+            info = read_info(path.parent)
+        except UserError as error:  # of another data set, perhaps
+            console.warn(str(error))
+            continue
+        if info and info.content == content and _is_stored_as(info, options):
+            found.append((info.storage, path.parent))
+    return open_prepared(max(found)[1]) if found else None
+
+
+def _is_stored_as(info: FolderInfo, options: StorageOptions) -> bool:
+    """Whether prepared images may be those that these options would make."""
+    is_of_quality = info.storage == "raw" or info.jpeg_quality == options.jpeg_quality
+    return is_of_quality and options.storage in ("auto", info.storage)
+
+
 def open_prepared(directory: Path) -> Dataset:
     """Opens a folder that `prepare` has completed. Raises UserError if it is damaged or another folder."""
     info = read_info(directory)
     if info is None:
         raise UserError(f"{directory} is no prepared data set: it has no info.json")
+    if manifest := read_manifest(directory):
+        shards = {name for rows in info.shards.values() for name, _, _ in rows}  # checked when images are read
+        manifest.check(manifest.files.keys() - shards)
+    else:
+        console.warn(f"{directory} has no {MANIFEST}, as an earlier version prepared it: damage would not be noticed")
     try:
         splits = {split: _open_split(directory, split, info) for split in SPLITS if split in info.shards}
         mean_image = np.load(directory / "mean_image.npy")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # on damaged files NumPy raises errors of Python's tokenizer and more
         if isinstance(error, OSError) and error.errno == errno.EMFILE:
             raise UserError(f"{directory}: too many open files; raise the limit (ulimit -n 4096)") from error
-        raise damaged_error(directory, error) from error
+        raise damaged_error(directory, str(error)) from error
     statistics = Statistics(mean_image=mean_image, **{key: _tuple(value) for key, value in info.statistics.items()})
-    return Dataset(splits, tuple(info.class_names), statistics, info.content, directory)
+    prepared = manifest.digest if manifest else ""
+    return Dataset(splits, tuple(info.class_names), statistics, info.content, directory, prepared)
 
 
 def _open_split(directory: Path, split: str, info: FolderInfo) -> Records:
@@ -113,9 +150,14 @@ def _open_split(directory: Path, split: str, info: FolderInfo) -> Records:
             raise ValueError(f"{name} should have {size:,} bytes")
     if len(labels) != sum(count for _, count, _ in shards):
         raise ValueError(f"{split}_labels.npy has {len(labels):,} labels")
+    if labels.dtype.kind != "i" or labels.min() < 0 or labels.max() >= len(info.class_names):
+        raise ValueError(f"{split}_labels.npy holds other labels than those of {len(info.class_names):,} classes")
+    paths_and_counts = [(directory / name, count) for name, count, _ in shards]
     if info.storage == "raw":
-        return PixelRecords([directory / name for name, _, _ in shards], labels, info.image_size)
-    return JpegRecords([(directory / name, count) for name, count, _ in shards], labels, info.image_size)
+        path = directory / f"{split}_checksums.npy"
+        checksums = np.load(path) if path.exists() else None  # earlier versions wrote none
+        return PixelRecords(paths_and_counts, labels, info.image_size, checksums)
+    return JpegRecords(paths_and_counts, labels, info.image_size)
 
 
 def _tuple(value: Any) -> Any:

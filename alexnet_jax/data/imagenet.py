@@ -1,5 +1,6 @@
 """The source "imagenet2012": reads the two tar files of ILSVRC-2012 without unpacking them."""
 
+import io
 import re
 import tarfile
 from collections.abc import Iterator
@@ -8,12 +9,17 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from alexnet_jax.data.sources import Chunk, Original, Source, divide_into_chunks
-from alexnet_jax.errors import MissingSourceError, UserError
+from alexnet_jax.errors import MissingSourceError, UserError, reason
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 TRAIN_IMAGES, VALIDATION_IMAGES = 1_281_167, 50_000
 _CLASSES_PER_CHUNK = 10
 _PADDING = 20 * 512 + 1024  # the most zeros at the end of a tar
+_MOST_READ = 2**26
+"""Bytes of the largest image, and of the longest description of a file: those of ILSVRC-2012 are far smaller."""
+
+_DAMAGED = (tarfile.TarError, ArithmeticError, LookupError, RecursionError, ValueError)
+"""What tarfile raises on damaged headers."""
 
 
 class ImageNet(Source):
@@ -76,21 +82,21 @@ class ImageNet(Source):
         """
         path = self._folder / TRAIN
         try:
-            with path.open("rb") as file:
+            with _Bounded(path) as file:
                 file.seek(offset)
                 with tarfile.open(fileobj=file, mode="r:") as tar:
-                    for member in tar:
+                    for member in _plain(tar, path):
                         image = tar.extractfile(member) if member.isfile() else None
                         if image is None:
                             raise tarfile.ReadError(f"{member.name} is no file")
                         yield Original("train", self._labels[name], f"{name}/{member.name}", image.read())
                     end = tar.offset
                 file.seek(end)  # tarfile takes a damaged header for the end; then more than padding follows
-                rest = file.read(offset + size - end)
+                rest = file.read(min(offset + size - end, _PADDING + 1))
                 if end == offset or len(rest) > _PADDING or rest.strip(b"\0"):
                     raise tarfile.ReadError("an image is missing or unreadable")
-        except tarfile.TarError as error:
-            raise UserError(f"{path} is damaged in {name}.tar ({error}): copy or download it again") from error
+        except _DAMAGED as error:
+            raise UserError(f"{path} is damaged in {name}.tar ({reason(error)}): copy or download it again") from error
 
     def _validation_chunks(self) -> list[Chunk]:
         path = self._folder / VALIDATION
@@ -98,6 +104,8 @@ class ImageNet(Source):
         numbers = sorted(int(Path(member.name).stem[-8:]) for member in members)
         if numbers != list(range(1, VALIDATION_IMAGES + 1)):
             raise UserError(f"{path} is incomplete: it has {len(set(numbers)):,} of {VALIDATION_IMAGES:,} images")
+        if huge := next((member for member in members if member.size > _MOST_READ), None):
+            raise UserError(f"{path} is not ILSVRC-2012's: {huge.name} claims {huge.size:,} bytes")
         groups = divide_into_chunks(members)
         return [Chunk(sum(member.size for member in group), len(group), ("validation", group)) for group in groups]
 
@@ -110,13 +118,35 @@ class ImageNet(Source):
                 yield Original("validation", self._validation_labels[number - 1], member.name, data)
 
 
+class _Bounded(io.BufferedReader):
+    """A tar file of which _MOST_READ bytes are read at once: its headers may claim any size."""
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Reads bytes. Raises tarfile.ReadError if they are too many, or if all are asked for."""
+        if size is None or not 0 <= size <= _MOST_READ:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return super().read(size)
+
+
+def _plain(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    """Yields the members of a tar file. Raises tarfile.ReadError at one that cannot have the size that it claims."""
+    most = path.stat().st_size
+    for member in tar:
+        if member.issparse() or not 0 <= member.size <= most:
+            raise tarfile.ReadError(f"{member.name} is sparse, or claims {member.size:,} bytes")
+        yield member
+
+
 def _members(path: Path, pattern: str) -> list[tarfile.TarInfo]:
     """The files in a tar. Raises UserError if one has a name that does not match or is cut short."""
     try:
-        with tarfile.open(path, mode="r:") as tar:
-            members = [member for member in tar if member.isfile()]
-    except tarfile.TarError as error:
-        raise UserError(f"{path} is not ILSVRC-2012's tar file, or is incomplete: {error}") from error
+        with _Bounded(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            members = [member for member in _plain(tar, path) if member.isfile()]
+    except _DAMAGED as error:
+        raise UserError(f"{path} is not ILSVRC-2012's tar file, or is incomplete: {reason(error)}") from error
     strange = [member.name for member in members if not re.fullmatch(pattern, Path(member.name).name)]
     if strange or not members:
         raise UserError(f"{path} is not ILSVRC-2012's: it has {strange[0]!r}" if strange else f"{path} is empty")

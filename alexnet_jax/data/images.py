@@ -3,18 +3,33 @@
 import contextlib
 import dataclasses
 import io
+import threading
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 PROPERTIES = ("grey", "CMYK", "transparent", "animated", "rotated", "tiny")
 """Unusual properties that a report counts: greyscale, CMYK colours, transparent pixels, several frames, an EXIF
 rotation, fewer pixels than the resized image."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+
+MOST_SCANS = 200
+"""Scans that a JPEG may have. Each visits every block of the image, however small it is in the file; libjpeg writes ten
+scans, and other encoders a few dozen."""
+
+_SCAN = b"\xff\xda"  # the marker that begins a scan; within a scan, 0 follows each 255
+
+_LARGE = 25e6
+_ONE_LARGE = threading.Lock()
+"""Held while an image of more than _LARGE pixels is decoded as a whole: each core has a thread, and 100 megapixels take
+0.8 GB (1.2 GB in CMYK, 1.6 GB as WebP). Of a JPEG that is not progressive, a few rows are in memory at a time."""
+
+_STRIP = 2**20  # pixels that are converted at a time
 
 cv2.setNumThreads(1)  # callers have their own threads
 Image.MAX_IMAGE_PIXELS = None  # `resize_image` has its own limit, checked before decoding
@@ -94,38 +109,94 @@ def decode_jpeg(jpeg: bytes, out: np.ndarray) -> None:
     simplejpeg.decode_jpeg(jpeg, buffer=out)
 
 
+def read_original(path: Path, max_pixels: float) -> bytes:
+    """Reads an image file. Raises ValueError if it has more bytes than an image of `max_pixels` can need."""
+    if path.is_file():
+        _check_bytes(path.stat().st_size, max_pixels)
+        return path.read_bytes()
+    with path.open("rb") as endless:  # perhaps: a pipe or a device
+        return endless.read(_most_bytes(max_pixels) + 1)
+
+
+def _most_bytes(max_pixels: float) -> int:
+    """The bytes of 16-bit RGBA without compression, and 16 MiB for metadata."""
+    return int(8 * max_pixels) + 2**24
+
+
+def _check_bytes(size: int, max_pixels: float) -> None:
+    if size > _most_bytes(max_pixels):
+        raise ValueError(f"more than {_most_bytes(max_pixels):,} bytes, which suffice for config.data.max_megapixels")
+
+
 def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[str], bytes | None]:
     """Returns RGB pixels, properties, and the data themselves if `decode_jpeg` decodes them to these pixels."""
     if not data:
         raise ValueError("the file is empty")
+    _check_bytes(len(data), max_pixels)
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:  # reads only the header
             width, height = picture.size
             if width * height > max_pixels:
                 raise ValueError(f"{width} x {height} pixels are more than config.data.max_megapixels allows")
-            properties = {"grey"} if picture.mode in ("1", "L", "LA", "I", "I;16", "I;16B") else set()
-            if picture.mode == "CMYK":
-                properties.add("CMYK")
-            if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
-                properties.add("animated")
-            if _orientation(picture) in range(2, 9):
-                properties.add("rotated")
-            if picture.format in ("JPEG", "MPO") and not properties & {"CMYK", "rotated"}:
-                with contextlib.suppress(ValueError):  # Pillow tolerates more; only what it refuses too is broken
-                    # An image of more than twice the size is halved while it is decoded.
-                    pixels = simplejpeg.decode_jpeg(data, min_height=2 * size, min_width=2 * size, min_factor=2)
-                    return pixels, properties, data
-            upright = ImageOps.exif_transpose(picture) if "rotated" in properties else picture
-            if upright.mode.startswith("I"):
-                return _as_rgb((np.asarray(upright) >> 8).astype(np.uint8)), properties, None
-            if upright.has_transparency_data:
-                rgba = upright.convert("RGBA")
-                if np.asarray(rgba)[..., 3].min() < 255:
-                    properties.add("transparent")
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), rgba)
-            return np.asarray(upright.convert("RGB")), properties, None
+            is_jpeg = picture.format in ("JPEG", "MPO")
+            if is_jpeg and data.count(_SCAN) > MOST_SCANS:
+                raise ValueError(f"more than {MOST_SCANS} scans would take too long to decode")
+            properties, orientation = _properties(picture), _orientation(picture)
+            is_plain = is_jpeg and not properties & {"CMYK", "rotated"}
+            is_small = width * height <= _LARGE or (is_plain and "progressive" not in picture.info)
+            with contextlib.nullcontext() if is_small else _ONE_LARGE:
+                if is_plain:
+                    with contextlib.suppress(ValueError):  # Pillow tolerates more; only what it refuses too is broken
+                        # An image of more than twice the size is halved while it is decoded.
+                        pixels = simplejpeg.decode_jpeg(data, min_height=2 * size, min_width=2 * size, min_factor=2)
+                        return pixels, properties, data
+                return _upright(_in_rgb(picture, properties), orientation), properties, None
     except UnidentifiedImageError:
         raise ValueError("not an image of a known format") from None
+
+
+def _properties(picture: Image.Image) -> set[str]:
+    """The properties that the header tells."""
+    properties = {"grey"} if picture.mode in ("1", "L", "LA", "I", "I;16", "I;16B") else set()
+    if picture.mode == "CMYK":
+        properties.add("CMYK")
+    if picture.format != "MPO" and getattr(picture, "is_animated", False):
+        properties.add("animated")
+    if _orientation(picture) in range(2, 9):
+        properties.add("rotated")
+    return properties
+
+
+def _in_rgb(picture: Image.Image, properties: set[str]) -> np.ndarray:
+    """Decodes an image with Pillow to RGB, strip by strip: each mode on the way takes up to 4 bytes a pixel.
+
+    Adds "transparent" to the properties if a pixel is.
+    """
+    width, height = picture.size
+    picture.load()
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = -(-_STRIP // width)
+    for top in range(0, height, rows):
+        strip = picture.crop((0, top, width, min(top + rows, height)))
+        if strip.mode.startswith("I"):
+            pixels[top : top + rows] = _as_rgb((np.asarray(strip) >> 8).astype(np.uint8))
+            continue
+        if strip.has_transparency_data:
+            rgba = strip.convert("RGBA")
+            if np.asarray(rgba)[..., 3].min() < 255:
+                properties.add("transparent")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), rgba)
+        pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return pixels
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """A view of an image that shows it upright, by its EXIF orientation."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
 
 
 def _scale(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -12,7 +12,9 @@ import numpy as np
 from alexnet_jax.data.images import PROPERTIES, PreparedImage
 from alexnet_jax.data.statistics import PixelSums, Statistics
 from alexnet_jax.data.storage import FolderInfo
+from alexnet_jax.system.files import flush, inert
 
+_LISTS = ("split", "label", "file", "digest", "checksum", "quarantine")
 QUARANTINE_TABLE, DUPLICATES_TABLE, CLASSES_TABLE = "quarantine.tsv", "duplicates.tsv", "classes.tsv"
 
 
@@ -21,6 +23,7 @@ class Inventory:
 
     Attributes:
       split, label, file, digest: of each stored image; the digest is the first 8 bytes of its file's SHA-256.
+      checksum: of the pixels of each image that is stored as such; see `storage.checksum`.
       traits: number of images with each of `images.PROPERTIES`.
       quarantine: (split, file, reason) of each unreadable image.
       sums: pixel sums over the training images.
@@ -31,6 +34,7 @@ class Inventory:
         self.label: list[int] = []
         self.file: list[str] = []
         self.digest: list[int] = []
+        self.checksum: list[int] = []
         self.traits: Counter[str] = Counter()
         self.quarantine: list[Sequence[str]] = []
         self.sums = PixelSums(image_size)
@@ -47,11 +51,12 @@ class Inventory:
 
     def save(self, path: Path) -> None:
         """Writes the inventory to a file, atomically."""
-        lists = {name: getattr(self, name) for name in ("split", "label", "file", "digest", "traits", "quarantine")}
+        lists = {name: getattr(self, name) for name in (*_LISTS, "traits")}
         text = np.frombuffer(json.dumps(lists).encode(), np.uint8)
         temporary = path.with_suffix(".tmp")
         with temporary.open("wb") as file:
             np.savez(file, text=text, pixel_sum=self.sums.pixels, product_sum=self.sums.products)
+        flush(temporary)
         temporary.rename(path)
 
     @classmethod
@@ -69,7 +74,7 @@ class Inventory:
         self.sums.extend(other.sums)
 
     def _extend(self, lists: Mapping[str, Any]) -> None:
-        for name in ("split", "label", "file", "digest", "quarantine"):
+        for name in _LISTS:
             getattr(self, name).extend(lists[name])
         self.traits.update(lists["traits"])
 
@@ -104,13 +109,15 @@ class Inventory:
 
 
 def save_arrays(directory: Path, inventory: Inventory, statistics: Statistics) -> None:
-    """Writes the mean image, and the labels and file names of each split, in the order of its images."""
+    """Writes the mean image, and the labels, file names and checksums of each split, in the order of its images."""
     np.save(directory / "mean_image.npy", statistics.mean_image)
     splits = np.array(inventory.split)
     for split in dict.fromkeys(inventory.split):
         chosen = np.flatnonzero(splits == split)
         np.save(directory / f"{split}_labels.npy", np.array([inventory.label[i] for i in chosen], np.int32))
         (directory / f"{split}_files.json").write_text(json.dumps([inventory.file[i] for i in chosen]))
+        if inventory.checksum:
+            np.save(directory / f"{split}_checksums.npy", np.array([inventory.checksum[i] for i in chosen], np.uint32))
 
 
 def write_tables(directory: Path, inventory: Inventory, class_names: Sequence[str]) -> None:
@@ -124,8 +131,8 @@ def write_tables(directory: Path, inventory: Inventory, class_names: Sequence[st
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes tab-separated values; tabs and line breaks within a value become spaces."""
-    lines = ["\t".join(" ".join(str(value).split()) for value in row) for row in (header, *rows)]
+    """Writes tab-separated values, each `inert`; tabs and line breaks within a value become spaces."""
+    lines = ["\t".join(inert(" ".join(str(value).split())) for value in row) for row in (header, *rows)]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
 
 

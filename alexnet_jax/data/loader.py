@@ -137,8 +137,9 @@ def make_train_source(data: ConfigDict, records: Records, device_memory_bytes: i
 def choose_cache(cache: str, records: Records, device_bytes: int | None, host_bytes: int) -> str:
     """Resolves where training images are cached: "device", "host" or "disk".
 
-    "auto" is "device" if the device has its own memory and the images fit in a quarter of it, else "host" if they fit
-    in a quarter of the host's, else "disk". Uncompressed images stay on disk, since the system caches the files.
+    "auto" is "device" if the device has its own memory and the images fit in a quarter of it and in half of the host's,
+    else "host" if they are compressed and fit in a quarter of the host's, else "disk": the system itself keeps files of
+    uncompressed images in memory.
 
     Args:
       cache: "auto", "device", "host" or "disk".

@@ -22,13 +22,14 @@ from threadpoolctl import threadpool_limits
 
 from alexnet_jax.config import check_value
 from alexnet_jax.data import storage
-from alexnet_jax.data.images import PROPERTIES, PreparedImage, resize_image
+from alexnet_jax.data.images import PROPERTIES, PreparedImage, read_original, resize_image
 from alexnet_jax.data.inventory import QUARANTINE_TABLE, Inventory, describe, save_arrays, write_table, write_tables
+from alexnet_jax.data.manifest import write_manifest
 from alexnet_jax.data.sources import SPLITS, Original, Source
 from alexnet_jax.data.storage import FolderInfo, read_info
-from alexnet_jax.errors import UserError, reason
+from alexnet_jax.errors import UserError, failure_of_the_machine, reason
 from alexnet_jax.system import console
-from alexnet_jax.system.files import acquire_lock
+from alexnet_jax.system.files import acquire_lock, flush
 from alexnet_jax.system.machine import available_cores
 
 RAW_LIMIT = 4e9
@@ -91,7 +92,9 @@ def prepare(source: Source, options: StorageOptions, directory: Path) -> None:
                 f"the disk is full: {_free(directory) / 1e9:.2f} GB free in {directory.parent}. The prepared images "
                 "are kept; free some space and give the same command to continue"
             ) from error
-        raise UserError(f"{error.filename or directory}: {error.strerror or error}") from error
+        place = Path(error.filename or directory)
+        key = "config.data.prepared_dir: " if place.is_relative_to(directory.parent) else ""
+        raise UserError(f"{key}{place}: {error.strerror or error}") from error
 
 
 def _is_up_to_date(directory: Path, fingerprint: str) -> bool:
@@ -221,9 +224,13 @@ class _Job:
                         shard = contextlib.closing(self._open_shard(image.split, number))
                         shards[image.split] = open_files.enter_context(shard)
                     shards[image.split].write(image)
+                    if self.storage == "raw":
+                        inventory.checksum.append(storage.checksum(image.resized.pixels))
                 if count % 16 == 0 and advanced + step < chunk.size:
                     progress.advance(step, 16)
                     advanced += step
+        for split in shards:  # before the inventory says that they are complete
+            flush(self.work / storage.working_name(split, number, self.storage))
         inventory.save(self._inventory_path(number))
         progress.advance(chunk.size - advanced, 0)
         return inventory
@@ -237,10 +244,12 @@ class _Job:
     def _prepare_image(self, original: Original, inventory: Inventory) -> PreparedImage | None:
         """Decodes, resizes and counts an image; returns None for an unreadable one."""
         try:
-            content = original.content
-            data = content.read_bytes() if isinstance(content, Path) else content
-            resized = resize_image(data, self.options.image_size, self.options.max_megapixels * 1e6)
+            content, max_pixels = original.content, self.options.max_megapixels * 1e6
+            data = read_original(content, max_pixels) if isinstance(content, Path) else content
+            resized = resize_image(data, self.options.image_size, max_pixels)
         except Exception as error:  # decoders raise anything on broken data
+            if isinstance(error, OSError) and failure_of_the_machine(error):
+                raise
             inventory.quarantine.append((original.split, original.file, reason(error)))
             return None
         digest = hashlib.sha256(np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else data).digest()
@@ -287,7 +296,7 @@ class _Job:
         return named
 
     def _complete(self, total: Inventory, shards: storage.Shards) -> FolderInfo:
-        """Writes labels, statistics, tables and info.json. Raises UserError if a split is empty."""
+        """Writes labels, statistics, tables, info.json and the manifest. Raises UserError if a split is empty."""
         for split in ("train", "validation"):
             if split not in shards:
                 shutil.rmtree(self.work)  # useless with other fractions or images
@@ -315,17 +324,26 @@ class _Job:
             statistics={name: value for name, value in vars(statistics).items() if name != "mean_image"},
         )
         info.write(self.work)
+        names = {path.name for path in self.work.iterdir()} - {path.name for path in self._working_files()}
+        write_manifest(self.work, names)
         return info
+
+    def _working_files(self) -> list[Path]:
+        """Files of the working folder that the finished one does not have."""
+        return [*self.work.glob("part-*"), self.work / "plan.json"]
 
     def _publish(self) -> None:
         """Moves the working folder to its final place, in place of an outdated one."""
-        for path in [*self.work.glob("part-*"), self.work / "plan.json"]:
+        for path in self._working_files():
             path.unlink(missing_ok=True)
+        for path in (*self.work.iterdir(), self.work):
+            flush(path)
         old = _old(self.directory)
         shutil.rmtree(old, ignore_errors=True)
         if self.directory.exists():
             self.directory.rename(old)
         self.work.rename(self.directory)
+        flush(self.directory.parent)
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -150,11 +150,12 @@ class Tfds(Source):
     """
 
     def __init__(self, name: str, prepared_dir: str):
-        self._builder = _prepared_builder(name, prepared_dir)
+        wanted = f"config.data.name='tfds:{name}'"
+        with _known_features_alone(wanted):
+            self._builder = _prepared_builder(name, prepared_dir)
         info = self._builder.info
         features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
         label = features.get("label")
-        wanted = f"config.data.name='tfds:{name}'"
         if not isinstance(label, tfds.features.ClassLabel) or "image" not in features:
             raise UserError(f"{wanted} has no image with a class label, but {', '.join(features)}")
         if "train" not in info.splits:
@@ -184,6 +185,29 @@ class Tfds(Source):
         for index in numbers:
             record = self._records[split][index]
             yield Original(split, int(record["label"]), f"{split}/{index}", record["image"])
+
+
+FEATURES = ("BBoxFeature", "ClassLabel", "FeaturesDict", "Image", "Scalar", "Sequence", "Tensor", "Text")
+"""The classes of TFDS by which the features.json of a prepared data set may describe it."""
+
+
+@contextlib.contextmanager
+def _known_features_alone(wanted: str) -> Iterator[None]:
+    """Meanwhile a features.json that names other classes than FEATURES is refused: TFDS would import what it names."""
+    base = tfds.features.FeatureConnector
+    class_of = base.cls_from_name
+
+    def known_class(name: str) -> Any:
+        package, _, kind = name.rpartition(".")
+        if kind not in FEATURES or not package.startswith("tensorflow_datasets.core.features."):
+            raise UserError(f"{wanted}: its files name the class {name!r}, which is none of {', '.join(FEATURES)}")
+        return class_of(name)
+
+    base.cls_from_name = known_class
+    try:
+        yield
+    finally:
+        base.cls_from_name = class_of
 
 
 _BUILDER_ERRORS = (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError, OSError)

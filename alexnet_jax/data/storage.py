@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,11 +17,12 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.data.images import PreparedImage, decode_jpeg, encode_jpeg
-from alexnet_jax.errors import UserError
+from alexnet_jax.data.manifest import damaged_error, read_manifest
 
 Shards = Mapping[str, Sequence[Sequence[Any]]]
 """(file name, images, bytes) of each shard, by split."""
 
+INFO = "info.json"
 _NAME = "images"  # TFDS needs a name
 
 
@@ -56,22 +58,20 @@ class FolderInfo:
 
     def write(self, directory: Path) -> None:
         """Writes info.json, which marks a folder as complete."""
-        (directory / "info.json").write_text(json.dumps(dataclasses.asdict(self), indent=2))
-
-
-def damaged_error(what: Path | str, error: Exception) -> UserError:
-    """Returns the error to raise where a prepared folder cannot be read."""
-    return UserError(f"{what} is damaged ({error}): delete the folder, and it is prepared again")
+        (directory / INFO).write_text(json.dumps(dataclasses.asdict(self), indent=2))
 
 
 def read_info(directory: Path) -> FolderInfo | None:
     """Returns the info of a prepared folder; None if it is not one. Raises UserError if it is damaged."""
     try:
-        return FolderInfo(**json.loads((directory / "info.json").read_text()))
+        text = (directory / INFO).read_text()
+        if manifest := read_manifest(directory):
+            manifest.check([INFO])
+        return FolderInfo(**json.loads(text))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:  # TypeError: missing or unknown keys
-        raise damaged_error(directory / "info.json", error) from error
+        raise damaged_error(directory, f"{INFO} ({error})") from error
 
 
 @runtime_checkable
@@ -115,7 +115,7 @@ class JpegRecords:
             try:
                 decode_jpeg(self.read_jpeg(int(index)), pixels)
             except (OSError, ValueError, RuntimeError, DecodeError) as error:
-                raise damaged_error(f"image {index} of {self._folder}", error) from error
+                raise damaged_error(self._folder, f"image {index} ({error})") from error
 
     def read_jpeg(self, index: int) -> bytes:
         """Returns the JPEG bytes of an image."""
@@ -128,16 +128,56 @@ class PixelRecords:
 
     is_compressed = False
 
-    def __init__(self, paths: Sequence[Path], labels: np.ndarray, image_size: int):
-        self.labels, self.image_size = labels, image_size
-        self._shards = [np.load(path, mmap_mode="r") for path in paths]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
+    def __init__(
+        self,
+        paths_and_counts: Sequence[tuple[Path, int]],
+        labels: np.ndarray,
+        image_size: int,
+        checksums: np.ndarray | None = None,
+    ):
+        """Opens the files; an image is compared with its checksum, if there are any, when it is first read.
+
+        Raises ValueError that names a file which does not hold so many images.
+        """
+        self.labels, self.image_size, self._checksums = labels, image_size, checksums
+        self._paths, counts = zip(*paths_and_counts, strict=True)
+        shape = (image_size, image_size, 3)
+        self._shards = [_open_pixels(path, (count, *shape)) for path, count in paths_and_counts]
+        self._ends = np.cumsum(counts)
+        self._is_checked = np.full(len(labels), checksums is None)
 
     def read(self, indices: Sequence[int] | np.ndarray, out: np.ndarray) -> None:
-        """Copies images from the files into `out`."""
+        """Copies images from the files into `out`. Raises UserError if one is damaged."""
         shards = np.searchsorted(self._ends, indices, side="right")
         for pixels, index, number in zip(out, indices, shards, strict=True):
             pixels[:] = self._shards[number][index - self._ends[number]]  # negative: from the end
+            if not self._is_checked[index]:
+                self._check(pixels, int(index), self._paths[number])
+
+    def _check(self, pixels: np.ndarray, index: int, path: Path) -> None:
+        """Raises UserError if an image in the file `path` does not match its checksum."""
+        assert self._checksums is not None
+        if checksum(pixels) != self._checksums[index]:
+            raise damaged_error(path.parent, f"{path.name} (image {index} does not match its checksum)")
+        self._is_checked[index] = True
+
+
+def _open_pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Maps a .npy file of pixels into memory. Raises ValueError that names it if they are not of this shape."""
+    try:
+        pixels: np.ndarray = np.load(path, mmap_mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # on damaged headers NumPy raises errors of Python's tokenizer and more
+        raise ValueError(f"{path.name} ({error})") from error
+    if pixels.shape != shape or pixels.dtype != np.uint8:
+        raise ValueError(f"{path.name} ({pixels.dtype} of shape {pixels.shape}, not uint8 of {shape})")
+    return pixels
+
+
+def checksum(pixels: np.ndarray) -> int:
+    """CRC-32 of the pixels of an image."""
+    return zlib.crc32(pixels.data)
 
 
 class InMemoryRecords:
@@ -198,7 +238,7 @@ class PixelWriter:
             self._write_header()
 
     def _write_header(self) -> None:
-        """Writes the header; NumPy leaves room in it for the number of images to grow."""
+        """Writes the header at the file's position; NumPy leaves room in it for the number of images to grow."""
         shape = (self._count, self._image_size, self._image_size, 3)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)

@@ -53,6 +53,10 @@ class StartWatch:
             self.started_at = step
         return self.started_at is None and 0 < self.after <= step
 
+    def is_at_chance(self, loss: float) -> bool:
+        """Whether a loss, the mean over many steps, is still that of predictions that do not depend on the image."""
+        return loss >= STARTED * self.chance
+
     def text(self, step: int) -> str:
         """The error message of a run that is stuck at a step."""
         return (

@@ -25,6 +25,8 @@ from alexnet_jax.errors import UserError, reason
 from alexnet_jax.experiments.search_space import Settings, Space, grid, storable
 from alexnet_jax.experiments.trials import Outcome, TrialStoppedError, wait_for_claim
 from alexnet_jax.run import run_folder
+from alexnet_jax.system.files import naming
+from alexnet_jax.system.versions import require
 
 SAMPLERS = ("grid", "random", "tpe")
 PRUNERS = ("median", "none")
@@ -115,8 +117,8 @@ class Setting:
 class _LeftOpen(BaseException):
     """Wraps an error after which the trial stays open, so that another worker repeats the setting.
 
-    That is a signal, a lost database, or that the trial was already handed to another worker because this one had been
-    silent for too long. After any other error, Optuna counts the trial as failed.
+    That is a signal, a lost database, a full disk, or that the trial was already handed to another worker because this
+    one had been silent for too long. After any other error, Optuna counts the trial as failed.
     """
 
 
@@ -179,7 +181,7 @@ class Study:
             failed = train(setting)
             if failed and not setting.is_pruned:
                 trial.set_user_attr("failure", failed.failure)
-        except (KeyboardInterrupt, StorageInternalError, UpdateFinishedTrialError) as error:
+        except (KeyboardInterrupt, StorageInternalError, UpdateFinishedTrialError, UserError) as error:
             raise _LeftOpen(error) from error
         if setting.is_pruned or (failed and failed.cannot_train):
             raise TrialPruned
@@ -228,6 +230,8 @@ def open_study(storage: str, name: str, plan: SweepPlan, workdir: Path) -> Itera
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     shown = re.sub("(://[^:/@]*):.*@", r"\1@", storage)  # without the password
     is_local = "://" not in storage
+    if storage.startswith("postgresql"):
+        require("database", "psycopg")
     median = optuna.pruners.MedianPruner(n_warmup_steps=plan.warmup)
     pruner = median if plan.pruner == "median" else optuna.pruners.NopPruner()
     for attempt in range(1, 6):  # workers that create the tables of an empty database at the same time fail
@@ -235,6 +239,8 @@ def open_study(storage: str, name: str, plan: SweepPlan, workdir: Path) -> Itera
             opened = _open_journal(Path(storage)) if is_local else _open_database(storage)
             study = optuna.create_study(storage=opened, study_name=name, pruner=pruner, load_if_exists=True)
             break
+        except UserError:
+            raise
         except Exception as error:
             if attempt == 5:
                 raise UserError(f"--storage={shown}: {reason(error)}") from error
@@ -251,8 +257,24 @@ def _open_journal(path: Path) -> Any:
     import optuna
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+    class Journal(JournalFileBackend):
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            """Appends all or nothing. Raises UserError if the file cannot be written, as on a full disk."""
+            with naming(path):
+                try:
+                    super().append_logs(logs)
+                except OSError:
+                    _cut_incomplete_line(path, lock)
+                    raise
+
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = JournalFileOpenLock(str(path))
+    _cut_incomplete_line(path, lock)
+    return optuna.storages.JournalStorage(Journal(str(path), lock_obj=lock))
+
+
+def _cut_incomplete_line(path: Path, lock: Any) -> None:
+    """Removes the last line of a journal file if it is incomplete, with the lock of the journal held."""
     lock.acquire()
     try:
         content = path.read_bytes() if path.exists() else b""
@@ -260,7 +282,6 @@ def _open_journal(path: Path) -> Any:
             os.truncate(path, content.rfind(b"\n") + 1)
     finally:
         lock.release()
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
 
 
 def _open_database(url: str) -> Any:

@@ -1,12 +1,11 @@
 """Runs several configs one after another, each in a run folder of its own.
 
-Finished runs are not repeated, and a run that fails does not stop the others.
+Finished runs are not repeated. A run that fails does not stop the others, unless the disk is full or the like.
 """
 
 import contextlib
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,20 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError, UserError, reason
+from alexnet_jax.errors import (
+    RunInUseError,
+    TrainingDivergedError,
+    TrainingStuckError,
+    UserError,
+    failure_of_the_machine,
+    reason,
+)
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.run import run_folder
 from alexnet_jax.run.metrics_log import read_metrics
+from alexnet_jax.run.record_kinds import check_metrics
 from alexnet_jax.system import console
+from alexnet_jax.system.files import read_json
 from alexnet_jax.system.signals import raise_on_sigterm
 from alexnet_jax.train import train_and_evaluate
 
@@ -80,6 +88,7 @@ def run_trials(trials: Iterable[Trial], on_epoch: OnTrialEpoch = lambda *_: None
       on_epoch: called with the trial and each evaluation's record; may raise `TrialStoppedError`.
 
     Raises:
+      UserError: a run cannot be written, or too many files are open.
       SystemExit: with status 130 or 143 after SIGINT or SIGTERM, once the current run is saved.
       KeyboardInterrupt: after a signal between two runs.
     """
@@ -112,7 +121,7 @@ def is_finished(trial: Trial) -> bool:
     path = trial.workdir / "config.json"
     if not path.exists() or not any(record["kind"] == "test" for record in read_metrics(trial.workdir)):
         return False
-    done, config = json.loads(path.read_text()), trial.config.to_dict()
+    done, config = read_json(path, dict), trial.config.to_dict()
     same_length = config_lib.length(config_lib.complete(done)) == config_lib.length(config)
     return same_length and not config_lib.differences(done, config)
 
@@ -129,15 +138,16 @@ def _attempt(trial: Trial, on_epoch: OnTrialEpoch) -> Outcome | None:
     if is_finished(trial):
         return _outcome(trial)
     try:
-        claim = run_folder.claim(trial.workdir)
-        if claim is None:
-            return None
-        with claim, console.muted():
+        with console.muted():
             dataset = _opened(FrozenConfigDict(trial.config.data))
             callback = functools.partial(on_epoch, trial)
             train_and_evaluate(trial.config, trial.workdir, trial.command, callback, dataset)
-    except Exception as error:  # any failure ends only this trial
-        return _outcome(trial, error)
+    except RunInUseError:
+        return None
+    except Exception as error:  # any failure ends only this trial, unless the others would fail, too
+        if not failure_of_the_machine(error):
+            return _outcome(trial, error)
+        raise error if isinstance(error, UserError) else UserError(f"{trial.workdir}: {reason(error)}") from error
     return _outcome(trial)
 
 
@@ -150,6 +160,7 @@ def _opened(data: FrozenConfigDict) -> Dataset:
 def _outcome(trial: Trial, error: Exception | None = None) -> Outcome:
     """Reads the outcome of a trial from its folder; `error` is the exception that ended it before its test."""
     records = read_metrics(trial.workdir)
+    check_metrics(trial.workdir / "metrics.jsonl", records)
     epochs, tests = ([record for record in records if record["kind"] == kind] for kind in ("epoch", "test"))
     if error is None:
         return Outcome(trial, epochs, tests[-1], None)

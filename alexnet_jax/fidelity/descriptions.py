@@ -16,7 +16,7 @@ from alexnet_jax.schedules import scaled_learning_rate
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A choice: `value`, which is compared, and `note`, details that are only shown."""
+    """What a config does in one decision: `value` in words, which are compared, and `note`, which is only shown."""
 
     value: str
     note: str = ""
@@ -219,7 +219,7 @@ def schedule(config: ConfigDict, _: AlexNet) -> Choice:
             text = f"x {o.factor:g} when the validation error stops improving"
             patience = f"patience {o.patience} evaluations, one every {config.eval_every_epochs:g} epochs"
             least = f"improvement {o.threshold:g}, cooldown {o.cooldown}, not below {o.minimum_learning_rate:g}"
-            note = f"{patience}; {least}; at least {o.min_drops} drops"
+            note = f"{patience}; {least}" + (f"; at least {o.min_drops} drops" if o.min_drops else "")
         case "step":
             text = f"x {o.factor:g} after {', '.join(f'{epoch:g}' for epoch in o.step_epochs)} epochs"
         case "dexp":
@@ -227,20 +227,23 @@ def schedule(config: ConfigDict, _: AlexNet) -> Choice:
         case "constant":
             text = "constant"
     warmup = f"a warm-up of {o.warmup_epochs:g} epochs, then " if o.warmup_epochs else ""
-    return Choice(warmup + text, note)
+    anew = f", anew from epoch {_numbers(o.restart_epochs)}" if o.restart_epochs else ""
+    return Choice(warmup + text + anew, note)
 
 
 def length(config: ConfigDict, _: AlexNet) -> Choice:
     """When training ends."""
     steps = f", at most {config.max_steps} steps" if config.max_steps else ""
     early = f", until {config.stop_at_train_error:.0%} training error" if config.stop_at_train_error else ""
+    if patience := config.early_stopping_patience:
+        early += f", until {patience} evaluations bring no lower validation error"
     return Choice(f"{config.epochs:g} epochs{steps}{early}", f"evaluated every {config.eval_every_epochs:g}")
 
 
 def tested_parameters(config: ConfigDict, _: AlexNet) -> Choice:
     """Which parameters are tested."""
-    decay = config.optimizer.ema_decay
-    return Choice(f"their moving average, decay {decay:g}" if decay else "the last parameters")
+    decay, which = config.optimizer.ema_decay, "best" if config.early_stopping_patience else "last"
+    return Choice(f"the {which} parameters" + (f", their moving average, decay {decay:g}" if decay else ""))
 
 
 def _numbers(values: tuple[float, ...]) -> str:

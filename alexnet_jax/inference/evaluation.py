@@ -1,24 +1,24 @@
 """Evaluation of a trained run: loss, errors and a prediction for every image of a split."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from alexnet_jax import metrics
-from alexnet_jax.config import check
-from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.data.dataset import BUILT_IN, Dataset, find_prepared
 from alexnet_jax.data.loader import eval_batches
 from alexnet_jax.errors import UserError
-from alexnet_jax.experiment import open_dataset
+from alexnet_jax.experiment import make_storage_options, open_dataset
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.parallel.compilation import use_compilation_cache
 from alexnet_jax.parallel.devices import data_parallel
 from alexnet_jax.steps import make_predictions_step
 from alexnet_jax.system import console
+from alexnet_jax.system.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +61,27 @@ class Evaluation:
         """Whether the label is among the k most probable classes, bool, [images]."""
         return (self.predicted[:, :k] == self.labels[:, None]).any(axis=1)
 
-    def confusion(self) -> np.ndarray:
-        """The confusion matrix: image counts by label (row) and prediction (column), int, [classes, classes].
+    def mistakes(self) -> np.ndarray:
+        """The number of images of each class taken for another class, or of others for it, int, [classes].
 
         Images predicted as an unused output of the network, or as none because of NaN, are left out.
         """
-        classes = len(self.run.class_names)
-        top1 = self.predicted[:, 0]
-        known = (top1 >= 0) & (top1 < classes)
-        counts = np.zeros((classes, classes), int)
-        np.add.at(counts, (self.labels[known], top1[known]), 1)
+        classes, top1 = len(self.run.class_names), self.predicted[:, 0]
+        wrong = (top1 >= 0) & (top1 < classes) & (top1 != self.labels)
+        return np.bincount(self.labels[wrong], minlength=classes) + np.bincount(top1[wrong], minlength=classes)
+
+    def confusion(self, classes: np.ndarray) -> np.ndarray:
+        """The confusion matrix of some classes: image counts by label (row) and prediction (column).
+
+        Args:
+          classes: labels in ascending order, int, [classes].
+
+        Returns:
+          The counts, int, [classes, classes].
+        """
+        top1, counts = self.predicted[:, 0], np.zeros((len(classes), len(classes)), int)
+        among = np.isin(self.labels, classes) & np.isin(top1, classes)
+        np.add.at(counts, (np.searchsorted(classes, self.labels[among]), np.searchsorted(classes, top1[among])), 1)
         return counts
 
     def errors(self) -> Iterator[tuple[int, int, float, float]]:
@@ -92,8 +103,8 @@ class Evaluation:
 
 def evaluate_run(
     path: Path,
-    split: str = "test",
-    checkpoint: str = "latest",
+    split: str | None = None,
+    checkpoint: str = "tested",
     views: int | None = None,
     data_dir: str | None = None,
     prepared_dir: str | None = None,
@@ -102,7 +113,7 @@ def evaluate_run(
 
     Args:
       path, checkpoint: see `load_run`.
-      split: the split to evaluate.
+      split: the split to evaluate; see `evaluate`.
       views: number of views to average over; None for `config.test_views`.
       data_dir, prepared_dir: see `open_run_dataset`.
 
@@ -113,27 +124,45 @@ def evaluate_run(
 
 
 def open_run_dataset(run: TrainedRun, data_dir: str | None = None, prepared_dir: str | None = None) -> Dataset:
-    """Opens the data set of a run, and prepares it first if that is necessary.
+    """Opens the data set of a run, and prepares it first if that is necessary and needs no more than `data_dir`.
+
+    A run tells the name of its data set, never a place. Without `data_dir` the images are looked for among the prepared
+    ones, by their content; TFDS is never asked, because a name alone makes it download data and run code.
 
     Args:
       run: the run whose config names the data set.
-      data_dir, prepared_dir: replace `config.data.dir` and `config.data.prepared_dir`, if the data have moved.
+      data_dir: folder of the original images.
+      prepared_dir: folder of prepared data sets; None for the default.
 
-    Raises UserError if the classes differ from the run's. Different images only cause a warning.
+    Raises UserError if the images are not found, or the classes differ from the run's. Different images only cause a
+    warning.
     """
-    config = run.config.copy_and_resolve_references()
-    for key, value in (("dir", data_dir), ("prepared_dir", prepared_dir)):
-        if value is not None:
-            config.data[key] = value
-    check(config.to_dict())
-    dataset = open_dataset(config.data)
+    data = run.config.data.copy_and_resolve_references()
+    data.update({"dir": data_dir or data.dir, "prepared_dir": prepared_dir or data.prepared_dir})
+    if data.name in BUILT_IN or (data_dir and not data.name.startswith("tfds:")):
+        dataset = open_dataset(data)
+    else:
+        dataset = _find(run, data)
     if dataset.class_names != run.class_names:
         raise UserError(
-            f"the classes of {config.data.name} in {dataset.directory} differ from those of the run in {run.path}: "
+            f"the classes of {data.name} in {dataset.directory} differ from those of the run in {run.path}: "
             f"{_difference(run.class_names, dataset.class_names)}"
         )
     if run.content not in ("", dataset.content):
-        console.warn(f"the images of {config.data.name} have changed since the run")
+        console.warn(f"the images of {data.name} have changed since the run")
+    return dataset
+
+
+def _find(run: TrainedRun, data: ConfigDict) -> Dataset:
+    """The prepared images of a run. Raises UserError, which says where they could be, if they are not there."""
+    dataset = find_prepared(data.prepared_dir, run.content, make_storage_options(data))
+    if dataset is None:
+        is_tfds = data.name.startswith("tfds:")
+        originals = "prepare them by the command prepare" if is_tfds else "--data-dir=FOLDER with the originals"
+        raise UserError(
+            f"the images of {run.path} ({data.name}) are not among those prepared in {data.prepared_dir}: "
+            f"give --prepared-dir=FOLDER if they lie elsewhere, or {originals}"
+        )
     return dataset
 
 
@@ -145,21 +174,26 @@ def _difference(old: Sequence[str], new: Sequence[str]) -> str:
     return f"{len(new)} classes, not {len(old)}"
 
 
-def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = None) -> Evaluation:
+def evaluate(run: TrainedRun, dataset: Dataset, split: str | None = None, views: int | None = None) -> Evaluation:
     """Predicts every image of a split, on all devices.
 
     Args:
       run: the trained network.
       dataset: the data set of the run.
-      split: the split to evaluate.
+      split: the split to evaluate; None for the test split, or the validation split if there is no test split.
       views: number of views to average over; None for `config.test_views`.
 
     Raises UserError if the data set has no such split.
     """
+    split = split or ("test" if "test" in dataset.splits else "validation")
     if split not in dataset.splits:
         raise UserError(f"--split={split}: {run.config.data.name} has {', '.join(dataset.splits)}")
+    records, table = dataset.splits[split], dataset.directory / f"{split}_files.json"
+    files = read_json(table, list)
+    if len(files) != len(records.labels) or not all(isinstance(file, str) for file in files):
+        raise UserError(f"{table} is damaged: delete its folder, and it is prepared again")
     use_compilation_cache(run.config.compilation_cache_dir)
-    devices, records = data_parallel(), dataset.splits[split]
+    devices = data_parallel()
     views = run.config.test_views if views is None else views
     step = make_predictions_step(run.model, run.preprocessing, views, devices.axes)
     program = devices.compile_eval_step(step, by_image=True)
@@ -173,5 +207,4 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str, views: int | None = 
             count = int(batch["mask"].sum())
             progress.advance(count, count)
     columns = (np.concatenate([batch[name] for batch in batches]) for name in ("prediction", "probability", "loss"))
-    files = json.loads((dataset.directory / f"{split}_files.json").read_text())
     return Evaluation(run, split, views, files, np.asarray(records.labels), *columns)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,8 @@ from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.inference.onnx_graph import onnx_model
 from alexnet_jax.steps import make_predict_step
 from alexnet_jax.system.files import naming, write_bytes
+from alexnet_jax.system.signals import raise_on_sigterm
+from alexnet_jax.system.versions import require
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """Platforms for which a StableHLO file is compiled."""
@@ -40,12 +41,14 @@ class Format:
 
     Attributes:
       suffix: the suffix of file names.
+      packages: those that it needs, of the extra "export".
       limit: the largest allowed difference of a probability from the network's.
       save: writes a run to a file.
       load: reads the file as another program would, and returns its prediction function.
     """
 
     suffix: str
+    packages: tuple[str, ...]
     limit: float
     save: Callable[[TrainedRun, Path], None]
     load: Callable[[Path], Predict]
@@ -55,7 +58,7 @@ def export_run(run: TrainedRun, kind: Format, path: Path) -> float:
     """Writes a run to a file, once the file's predictions have been compared with the network's.
 
     Both compute in float32, whatever the run was trained with. If the check fails, nothing is written and an existing
-    file is kept.
+    file is kept. What a killed export leaves, PATH.unchecked, the next one replaces.
 
     Args:
       run: the trained network.
@@ -69,10 +72,10 @@ def export_run(run: TrainedRun, kind: Format, path: Path) -> float:
       UserError: the file cannot be written, or a package is missing.
       ExportFailedError: the difference exceeds the format's limit.
     """
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-            unchecked = Path(folder) / path.name
+    require("export", *kind.packages)
+    unchecked = path.with_name(f"{path.name}.unchecked")
+    with naming(path), raise_on_sigterm():
+        try:
             with jax.default_matmul_precision("float32"):  # GPUs and TPUs would round products
                 kind.save(run, unchecked)
                 difference = _largest_difference(_in_float32(run), kind.load(unchecked))
@@ -82,6 +85,8 @@ def export_run(run: TrainedRun, kind: Format, path: Path) -> float:
                     f"more than {kind.limit:.0e}"
                 )
             unchecked.replace(path)
+        finally:
+            unchecked.unlink(missing_ok=True)
     return difference
 
 
@@ -151,12 +156,6 @@ def _load_stablehlo(path: Path) -> Predict:
 
 
 def _save_onnx(run: TrainedRun, path: Path) -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        name = error.name or error
-        raise UserError(f"{name} is missing: python -m pip install -r requirements-export.txt") from error
     write_bytes(path, onnx_model(run, _about(run)))
 
 
@@ -172,7 +171,7 @@ def _load_safetensors(path: Path) -> Predict:
 
 
 FORMATS = {
-    "stablehlo": Format(".stablehlo.zip", 1e-5, _save_stablehlo, _load_stablehlo),
-    "onnx": Format(".onnx", 1e-4, _save_onnx, _load_onnx),
-    "safetensors": Format(".safetensors", 0.0, TrainedRun.save, _load_safetensors),
+    "stablehlo": Format(".stablehlo.zip", ("flatbuffers",), 1e-5, _save_stablehlo, _load_stablehlo),
+    "onnx": Format(".onnx", ("onnx", "onnxruntime"), 1e-4, _save_onnx, _load_onnx),
+    "safetensors": Format(".safetensors", (), 0.0, TrainedRun.save, _load_safetensors),
 }

@@ -42,7 +42,7 @@ class _Slot:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weights in the other layout."""
+        """Shape of the weights in the other layout (torchvision's or Caffe's), which has the features first."""
         rows, columns, channels, features = self.window
         return (features, channels * rows * columns) if self.is_flat else (features, channels, rows, columns)
 

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from alexnet_jax import augment
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Restored, checkpoint_names, digest, restore, restore_latest
-from alexnet_jax.config import check, complete, decisive
-from alexnet_jax.data.images import resize_image
+from alexnet_jax.config import check, complete_here, decisive
+from alexnet_jax.data.images import read_original, resize_image
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError, reason
 from alexnet_jax.experiment import make_preprocessing
@@ -28,6 +28,7 @@ from alexnet_jax.ops.platforms import fast_compilation
 from alexnet_jax.parallel.compilation import compiler_options
 from alexnet_jax.steps import make_predict_step
 from alexnet_jax.system import console
+from alexnet_jax.system.files import expand_home
 
 Image = str | Path | bytes | np.ndarray
 """A path, the bytes of an image file, or pixels: uint8, [height, width] or [height, width, 1 or 3], RGB."""
@@ -47,7 +48,7 @@ class TrainedRun:
 
     Attributes:
       path: the run folder or file that it was loaded from.
-      config: the config of the run.
+      config: the config of the run, with the default folders and threads of this machine; see `complete_here`.
       class_names: names of the classes, by label.
       model: the Flax module.
       params: {layer: {"kernel", "bias", ...}}, float32; their moving average if the run kept one.
@@ -95,12 +96,12 @@ class TrainedRun:
 
         Raises UserError that names the file if it cannot be read.
         """
-        data = self.config.data
+        data, max_pixels = self.config.data, self.config.data.max_megapixels * 1e6
         try:
-            content = Path(image).read_bytes() if isinstance(image, str | Path) else image
+            content = read_original(Path(image), max_pixels) if isinstance(image, str | Path) else image
             if isinstance(content, np.ndarray) and (content.dtype != np.uint8 or content.shape[2:] not in _CHANNELS):
                 raise ValueError(f"{content.dtype} of shape {content.shape} is not uint8, [height, width, 1 or 3]")
-            return resize_image(content, data.image_size, data.max_megapixels * 1e6).pixels
+            return resize_image(content, data.image_size, max_pixels).pixels
         except Exception as error:  # decoders raise anything on broken data
             name = str(image) if isinstance(image, str | Path) else "the image"
             raise UserError(f"{name} cannot be read: {reason(error)}") from error
@@ -202,21 +203,23 @@ class TrainedRun:
         write_safetensors(path, tree, {**about, "digest": digest(tree, about)})
 
 
-def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
+def load_run(path: str | Path, checkpoint: str = "tested") -> TrainedRun:
     """Loads a trained network from a run folder, or from a .safetensors file written by `TrainedRun.save`.
 
     Args:
       path: the folder or file; it may have been moved.
-      checkpoint: "latest", "best" (lowest validation error), or a number of examples seen. A file holds only one.
+      checkpoint: "latest", "best" (lowest validation error), "tested" (the best with early stopping, else the latest),
+        or a number of examples seen. A file holds only one.
 
     Raises UserError if it does not exist, is damaged, or was written by an incompatible version.
     """
-    path = Path(path)
+    path = Path(expand_home(path))
+    jax.devices()  # if JAX has none, that is not a fault of the checkpoint
     if path.is_dir():
-        restored = _restore(path / "checkpoints", checkpoint)
+        restored = restore_named(path / "checkpoints", checkpoint)
         tree, about = restored.tree, {**restored.metadata, "examples_seen": restored.examples_seen}
     elif path.exists():
-        if checkpoint != "latest":
+        if checkpoint not in ("latest", "tested"):
             raise UserError(f"--checkpoint={checkpoint}: {path} is a file, which holds one checkpoint; leave it out")
         tree, about = read_safetensors(path)
         if "digest" not in about or digest(tree, about) != about["digest"]:
@@ -233,7 +236,7 @@ def load_run(path: str | Path, checkpoint: str = "latest") -> TrainedRun:
 
 def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> TrainedRun:
     """Builds the run. Raises UserError if arrays and config do not match, other exceptions for missing entries."""
-    plain = complete(about["config"])
+    plain = complete_here(about["config"])
     check(plain)
     config, class_names = ConfigDict(plain), tuple(about["class_names"])
     preprocessing = make_preprocessing(config.data, Statistics.unknown(config.data.image_size))
@@ -301,9 +304,9 @@ def _by_name(variables: Mapping[str, Any]) -> dict[str, Any]:
     return traverse_util.flatten_dict(whole, sep="/")
 
 
-def _restore(directory: Path, name: str) -> Restored:
-    """Restores the checkpoint that `load_run` was asked for. Raises UserError if there is none."""
-    if name not in ("latest", "best"):
+def restore_named(directory: Path, name: str) -> Restored:
+    """Restores a checkpoint by one of the names that `load_run` takes. Raises UserError if there is none."""
+    if name not in ("latest", "best", "tested"):
         names = checkpoint_names(directory)
         if not name.isdecimal() or int(name) not in names:
             raise UserError(f"--checkpoint={name}: {directory} holds {', '.join(map(str, names)) or 'none'}")
@@ -313,5 +316,7 @@ def _restore(directory: Path, name: str) -> Restored:
         raise UserError(f"{directory} holds no checkpoint")
     for warning in warnings:
         console.warn(f"{warning}; using the previous checkpoint")
+    if name == "tested":
+        name = "best" if latest.metadata["config"].get("early_stopping_patience") else "latest"
     best = latest.metadata["best"]
     return latest if name == "latest" or best in (None, latest.examples_seen) else restore(directory, best)

@@ -205,7 +205,10 @@ def _cross_map_norm(graph: _Graph, lrn: LRN, towers: int, channels: int, x: str)
 
 
 def _within_map_norm(graph: _Graph, size: int, alpha: float, x: str) -> str:
-    """Adds `ops.normalization.within_map_norm`; sums over windows are averages that count the zero padding."""
+    """Adds `ops.normalization.within_map_norm` and returns its output.
+
+    ONNX has averages over windows; the sum is size^2 times an average that counts the zero padding.
+    """
     window: dict[str, Any] = {"kernel_shape": [size] * 2, "pads": [size // 2] * 4, "count_include_pad": 1}
     mean = graph.add("AveragePool", graph.add("Mul", x, x), **window)
     energy = graph.add("Add", graph.add("Mul", mean, np.array(alpha * size**2)), np.array(1.0))

@@ -1,7 +1,6 @@
 """The HTML report on a run, whether it is finished, still running or has crashed."""
 
 import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,17 +9,20 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.checkpoint import newest_metadata
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.storage import read_images
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UserError, check_keys, reason
 from alexnet_jax.fidelity.decisions import REFERENCES, explain
 from alexnet_jax.inference import report_figures, report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
 from alexnet_jax.inference.evaluation import Evaluation, evaluate, open_run_dataset
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.inference.training_batch import first_training_images
-from alexnet_jax.run.metrics_log import read_metrics, read_timing
+from alexnet_jax.run.metrics_log import find_fault, read_metrics, read_timing
+from alexnet_jax.run.record_kinds import check_metrics, check_timing
 from alexnet_jax.system import console
+from alexnet_jax.system.files import read_json
 from alexnet_jax.system.versions import shell_command
 
 SHOWN, WORST, QUERIES, NEIGHBOURS = 8, 8, 5, 6
@@ -81,7 +83,7 @@ class Report:
 
 
 def make_report(
-    workdir: Path, checkpoint: str = "latest", data_dir: str | None = None, prepared_dir: str | None = None
+    workdir: Path, checkpoint: str = "tested", data_dir: str | None = None, prepared_dir: str | None = None
 ) -> Report:
     """Collects everything that is shown about a run.
 
@@ -94,20 +96,22 @@ def make_report(
 
     Raises UserError if the folder holds no run.
     """
-    config, versions = (_read_json(workdir / name) for name in ("config.json", "versions.json"))
-    config_lib.check(config)
-    config = config_lib.complete(config)
+    config, versions = _read_config(workdir), _read_json(workdir / "versions.json")
+    check_keys(f"{workdir / 'versions.json'}", versions, {"command": list, "packages": dict})
+    metrics, timing = read_metrics(workdir), read_timing(workdir)
+    check_metrics(workdir / "metrics.jsonl", metrics)
+    check_timing(workdir / "timing.jsonl", timing)
     records = defaultdict(list)
-    for record in read_metrics(workdir):
+    for record in metrics:
         records[record["kind"]].append(record)
-    timing = read_timing(workdir)
     run, dataset, missing = None, None, ""
     try:
         run = load_run(workdir, checkpoint)
         dataset = open_run_dataset(run, data_dir, prepared_dir)
     except UserError as error:
         missing = f"No {'images are' if run else 'network is'} shown: {error}."
-    sections: dict[str, Sequence[Part]] = {"Training": list(_training(records))}
+        console.warn(missing)
+    sections: dict[str, Sequence[Part]] = {"Training": [*_faults(workdir), *_training(records)]}
     if run:
         sections["First layer"] = [_kernels(run)]
     if run and dataset:
@@ -125,12 +129,26 @@ def make_report(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"{path.parent} holds no run: {path.name} is missing")
+    return read_json(path, dict)
+
+
+def _read_config(workdir: Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    stored = _read_json(path)
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} holds no run: {path.name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        config_lib.check(stored)
+        return config_lib.complete(stored)
+    except (KeyError, TypeError) as error:  # a section that is none
+        raise UserError(f"{path} is damaged: {reason(error)}") from error
+
+
+def _faults(workdir: Path) -> Iterator[Part]:
+    """A paragraph if the records are not as the run wrote them, which is also printed."""
+    if fault := find_fault(workdir, newest_metadata(workdir / "checkpoints").get("records", "")):
+        console.warn(fault)
+        yield report_page.paragraph(fault)
 
 
 def _summary(config: Mapping[str, Any], records: Records, dataset: Dataset | None) -> str:
@@ -205,14 +223,12 @@ def _errors(evaluation: Evaluation) -> Iterator[Part]:
             f"{evaluation.split.capitalize()}, checkpoint {run.examples_seen:,}, {views}: top-{k} error "
             f"{wrong / count:.2%} ({wrong:,} of {count:,} images wrong; 95 % interval {low:.2%} to {high:.2%})"
         )
-    counts = evaluation.confusion()
-    mistakes = counts - np.diag(np.diag(counts))
-    confused = np.argsort(-(mistakes.sum(0) + mistakes.sum(1)), kind="stable")[:MOST_CLASSES]
+    confused = np.argsort(-evaluation.mistakes(), kind="stable")[:MOST_CLASSES]
     shown = np.sort(confused)
     names = [run.class_names[number] for number in shown]
     few = "" if len(shown) == len(run.class_names) else f", for the {len(shown)} classes with the most mistakes"
     text = f"Confusion matrix: fraction of each class (row) by predicted class (column){few}."
-    yield Figure("confusion", text, report_figures.confusion, (counts[np.ix_(shown, shown)], names))
+    yield Figure("confusion", text, report_figures.confusion, (evaluation.confusion(shown), names))
     cells = [
         [name, f"{images:,}", f"{top1:,}", f"{top1 / images:.1%}", f"{top5:,}"]
         for name, images, top1, top5 in evaluation.worst_classes()
@@ -302,6 +318,7 @@ def _fidelity(run: TrainedRun) -> str:
 
 
 def _versions(versions: Mapping[str, Any]) -> str:
-    rows = {"Python": versions["python"], "platform": versions["platform"], "git": versions["git"] or "unknown"}
-    command = shell_command(versions["command"])
-    return report_page.code(command) + report_page.facts({**rows, **versions["packages"]})
+    names = {"Python": "python", "platform": "platform", "git": "git"}
+    rows = {name: versions.get(key) or "unknown" for name, key in names.items()} | versions["packages"]
+    command = shell_command([str(word) for word in versions["command"]])
+    return report_page.code(command) + report_page.facts({name: str(value) for name, value in rows.items()})

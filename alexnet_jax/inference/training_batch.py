@@ -11,7 +11,10 @@ from alexnet_jax.augment import Preprocessing, visible
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.loader import training_order
 from alexnet_jax.data.storage import read_images
+from alexnet_jax.experiment import Experiment
 from alexnet_jax.inference import report_figures
+from alexnet_jax.parallel import hosts
+from alexnet_jax.run.metrics_log import MetricWriter
 from alexnet_jax.steps import augmented
 from alexnet_jax.train_state import training_key
 
@@ -42,3 +45,10 @@ def first_training_images(config: ConfigDict, preprocessing: Preprocessing, data
         for own, other, weight in zip(batch["label"], partners, weights, strict=True)
     ]
     return TrainingBatch(np.asarray(visible(preprocessing, crops)), labels)
+
+
+def log_images(experiment: Experiment, writer: MetricWriter) -> None:
+    """Shows the first training images in TensorBoard, if `config.log_images` asks for it."""
+    if experiment.config.log_images and hosts.is_main():
+        batch = first_training_images(experiment.config, experiment.preprocessing, experiment.dataset)
+        writer.write_picture("augmented training images", 0, batch.png())

@@ -263,7 +263,9 @@ def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:
 
 
 def _separate_towers(model: AlexNet) -> AlexNet:
-    """Restricts convolutions and normalisation to their own tower; towers then first meet in a fully connected layer.
+    """A copy of the model whose towers first meet in a fully connected layer.
+
+    Normalisation and the convolutions after the first see their own tower alone.
 
     Raises UserError if there is only one tower, or a layer that cannot be divided into towers.
     """

@@ -18,7 +18,10 @@ _fast_compilation = contextvars.ContextVar("fast_compilation", default=False)
 
 @contextlib.contextmanager
 def fast_compilation(wanted: bool = True) -> Iterator[None]:
-    """Context in which `by_platform` uses XLA's operations, which on the CPU are slower but compile 10 times faster."""
+    """Context in which `by_platform` uses XLA's operations, which on the CPU are slower but compile 10 times faster.
+
+    With `wanted` false it does not, also inside such a context.
+    """
     token = _fast_compilation.set(wanted)
     try:
         yield

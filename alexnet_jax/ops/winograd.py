@@ -187,7 +187,7 @@ def _cover(
 
 @_materialized("matrix", "axis", "count")
 def _transform_windows(x: Array, matrix: Matrix, axis: int, count: int) -> Array:
-    """Transforms `count` windows along an axis."""
+    """Transforms `count` windows along an axis, OUTPUTS apart; the new first axis has a row of the matrix each."""
     starts = range(len(matrix[0]))
     span = (count - 1) * OUTPUTS + 1
     return _combine(matrix, [lax.slice_in_dim(x, start, start + span, OUTPUTS, axis) for start in starts])

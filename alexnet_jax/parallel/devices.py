@@ -4,6 +4,8 @@ The only module that uses pmap and meshes.
 """
 
 import dataclasses
+import functools
+import os
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +19,8 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.parallel.collectives import Axes, gather_batch, sum_over_images
 from alexnet_jax.parallel.compilation import compiler_options
 from alexnet_jax.parallel.program import Program
-from alexnet_jax.system.machine import free_memory_bytes
+from alexnet_jax.system import console
+from alexnet_jax.system.machine import free_memory_bytes, has_nvidia_gpu
 
 
 @runtime_checkable
@@ -276,10 +279,22 @@ def mesh_parallel(num_devices: int, towers: int, network: Network) -> Devices:
 def _choose(num_devices: int) -> list[jax.Device]:
     """The first `num_devices` devices of each process, or all of them for 0."""
     local = jax.local_devices()
+    if local[0].platform == "cpu":
+        _tell_of_unused_gpu()
     if num_devices > len(local):
         raise UserError(f"config.parallel.num_devices={num_devices}, but this machine has {len(local)}: {local}")
     by_process = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
     return [device for devices in by_process for device in devices[: num_devices or len(local)]]
+
+
+@functools.cache
+def _tell_of_unused_gpu() -> None:
+    """Warns, once, if there is an NVIDIA GPU that this JAX cannot use; not if JAX_PLATFORMS asks for the CPU."""
+    if not os.environ.get("JAX_PLATFORMS") and has_nvidia_gpu():
+        console.warn(
+            "an NVIDIA GPU is here, but this JAX is for CPUs; to use it: python -m pip install -c requirements.txt "
+            "'.[gpu]'"
+        )
 
 
 def _put(array: Any, sharding: NamedSharding) -> jax.Array:

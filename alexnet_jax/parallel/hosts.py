@@ -24,8 +24,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from alexnet_jax.errors import LostProcessError, UserError
-from alexnet_jax.system.signals import Terminated
+from alexnet_jax.errors import LostProcessError, Terminated, UserError
+from alexnet_jax.system import console
 
 _LOST = re.compile("gloo|nccl|connection|coordination|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE)
 """Words in JAX's errors that mean that another process has been lost."""
@@ -138,7 +138,7 @@ def _end(message: str, status: int, linger: bool = False) -> NoReturn:
       status: the exit status.
       linger: wait two seconds first. Process 0 should: once it is gone, JAX aborts the others with a stack trace.
     """
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", console.printable(message, keep="\n"), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     time.sleep(2 if linger else 0)

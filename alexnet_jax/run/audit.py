@@ -7,12 +7,14 @@ metrics.jsonl. It does not depend on restarts, batch size, devices or hosts.
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alexnet_jax.data.loader import epoch_order
 from alexnet_jax.errors import UserError
+from alexnet_jax.run.record_kinds import check_metrics
 
 
 def chain(digest: str, epochs: np.ndarray, ids: np.ndarray) -> str:
@@ -52,6 +54,7 @@ def check(records: Sequence[Mapping[str, Any]]) -> Iterator[Stretch]:
 
     Raises UserError if the record of the run's start is missing.
     """
+    check_metrics(Path("metrics.jsonl"), records)
     start = next((record for record in records if record["kind"] == "start"), None)
     if start is None:
         raise UserError("metrics.jsonl is missing, or has no record of the start of the run")
@@ -59,13 +62,13 @@ def check(records: Sequence[Mapping[str, Any]]) -> Iterator[Stretch]:
     for record in records:
         if record["kind"] == "epoch":
             end = record["examples_seen"]
-            is_right = chain("", *presentations(size, seed, begin, end)) == record["ids_sha256"]
+            is_right = chain("", *presentations(size, seed, begin, end)) == record.get("ids_sha256")
             yield Stretch(record["epoch"], begin, end, is_right)
             begin = end
 
 
 def presentations(size: int, seed: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and ids, [examples], of the positions `begin` to `end` - 1 in the stream of training examples."""
+    """Epochs and ids, [examples], at the positions `begin` to `end` - 1 of training; an epoch has `size` examples."""
     numbers = range(begin // size, -(-end // size))
     orders = [epoch_order(size, seed, number) for number in numbers]
     if not all(np.array_equal(np.sort(order), np.arange(size)) for order in orders):

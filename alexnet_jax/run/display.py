@@ -79,9 +79,22 @@ def show_epoch(record: Mapping[str, Any], optimizer: ConfigDict, images_per_seco
         console.show(f"  waited for images {input_share:.0%} of the time")
 
 
-def show_drop(before: float, after: float, reason: str) -> None:
-    """Prints that the learning rate was lowered, and why: `reason` is that of the record in metrics.jsonl."""
+def show_change(before: float, after: float, reason: str) -> None:
+    """Prints that the learning rate has changed, and why: `reason` is that of the record in metrics.jsonl."""
     console.show(f"  learning rate {before:.3g} -> {after:.3g}: {reason}", style="bold")
+
+
+def show_chance_level(loss: float, chance: float) -> None:
+    """Prints that the plateau rule waits, because the loss is at chance level."""
+    console.show(f"  no learning-rate drop yet: the loss {loss:.4f} is still at chance level, {chance:.4f}")
+
+
+def show_fallen(learning_rate: float) -> None:
+    """Prints what the restart in the command that continues a run is for."""
+    console.show(
+        f"More epochs train at the last learning rate, {learning_rate:.3g}, unless restart_epochs starts the schedule "
+        "anew, as above; a new run of that length is often better still"
+    )
 
 
 def show_end(result: Mapping[str, Any], state: str, workdir: Path, commands: Mapping[str, str]) -> None:
@@ -94,7 +107,9 @@ def show_end(result: Mapping[str, Any], state: str, workdir: Path, commands: Map
       commands: by what they do; see `run_folder.next_commands`.
     """
     top1, top5 = console.percent(result["top1_error"]), console.percent(result["top5_error"])
-    console.show(f"\n{result['split']} error: top-1 {top1}, top-5 {top5} ({result['count']:,} images)", style="bold")
+    which = f" of the best checkpoint, {result['checkpoint']:,}" if "checkpoint" in result else ""
+    counted = f"({result['count']:,} images)"
+    console.show(f"\n{result['split']} error{which}: top-1 {top1}, top-5 {top5} {counted}", style="bold")
     console.show(f"The run {state} and lies in {workdir}")
     for name, command in commands.items():
         console.show(f"  {name}  {command}")

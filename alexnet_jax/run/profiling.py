@@ -7,6 +7,7 @@ import jax
 
 from alexnet_jax.steps import Batch, TrainStep
 from alexnet_jax.system import console
+from alexnet_jax.system.files import make_folder
 from alexnet_jax.train_state import TrainState
 
 WARM_UP = 3
@@ -40,7 +41,7 @@ class StepTrace:
         jax.block_until_ready(state)  # the step before must not be in the trace
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # without it each call of a Python function would be recorded
-        jax.profiler.start_trace(self._folder, profiler_options=options)
+        jax.profiler.start_trace(make_folder(self._folder), profiler_options=options)
         self._is_recording = True
 
     def close(self) -> None:

@@ -39,6 +39,11 @@ def draws_bars() -> bool:
     return _console.file.isatty() and not _console.is_dumb_terminal
 
 
+def end_bar() -> None:
+    """Shows the cursor again, which a progress bar has hidden, where the process ends inside its context."""
+    _console.show_cursor()
+
+
 def show(text: str, style: str = "") -> None:
     """Prints text, above the progress bar if there is one; line breaks are kept, other control characters escaped."""
     _console.print(printable(text, keep="\n"), style=style, soft_wrap=True)
@@ -53,7 +58,7 @@ def show_facts(facts: Mapping[str, str]) -> None:
     """Prints names and values, one pair a line."""
     table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
     for name, value in facts.items():
-        table.add_row(name, printable(value))
+        table.add_row(printable(name), printable(value))
     _console.print(table)
 
 
@@ -74,7 +79,9 @@ def show_table(
     """Prints a table; cells that do not fit are folded. The columns named in `right` are aligned to the right."""
     table = Table(box=box.SIMPLE_HEAD, show_footer=bool(footer))
     for name, last in itertools.zip_longest(header, footer, fillvalue=""):
-        table.add_column(name, last, overflow="fold", justify="right" if name in right else "left")
+        table.add_column(
+            printable(name), printable(last), overflow="fold", justify="right" if name in right else "left"
+        )
     for row in rows:
         table.add_row(*map(printable, row))
     _console.print(table)

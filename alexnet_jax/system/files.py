@@ -2,9 +2,10 @@
 
 import contextlib
 import csv
-import errno
 import io
 import json
+import os
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,12 +13,38 @@ from typing import Any
 
 import filelock
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UserError, disk_hint, reason
+
+_FORMULA = re.compile(r"[=@\t\r\n]|[+-](?![\d.]+$)")
+"""How text begins that a spreadsheet runs, or may: negative numbers are none."""
+
+
+def expand_home(path: Path | str) -> str:
+    """A path with ~ expanded; "" stays as it is, and so does a ~ that is no user's home."""
+    return os.path.expanduser(path)  # noqa: PTH111, Path.expanduser makes "." of "" and raises for the latter
 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all. Raises UserError if it cannot."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def local_path(path: str | Path) -> Path:
+    """The path of a file or folder. Raises UserError for a URL, such as gs://bucket/run, of another machine's."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise UserError(f"{path} is not on this machine: runs and files are kept in local folders, also mounted ones")
+    return Path(path)
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """The content of a JSON file, a dict or a list. Raises UserError if it cannot be read or is something else."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    if not isinstance(content, kind):
+        raise UserError(f"{path} is damaged: it holds a {type(content).__name__}, not a {kind.__name__}")
+    return content
 
 
 def write_text(path: Path, text: str) -> None:
@@ -26,10 +53,32 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV file whole or not at all; makes its folder. Raises UserError if it cannot."""
+    """Writes a CSV file of `csv_line`s whole or not at all; makes its folder. Raises UserError if it cannot."""
+    write_text(path, "".join(f"{csv_line(row)}\n" for row in rows))
+
+
+def csv_line(row: Sequence[Any]) -> str:
+    """A row as a line of CSV, without its end; text that a spreadsheet would run as a formula follows an apostrophe."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
+    csv.writer(text, lineterminator="\r\n").writerow(map(inert, row))  # so that both are quoted within cells
+    return text.getvalue().removesuffix("\r\n")
+
+
+def inert(cell: Any) -> Any:
+    """A cell of a table, after an apostrophe if it is text that a spreadsheet would run as a formula."""
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a folder of ours unless it exists, and returns it.
+
+    Raises UserError if it cannot be made, or is a symbolic link: in a folder from elsewhere it may lead anywhere.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path} is a symbolic link, which is not followed: remove it, or put a folder there")
+    with naming(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -47,6 +96,15 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file or the names in a folder are on the disk, where they survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def acquire_lock(path: Path, timeout: float = -1.0) -> contextlib.ExitStack | None:
@@ -70,8 +128,7 @@ def naming(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "; is the disk full?" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
-        raise UserError(f"cannot write {path}: {error.strerror or error}{hint}") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}{disk_hint(error)}") from error
 
 
 @contextlib.contextmanager

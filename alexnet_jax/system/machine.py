@@ -14,12 +14,18 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def compute_threads() -> int:
+    """The number of threads with which XLA computes on the CPU, which decides in what order it adds."""
+    reserved = os.environ.get("NPROC", "")  # read by XLA's PjRt client
+    return int(reserved) if reserved.isdecimal() and int(reserved) else available_cores()
+
+
 def memory_bytes() -> int:
     """Bytes of memory of the machine, or of its container if that may use less."""
     limit = Path("/sys/fs/cgroup/memory.max")
     allowed = limit.read_text().strip() if limit.is_file() else "max"
     total = psutil.virtual_memory().total
-    return min(total, int(allowed)) if allowed.isdigit() else total
+    return min(total, int(allowed)) if allowed.isdecimal() else total
 
 
 def free_memory_bytes() -> int:
@@ -30,6 +36,11 @@ def free_memory_bytes() -> int:
     free = min(psutil.virtual_memory().available, memory_bytes() - process.rss)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return free if limit == resource.RLIM_INFINITY else min(free, limit - process.vms)
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the system shows an NVIDIA GPU to this process, whether or not JAX can use it."""
+    return any(Path(name).exists() for name in ("/dev/nvidia0", "/proc/driver/nvidia/version"))
 
 
 def processor_kind() -> str:

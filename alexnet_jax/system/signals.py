@@ -1,19 +1,22 @@
 """SIGINT (Ctrl-C) and SIGTERM: how a run or a preparation is stopped without loss of work."""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from alexnet_jax.errors import Terminated
 from alexnet_jax.system import console
 
 STOPPING = "stopping after this step, then saving ... (again: at once, without saving)"
 
 
-class Terminated(KeyboardInterrupt):
-    """Raised by SIGTERM inside `raise_on_sigterm`, as KeyboardInterrupt is by SIGINT."""
+GRACE_SECONDS = 5.0
+"""Time in which a signal inside `ends_after_signal` has to be answered."""
 
 
 @contextlib.contextmanager
@@ -34,6 +37,45 @@ def raise_on_sigterm() -> Iterator[None]:
 
 def _raise_terminated(number: int, frame: FrameType | None) -> None:
     raise Terminated
+
+
+@contextlib.contextmanager
+def ends_after_signal() -> Iterator[None]:
+    """Ends the process if the context lasts for GRACE_SECONDS after a SIGINT or SIGTERM that Python handles.
+
+    Python raises KeyboardInterrupt only when C code returns, and waits for threads: a decoder can hold back both.
+    Without effect outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    is_over = threading.Event()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    previous = signal.set_wakeup_fd(writing)  # written to at once, whatever Python is waiting for
+    watch = threading.Thread(target=_end_unless, args=(is_over, reading), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        signal.set_wakeup_fd(previous)
+        os.close(writing)
+        watch.join()
+        os.close(reading)
+
+
+def _end_unless(is_over: threading.Event, numbers: int) -> None:
+    """Waits for the number of a signal in a pipe, and ends the process unless the event follows in time."""
+    while number := os.read(numbers, 1):
+        if number[0] in StopSignals.SIGNALS and not is_over.wait(GRACE_SECONDS):
+            try:
+                console.end_bar()
+                name = signal.Signals(number[0]).name
+                print(f"error: {name}: ended without waiting longer for work in C code", file=sys.stderr, flush=True)
+                sys.stdout.flush()
+            finally:
+                os._exit(128 + number[0])
 
 
 class StopSignals:

@@ -11,7 +11,7 @@ import pytest
 
 from alexnet_jax.cli import benchmark, benchmark_input, prepare
 from alexnet_jax.cli import main as program
-from alexnet_jax.cli.flags import exit_on_user_error
+from alexnet_jax.cli.exits import exit_on_user_error
 from alexnet_jax.data.dataset import open_prepared
 from alexnet_jax.data.loader import make_train_source
 from alexnet_jax.errors import UserError
@@ -128,7 +128,7 @@ def test_benchmark_shows_what_it_measured(capsys: pytest.CaptureFixture[str], mo
         match = re.fullmatch(form, rows[name])
         assert match, (name, rows[name])
         assert all(float(value.replace(",", "")) > 0 for value in match.groups()), rows[name]
-    assert re.match(r"\d+%; may exceed 100%: tiles", rows["fraction of it"])
+    assert re.match(r"\d+%; may exceed 100%: Winograd", rows["fraction of it"])
     assert re.match(r"(\d+ (d|h|min) ?)+ for 90 epochs of 1,281,167 images", rows["ImageNet"])
     assert advice.startswith("Limited by ")
 

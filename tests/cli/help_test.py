@@ -32,11 +32,22 @@ def test_the_program_lists_its_commands(
     monkeypatch.setattr("sys.argv", [started_as])
     with pytest.raises(SystemExit) as left:
         program.main([started_as, "--help"])
-    assert left.value.code == 0
-    usage, *lines = capsys.readouterr().err.splitlines()
+    output, error = capsys.readouterr()
+    assert (left.value.code, error) == (0, "")
+    usage, *lines = output.splitlines()
     assert usage == f"usage: {shown} COMMAND [...]"
     assert {line.split()[0] for line in lines if line.startswith("  ")} == set(program.COMMANDS)
     assert lines[-1].endswith(f": {shown} COMMAND --help")
+
+
+@pytest.mark.parametrize("words", [[], ["evalute", "runs/alexnet"], ["--version"]])
+def test_without_a_command_that_there_is_the_list_is_an_error(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        program.main(["alexnet", *words])
+    output, error = capsys.readouterr()
+    assert (left.value.code, output) == (2, "") and " COMMAND [...]\n" in error
 
 
 @pytest.mark.parametrize("command", program.COMMANDS)

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from alexnet_jax.data.dataset import Dataset, get_dataset, open_prepared
+from alexnet_jax.data.dataset import Dataset, find_prepared, get_dataset, open_prepared
 from alexnet_jax.data.preparation import StorageOptions, prepare
 from alexnet_jax.data.sources import SPLITS, Chunk, Original, Source
 from alexnet_jax.errors import MissingSourceError, UserError
@@ -66,6 +66,17 @@ def test_digits_are_prepared_once(prepared_dir: str) -> None:
     assert {path: path.stat().st_mtime_ns for path in first.directory.rglob("*")} == files
 
 
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_of_no_class_is_told_in_a_line(label: int, tmp_path: Path) -> None:
+    path = digits(tmp_path).directory / "train_labels.npy"
+    labels = np.load(path)
+    labels[5] = label
+    np.save(path, labels)
+    with pytest.raises(UserError, match=path.parent.name) as caught:
+        digits(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_statistics_are_of_the_training_images(prepared_dir: str) -> None:
     dataset = digits(prepared_dir)
     pixels = images(dataset, "train").astype(np.float64)
@@ -99,6 +110,28 @@ def test_each_way_of_storing_has_a_folder_of_its_own(tmp_path: Path) -> None:
     off = images(datasets[2], "test").astype(float) - images(datasets[0], "test")
     assert 0 < np.abs(off).mean() < 5
     np.testing.assert_array_equal(images(datasets[3], "test"), images(datasets[0], "test"))
+
+
+def test_a_prepared_copy_is_found_by_its_content_and_the_way_of_storing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, jpeg = digits(tmp_path), digits(tmp_path, storage="jpeg")
+    cases: list[tuple[dict[str, Any], Dataset | None]] = [
+        ({}, raw),
+        ({"storage": "jpeg"}, jpeg),
+        ({"storage": "auto"}, raw),
+        ({"jpeg_quality": 80}, raw),
+        ({"storage": "jpeg", "jpeg_quality": 80}, None),
+        ({"image_size": 9}, None),
+    ]
+    for changes, expected in cases:
+        found = find_prepared(str(tmp_path), raw.content, dataclasses.replace(STORING, **changes))
+        assert (found and found.directory) == (expected and expected.directory), changes
+    assert find_prepared(str(tmp_path), "other images", STORING) is None
+    (raw.directory / "info.json").write_text("{")
+    found = find_prepared(str(tmp_path), raw.content, dataclasses.replace(STORING, storage="auto"))
+    assert found is not None and found.directory == jpeg.directory
+    assert f"{raw.directory.name} is damaged: info.json" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_synthetic_classes_can_be_told_apart_and_splits_differ(tmp_path: Path) -> None:

@@ -270,6 +270,50 @@ def repeat(path: Path, number: int, name: str = "") -> None:
     write_tar(path, [*files, (name or files[number][0], files[number][1])])
 
 
+def claiming(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """The header of a file that claims a size, or, as `kind`, is sparse or describes another file."""
+    header = bytearray(tarfile.TarInfo("n01440764_1.JPEG").tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = kind
+    for field in (slice(124, 136), slice(483, 495)):  # size, and that of a sparse file without its holes
+        header[field] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)  # type: ignore[attr-defined]
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+CLAIMS = {
+    "claims terabytes": claiming(2**41),
+    "claims exabytes": claiming(2**62),
+    "claims less than nothing": claiming(-512),
+    "is sparse": claiming(2**41, tarfile.GNUTYPE_SPARSE),
+    "has a name of terabytes": claiming(2**41, tarfile.GNUTYPE_LONGNAME),
+    "has pax headers of terabytes": claiming(2**41, tarfile.XHDTYPE),
+    "is described again and again": claiming(0, tarfile.GNUTYPE_LONGNAME) * 3000,
+}
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+def test_what_a_header_claims_is_not_believed(case: str, tmp_path: Path) -> None:
+    """In either tar file, and in the tar of a class."""
+    (tmp_path / TRAIN).write_bytes(CLAIMS[case] + bytes(10_240))
+    (tmp_path / VALIDATION).write_bytes(CLAIMS[case] + bytes(10_240))
+    source = ImageNet(str(tmp_path))
+    for read in (
+        source.chunks,
+        source._validation_chunks,
+        lambda: list(source._read_class(SYNSETS[0], 0, len(CLAIMS[case]) + 10_240)),
+    ):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_huge_validation_image_is_not_read(own_tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagenet, "_MOST_READ", 512)  # at least, to read headers
+    with pytest.raises(UserError, match=rf"{VALIDATION}.*_val_\d{{8}}\.JPEG claims \d+ bytes"):
+        ImageNet(str(own_tars)).chunks()
+
+
 def files_of(path: Path) -> Files:
     with tarfile.open(path) as tar:
         return [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]

@@ -61,6 +61,8 @@ def test_an_inventory_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 def test_a_table_has_one_line_a_row_whatever_the_names(tmp_path: Path) -> None:
     write_table(tmp_path / "t.tsv", ("a", "b"), [("x\ty", "1\n2\r\n3"), ("\udce9", 5)])
     assert (tmp_path / "t.tsv").read_bytes() == b"a\tb\nx y\t1 2 3\n\\udce9\t5\n"
+    write_table(tmp_path / "t.tsv", ("a", "b"), [("=1+1", -5), ("-5", "\t@x")])
+    assert (tmp_path / "t.tsv").read_text() == "a\tb\n'=1+1\t-5\n-5\t'@x\n"
 
 
 def test_copies_in_different_splits_are_listed(tmp_path: Path) -> None:

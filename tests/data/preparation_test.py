@@ -1,6 +1,7 @@
 """Preparing images: what cannot be read, interruptions, full disks, changed sources, several processes."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.data import inventory, preparation, storage
 from alexnet_jax.data.dataset import open_prepared
 from alexnet_jax.data.image_folder import ImageFolder
+from alexnet_jax.data.images import read_original
 from alexnet_jax.data.preparation import _Job
 from alexnet_jax.data.sources import SPLITS
 from alexnet_jax.errors import UserError
@@ -412,3 +414,19 @@ def test_a_damaged_half_made_folder_is_mended(
     (partial / name).write_bytes(content)
     prepared(source, tmp_path)
     assert_whole(tmp_path, expected["raw"])
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE])
+def test_a_machine_that_fails_for_a_moment_is_no_property_of_an_image(
+    source: Path, tmp_path: Path, expected: dict[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+
+    def fail(path: Path, max_pixels: float) -> bytes:
+        if path.name.startswith("01"):
+            raise OSError(code, os.strerror(code), str(path))
+        return read_original(path, max_pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "read_original", fail)
+        assert os.strerror(code) in refused(lambda: prepared(source, tmp_path))
+    assert contents(prepared(source, tmp_path).directory) == expected["raw"]

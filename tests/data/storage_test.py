@@ -51,7 +51,7 @@ def as_pixels(folder: Path, jpegs: list[bytes], pixels: np.ndarray) -> Records:
         for _ in range(count):
             writer.write(image_of(next(images)))
         writer.close()
-    return PixelRecords(paths, LABELS, SIZE)
+    return PixelRecords(list(zip(paths, COUNTS, strict=True)), LABELS, SIZE)
 
 
 def as_jpegs(folder: Path, jpegs: list[bytes], pixels: np.ndarray) -> Records:

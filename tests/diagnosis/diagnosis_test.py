@@ -78,7 +78,8 @@ def test_a_relation_of_images_and_labels_is_found_if_there_is_one() -> None:
     assert probe_labels(InMemoryRecords(images, np.zeros_like(labels))) is None
 
 
-@pytest.mark.parametrize("preset", [pytest.param("cifar_11pct", marks=pytest.mark.slow), "bn"])
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["cifar_11pct", "bn"])
 def test_layers_are_measured_in_every_kind_of_network(preset: str) -> None:
     config = alexnet.get_config(f"synthetic,{preset},smoke")
     crop = config.data.crop
@@ -95,11 +96,12 @@ def test_layers_are_measured_in_every_kind_of_network(preset: str) -> None:
             assert layer.kernel_std == pytest.approx(layer.he_std, rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "cause"),
     [
-        pytest.param("biases from -10 in hidden layers", "biases", marks=pytest.mark.slow),
-        pytest.param("labels shuffled", "labels", marks=pytest.mark.slow),
+        ("biases from -10 in hidden layers", "biases"),
+        ("labels shuffled", "labels"),
         ("learning rate 1e-7", "learning rate"),
     ],
 )

@@ -176,7 +176,7 @@ def test_a_table_of_a_few_images(tmp_path: Path, prepared_dir: str, capsys: pyte
         test = read_metrics(tmp_path / "runs" / "baseline" / f"seed-{seed}")[-1]
         assert table["results"]["rows"]["baseline"]["errors"][number] == test["top1_error"]
     assert len(table["results"]["rows"]["no-decay"]["errors"]) == 1 and table["results"]["rows"]["no-decay"]["failure"]
-    assert "ImageNet, 90 epochs" in printed and "Ours: test top-1 error on synthetic: 64 training" in printed
+    assert "ImageNet, 90 epochs" in printed and "Test top-1 error on synthetic: 64 training" in printed
     times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/*/timing.jsonl"))]
     ablate.main(words)
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/*/timing.jsonl"))] == times
@@ -210,7 +210,7 @@ def test_a_network_that_is_tested_with_ten_views_is_compared_with_one(
 @pytest.mark.slow
 def test_numbers_are_kept_after_each_run(tmp_path: Path, prepared_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--config=configs/alexnet.py:synthetic,small,smoke", f"--config.data.prepared_dir={prepared_dir}"]
-    words += ["--processes=1", f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'table.json'}"]
+    words += ["--processes=1", f"--workdir={tmp_path / 'runs'}"]
     do = ablate.run_named_trials
 
     def killed(trials: Mapping[Any, Trial]) -> Iterator[tuple[Any, Outcome]]:
@@ -220,7 +220,7 @@ def test_numbers_are_kept_after_each_run(tmp_path: Path, prepared_dir: str, monk
     monkeypatch.setattr(ablate, "run_named_trials", killed)
     with pytest.raises(KeyboardInterrupt):
         ablate.main([*words, "--rows", "tanh", "--seeds=0"])
-    rows = json.loads((tmp_path / "table.json").read_text())["results"]["rows"]
+    rows = json.loads((tmp_path / "runs" / "ablations_paper.json").read_text())["results"]["rows"]
     assert len(rows["baseline"]["errors"]) == 1 and not rows["tanh"]["errors"]
 
 

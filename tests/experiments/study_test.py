@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from alexnet_jax.experiments.search_space import Range, Settings, grid
 from alexnet_jax.experiments.study import Setting, Study, SweepPlan, open_study
 from alexnet_jax.experiments.trials import Outcome, Trial, TrialStoppedError
 from alexnet_jax.run import run_folder
+from tests.conftest import REPOSITORY, full_disk
 
 RATES = {"rate": Range("values", (0.1, 0.2, 0.3)), "kind": Range("values", ((1.0, 2.0), (3.0,)))}
 RANGES = {"rate": Range("log_uniform", (0.01, 1.0)), "units": Range("int", (1, 64))}
@@ -354,6 +356,32 @@ def test_tpe_looks_at_results_after_its_first_random_settings(tmp_path: Path) ->
     low, high = proposals
     assert low[:10] == high[:10]
     assert sum(low[10:]) / 20 < 20 < 40 < sum(high[10:]) / 20
+
+
+def test_a_full_disk_is_one_line_and_what_was_begun_is_repeated(tmp_path: Path) -> None:
+    log = tmp_path / "study.log"
+
+    def train(setting: Setting) -> None:
+        with full_disk(log.stat().st_size + 10):  # ten bytes of the next line are written
+            finish(setting)
+
+    with pytest.raises(UserError, match=r"study\.log.*is the disk full\?"), opened(tmp_path) as study:
+        study.optimize(train)
+    assert log.read_text().endswith("}\n")
+    with opened(tmp_path) as study:
+        assert len(values_done(study)) == 6
+
+
+def test_without_the_driver_of_a_database_it_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with (
+        pytest.raises(UserError, match=r"psycopg.*requirements-database\.txt"),
+        opened(tmp_path, storage="postgresql://me:secret@127.0.0.1:1/x"),
+    ):
+        pass
+    assert "psycopg" in (REPOSITORY / "requirements-database.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from alexnet_jax import experiment
+from alexnet_jax.errors import Terminated, UserError
 from alexnet_jax.experiments import trials as trials_lib
 from alexnet_jax.experiments.trials import Trial, TrialStoppedError, is_finished, run_trials
 from alexnet_jax.run import run_folder
 from alexnet_jax.run.metrics_log import read_metrics
-from alexnet_jax.system.signals import Terminated
 from alexnet_jax.train import train_and_evaluate
+from tests.conftest import full_disk
 
 MakeConfig = Callable[..., ConfigDict]
 
@@ -46,6 +47,7 @@ def test_each_equals_its_run_by_itself(tmp_path: Path, make_config: MakeConfig) 
         assert (trial.workdir / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_trials_in_a_row_open_their_data_set_once(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +105,14 @@ def test_a_trial_can_be_stopped_and_goes_on_later(tmp_path: Path, make_config: M
     assert done.test is not None and len(done.epochs) == 2
     assert heard == [record["epoch"] for record in done.epochs]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 0.2
+
+
+def test_a_disk_that_is_full_is_no_result_of_a_trial(tmp_path: Path, make_config: MakeConfig) -> None:
+    trial = make_trial(make_config, tmp_path / "run")
+    with full_disk(room=100), pytest.raises(UserError, match=r"run.*is the disk full\?"):
+        list(run_trials([trial]))
+    (done,) = run_trials([trial])
+    assert done.test is not None
 
 
 @pytest.mark.slow

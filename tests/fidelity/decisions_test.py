@@ -57,6 +57,7 @@ OTHER: dict[str, Any] = {
     "optimizer.bias_schedule": "halfway",
     "optimizer.schedule": "linear",
     "optimizer.step_epochs": (3.0,),
+    "optimizer.restart_epochs": (3.0,),
     "parallel.mode": "mesh",
     "parallel.coordinator": "auto",
     "parallel.num_processes": 3,

@@ -1,4 +1,4 @@
-"""Random arrays for tests."""
+"""Random arrays with a normal distribution, for tests."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """Trains in a process of its own, killed at a point: python -m tests.helpers.killed_run WORKDIR PREPARED_DIR POINT.
 
-Points: none; step (in the middle of an epoch); evaluation; save (while a checkpoint is being written); SIGTERM and
-SIGINT (a signal in the middle of an epoch); SIGTERM-evaluation.
+Points: none (not killed); step (in the middle of an epoch); evaluation; save (while a checkpoint is being written);
+SIGTERM and SIGINT (this signal in the middle of an epoch); SIGTERM-evaluation.
 """
 
 import os
@@ -25,7 +25,7 @@ def main(workdir: str, prepared_dir: str, point: str) -> None:
     config.data.num_threads = 2
     config.batch_size, config.epochs, config.log_every_steps = 8, 4.0, 1
     config.checkpoint.every_steps = 5
-    config.optimizer.patience, config.optimizer.threshold = 1, 0.5  # so that the rate is divided on the way
+    config.optimizer.patience, config.optimizer.threshold = 1, 0.5  # so that the learning rate drops on the way
 
     name, _, place = point.partition("-")
     send = getattr(signal, name) if name.startswith("SIG") else signal.SIGKILL
@@ -39,7 +39,7 @@ def main(workdir: str, prepared_dir: str, point: str) -> None:
 
 
 def before(owner: Any, name: str, condition: Any, send: signal.Signals) -> None:
-    """Sends the signal when a method is called and the condition holds; once."""
+    """Makes the first call of a method for which the condition holds send the signal before it runs."""
     original, sent = getattr(owner, name), []
 
     def method(*args: Any) -> Any:

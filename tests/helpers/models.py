@@ -13,7 +13,7 @@ from configs import alexnet
 
 
 def small(preset: str, **changes: object) -> AlexNet:
-    """The variant with narrow hidden layers and 10 classes, for 67-pixel images."""
+    """The network of a preset with narrow hidden layers and 10 classes, for 67-pixel images."""
     config = alexnet.get_config().model
     config.update({"preset": preset, "hidden_width": 32, **changes})
     return get_model(config, num_classes=10)

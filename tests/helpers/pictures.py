@@ -1,4 +1,4 @@
-"""Small pictures in folders, and data sets prepared of them."""
+"""Small images in folders, and data sets prepared from them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,12 +49,12 @@ def storing(**changes: Any) -> StorageOptions:
 
 
 def prepared(source: Path, into: Path, **changes: Any) -> Dataset:
-    """Prepares a folder of images or opens what is prepared of it."""
+    """Prepares a folder of images, or opens the data set that is prepared already."""
     return get_dataset("folder", str(source), str(into), 0, storing(**changes))
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """All files by their path in the folder."""
+    """The content of all files, by their path in the folder."""
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
@@ -66,7 +66,7 @@ def images_of(records: Records) -> np.ndarray:
 
 
 def refused(run: Callable[[], object]) -> str:
-    """The one line with which a UserError says what is wrong."""
+    """The message of the UserError that `run` raises; it must be one line."""
     with pytest.raises(UserError) as caught:
         run()
     assert "\n" not in str(caught.value)
@@ -74,7 +74,7 @@ def refused(run: Callable[[], object]) -> str:
 
 
 def assert_whole(into: Path, expected: dict[str, bytes]) -> None:
-    """Below `into` is the expected data set, its lock and nothing else."""
+    """Asserts that `into` holds the expected files of one data set, its lock and nothing else."""
     (directory,) = [path for path in into.iterdir() if path.is_dir()]
     found = contents(directory)
     assert sorted(found) == sorted(expected)
@@ -83,7 +83,7 @@ def assert_whole(into: Path, expected: dict[str, bytes]) -> None:
 
 
 def watch_reads(patch: pytest.MonkeyPatch) -> list[Path]:
-    """The PNG files that are read from now on, as they are read."""
+    """A list that grows by the path of each PNG file that is read from now on."""
     real, seen = Path.read_bytes, []
 
     def read_bytes(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Starts the processes of one training run on this machine: several hosts in small."""
+"""Starts the processes of one training run on this machine, as if each were a host."""
 
 import os
 import socket
@@ -19,10 +19,16 @@ def start(
     own: Mapping[int, Sequence[str]] | None = None,
     slurm: bool = False,
 ) -> list[subprocess.Popen[str]]:
-    """`main.py` on a few images, in so many processes with so many devices each; one process needs no coordinator.
+    """Starts `main.py` on a few images in several processes; one process needs no coordinator.
 
-    `own` are further flags of single processes. With `slurm`, the environment is what its srun gives to each task, and
-    the processes find each other by that.
+    Args:
+      count: number of processes.
+      workdir: folder of the run.
+      prepared_dir: folder of prepared data sets.
+      changes: flags of all processes.
+      devices: devices of each process.
+      own: further flags by the number of the process.
+      slurm: set the environment variables of a Slurm task in each process, by which the processes find each other.
     """
     environment = {**os.environ, "XLA_FLAGS": xla_flags(devices)}
     command = [sys.executable, "main.py", "--config=configs/alexnet.py:synthetic,lenet", f"--workdir={workdir}"]
@@ -52,13 +58,13 @@ def start(
 
 
 def joining(number: int, count: int, port: int) -> list[str]:
-    """The flags of one process of many."""
+    """The flags with which a process joins the others."""
     values = {"coordinator": f"127.0.0.1:{port}", "num_processes": count, "process_id": number}
     return [f"--config.parallel.{key}={value}" for key, value in values.items()]
 
 
 def slurm_task(number: int, count: int, port: int) -> dict[str, str]:
-    """What JAX looks at in a task of Slurm's on this machine, one a node; the port would come from the job's number."""
+    """The variables of a Slurm task that JAX reads, one task a node; Slurm has no port: JAX derives it from the job."""
     return {
         "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "localhost",
@@ -70,7 +76,7 @@ def slurm_task(number: int, count: int, port: int) -> dict[str, str]:
 
 
 def finish(processes: list[subprocess.Popen[str]], timeout: float = 120) -> list[tuple[int, str, str]]:
-    """Exit status, output and errors of each; all are killed in the end."""
+    """Exit status, standard output and standard error of each process; kills those that take longer than `timeout`."""
     try:
         return [(process.wait(timeout), *process.communicate()) for process in processes]
     finally:
@@ -80,12 +86,12 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float = 120) -> list
 
 
 def free_port() -> int:
-    """A port that nobody uses right now."""
+    """A port that no process uses at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def is_silent(out: str) -> bool:
-    """Whether nobody but gloo speaks; its lines vary with jax and mix at times."""
+    """Whether the output has no lines but gloo's, which differ between versions of jax and may be interleaved."""
     return not any(word in out for word in ("main.py", "epoch", "warning", "error"))

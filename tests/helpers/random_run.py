@@ -1,4 +1,4 @@
-"""Untrained networks whose predictions depend on everything that they hold."""
+"""Untrained networks whose predictions depend on all of their arrays."""
 
 import dataclasses
 from pathlib import Path

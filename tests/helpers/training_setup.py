@@ -1,4 +1,4 @@
-"""What tests of the training step share."""
+"""Config, network, optimizer and preprocessing for tests of the training step."""
 
 from typing import Any
 

@@ -1,6 +1,8 @@
 """`python -m alexnet_jax convert`: weights of other programs to a run, and back."""
 
 import json
+import os
+import signal
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.cli import convert, evaluate
 from alexnet_jax.cli.flags import config_from_flags
 from alexnet_jax.errors import UserError
@@ -104,9 +107,18 @@ def test_what_does_not_suit_is_refused_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_with_a_run_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_a_run_is_left_alone_and_an_interrupted_conversion_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write(tmp_path / "a.safetensors", foreign("torchvision")[2])
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            convert.main(arguments(source, tmp_path / "run"))
+    with pytest.raises(UserError, match=r"run"):
+        convert.main(arguments(source, tmp_path / "run", "torchvision", "--config.seed=1"))
     convert.main(arguments(source, tmp_path / "run"))
+    assert load_run(tmp_path / "run").examples_seen == 0
     with pytest.raises(UserError, match=r"run"):
         convert.main(arguments(source, tmp_path / "run"))
 
@@ -144,6 +156,6 @@ def test_a_converted_run_is_evaluated_without_a_warning(
     names.write_text("\n".join(dataset.class_names))
     convert.main([str(source), "--layout=caffe", f"--workdir={workdir}", f"--class-names={names}", *config])
     capsys.readouterr()
-    evaluate.main([str(workdir)])
+    evaluate.main([str(workdir), f"--prepared-dir={prepared_dir}"])
     shown = capsys.readouterr()
     assert "top-1 error" in shown.out and "have changed" not in shown.out + shown.err

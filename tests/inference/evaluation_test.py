@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import load_run
 from alexnet_jax.cli import evaluate as program
 from alexnet_jax.errors import UserError
-from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
+from alexnet_jax.inference.evaluation import evaluate, evaluate_run, open_run_dataset
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.presets import Layer
 from alexnet_jax.run.metrics_log import read_metrics
@@ -34,12 +34,12 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("views", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_rows_add_up_to_what_is_printed_and_recorded(
-    views: int, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    views: int, make_config: MakeConfig, tmp_path: Path, prepared_dir: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_and_evaluate(make_config("digits,lenet,smoke", test_views=views), tmp_path)
     (test,) = (record for record in read_metrics(tmp_path) if record["kind"] == "test")
     capsys.readouterr()
-    program.main([str(tmp_path)])
+    program.main([str(tmp_path), f"--prepared-dir={prepared_dir}"])
     printed = " ".join(capsys.readouterr().out.split())
     rows = rows_of(tmp_path / "evaluation" / "predictions-test.csv")
     assert [int(row["id"]) for row in rows] == list(range(test["count"]))
@@ -56,21 +56,25 @@ def test_rows_add_up_to_what_is_printed_and_recorded(
     assert sum(int(row["images"]) for row in classes) == len(rows)
     for column, k in (("wrong_top1", 1), ("wrong_top5", 5)):
         assert sum(int(row[column]) for row in classes) == round(test[f"top{k}_error"] * len(rows))
-    evaluation = evaluate(load_run(tmp_path), open_run_dataset(load_run(tmp_path)), "test")
+    evaluation = evaluate_run(tmp_path, prepared_dir=prepared_dir)
     assert evaluation.summary["loss"] == pytest.approx(test["loss"], rel=1e-5)
 
 
-def test_the_predictions_of_many_devices_stay_in_order(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_the_predictions_of_many_devices_stay_in_order(
+    make_config: MakeConfig, tmp_path: Path, prepared_dir: str
+) -> None:
     """With two devices and a batch size that does not divide the split, each row still belongs to its image."""
     train_and_evaluate(make_config("digits,lenet,smoke"), tmp_path)
     run = load_run(tmp_path)
     assert len(jax.devices()) == 2
-    dataset = open_run_dataset(run)
+    dataset = open_run_dataset(run, prepared_dir=prepared_dir)
     small = run.config.copy_and_resolve_references()
     small.eval_batch_size = 7
     first, second = evaluate(run, dataset, "test"), evaluate(dataclasses.replace(run, config=small), dataset, "test")
     np.testing.assert_array_equal(first.predicted, second.predicted)
     np.testing.assert_allclose(first.losses, second.losses, rtol=1e-4, atol=1e-6)
+    untested = dataclasses.replace(dataset, splits={"validation": dataset.splits["validation"]})
+    assert [evaluate(run, data).split for data in (dataset, untested)] == ["test", "validation"]
 
 
 def test_a_prediction_agrees_with_the_metrics_of_training_also_for_ties_and_nan() -> None:
@@ -95,27 +99,36 @@ def test_other_classes_are_refused_with_the_first_that_differs(make_config: Make
     folder = make_folder(tmp_path / "photos", {"train/cat": 30, "train/dog": 30})
     changes = {"data.dir": str(folder), "data.prepared_dir": str(tmp_path / "prepared")}
     train_and_evaluate(make_config("folder,cifar_18pct", max_steps=1, batch_size=8, **changes), tmp_path / "run")
+    words = [str(tmp_path / "run"), f"--data-dir={folder}", f"--prepared-dir={tmp_path / 'prepared'}"]
     (folder / "train" / "dog").rename(folder / "train" / "cow")
     with pytest.raises(UserError, match=r"class 1 .*'cow'.*'dog'"):
-        program.main([str(tmp_path / "run")])
+        program.main(words)
     make_folder(folder, {"train/eel": 30})
     (folder / "train" / "cow").rename(folder / "train" / "dog")
     with pytest.raises(UserError, match="3 classes, not 2"):
-        program.main([str(tmp_path / "run")])
+        program.main(words)
     shutil.rmtree(folder / "train" / "eel")
-    program.main([str(tmp_path / "run"), "--split=train", f"--output={tmp_path / 'elsewhere'}"])
+    program.main([*words, "--split=train", f"--output={tmp_path / 'elsewhere'}"])
     assert (tmp_path / "elsewhere" / "predictions-train.csv").exists()
 
 
-def test_a_moved_data_set_is_found_by_flags(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_images_are_found_by_their_content_or_by_flags(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a run in the default folder of prepared sets need no flag, wherever the originals are now."""
     folder = make_folder(tmp_path / "photos", {"train/cat": 30, "train/dog": 30})
     changes = {"data.dir": str(folder), "data.prepared_dir": str(tmp_path / "prepared")}
     train_and_evaluate(make_config("folder,cifar_18pct", max_steps=1, batch_size=8, **changes), tmp_path / "run")
-    folder.rename(tmp_path / "moved")
-    shutil.rmtree(tmp_path / "prepared")
-    with pytest.raises(UserError, match="photos"):
-        program.main([str(tmp_path / "run")])
-    program.main([str(tmp_path / "run"), f"--data-dir={tmp_path / 'moved'}", f"--prepared-dir={tmp_path / 'new'}"])
+    monkeypatch.chdir(tmp_path)
+    folder.rename("moved")
+    with pytest.raises(UserError, match=r"\(folder\) .* in data: give --prepared-dir=FOLDER .* --data-dir=FOLDER"):
+        program.main(["run"])
+    program.main(["run", "--prepared-dir=prepared"])
+    Path("prepared").rename("data")
+    program.main(["run"])
+    shutil.rmtree("data")
+    program.main(["run", "--data-dir=moved", "--prepared-dir=new"])
+    assert not Path("data").exists()
 
 
 def test_a_changed_class_list_or_preprocessing_in_a_checkpoint_is_noticed(

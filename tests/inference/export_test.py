@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,8 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from alexnet_jax.cli.export import main
+from alexnet_jax.config import complete_here
+from alexnet_jax.errors import Terminated
 from alexnet_jax.inference.export import FORMATS, export_run
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from tests.conftest import REPOSITORY, full_disk
@@ -74,7 +77,8 @@ def test_safetensors_give_the_same_run(preset: str, make_config: Callable[..., C
     path = tmp_path / "model.safetensors"
     assert export_run(run, FORMATS["safetensors"], path) == 0
     again = load_run(path)
-    assert again.config.to_json(sort_keys=True) == run.config.to_json(sort_keys=True)
+    here = ConfigDict(complete_here(run.config.to_dict()))
+    assert again.config.to_json(sort_keys=True) == here.to_json(sort_keys=True)
     assert again.class_names == CLASSES and again.model == run.model
     images = np.stack([noise(seed, 32, 32) for seed in range(3)])
     np.testing.assert_array_equal(again.predict(images), run.predict(images))
@@ -160,11 +164,31 @@ def test_a_file_that_cannot_be_written_is_one_line(saved: Path, tmp_path: Path) 
     assert files(tmp_path) == ["file", "folder", "run.safetensors"] and files(folder) == []
 
 
-def test_without_onnx_it_says_how_to_get_it(run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    message = refused(lambda: export_run(run, FORMATS["onnx"], tmp_path / "model.onnx"))
-    assert message == "onnxruntime is missing: python -m pip install -r requirements-export.txt"
-    assert (REPOSITORY / "requirements-export.txt").is_file() and files(tmp_path) == []
+@pytest.mark.parametrize(
+    ("format", "package"), [("onnx", "onnxruntime"), ("onnx", "onnx"), ("stablehlo", "flatbuffers")]
+)
+def test_without_a_package_it_says_how_to_get_it(
+    format: str, package: str, run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    message = refused(lambda: export_run(run, FORMATS[format], tmp_path / "model"))
+    assert message == f"{package} is missing: python -m pip install -r requirements-export.txt"
+    assert package in (REPOSITORY / "requirements-export.txt").read_text() and files(tmp_path) == []
+
+
+def test_an_export_replaces_what_a_killed_one_left(run: TrainedRun, tmp_path: Path) -> None:
+    def killed(run: TrainedRun, path: Path) -> None:
+        (path.parent / f"{path.name}.tmp").write_text("half")
+        path.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    kind = FORMATS["safetensors"]
+    with pytest.raises(Terminated):
+        export_run(run, dataclasses.replace(kind, save=killed), tmp_path / "model")
+    assert files(tmp_path) == ["model.unchecked.tmp"]  # SIGKILL would leave model.unchecked too
+    (tmp_path / "model.unchecked").write_text("half")
+    export_run(run, kind, tmp_path / "model")
+    assert files(tmp_path) == ["model"]
 
 
 @pytest.fixture(scope="module")

@@ -69,11 +69,11 @@ def test_a_file_its_bytes_and_its_pixels_are_one(run: TrainedRun, tmp_path: Path
     np.testing.assert_array_equal(run.predict(np.asarray(Image.open(file))), expected)
 
 
-def test_predict_is_what_training_evaluates(run: TrainedRun) -> None:
+def test_predict_is_what_training_evaluates(run: TrainedRun, prepared_dir: str) -> None:
     from alexnet_jax.data.storage import read_images
     from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
 
-    dataset = open_run_dataset(run)
+    dataset = open_run_dataset(run, prepared_dir=prepared_dir)
     evaluation = evaluate(run, dataset, "test")
     images = read_images(dataset.splits["test"], np.arange(40))
     probabilities = run.predict(images)
@@ -167,6 +167,25 @@ def test_the_table_and_the_csv_say_the_same(
     for line, row in zip(lines, rows, strict=True):
         _, _, name, _, probability = row.split(",")
         assert line.split()[:2] == [name, f"{float(probability):.1%}"]
+
+
+class Terminal(io.StringIO):
+    """Text written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_csv_gives_odd_names_to_programs_but_not_to_terminals(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Terminal() if is_terminal else io.StringIO()
+    monkeypatch.setattr("sys.stdout", output)
+    predictions = [{"class": "=1+1", "label": 3, "probability": 0.5}]
+    predict._show_csv(iter([{"file": "\x1b]0;a\x07\n.jpg", "predictions": predictions}]))
+    name = r"\x1b]0;a\x07\n.jpg" if is_terminal else "\x1b]0;a\x07\n.jpg"
+    assert output.getvalue() == f'file,rank,class,label,probability\n"{name}",1,\'=1+1,3,0.5\n'
 
 
 def test_unreadable_files_are_named_and_the_others_answered(

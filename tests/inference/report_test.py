@@ -1,10 +1,12 @@
 """The HTML report on a run, finished or not."""
 
+import dataclasses
 import html
 import json
 import re
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from alexnet_jax import load_run
 from alexnet_jax.cli import report
 from alexnet_jax.data.storage import read_images
 from alexnet_jax.errors import UserError
+from alexnet_jax.inference import report as report_lib
 from alexnet_jax.inference import report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
-from alexnet_jax.inference.evaluation import evaluate, open_run_dataset
+from alexnet_jax.inference.evaluation import Evaluation, evaluate, open_run_dataset
 from alexnet_jax.inference.report import make_report
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
@@ -45,6 +48,12 @@ def run_folder(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "<run>")
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(prepared_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the prepared data sets where they are by default."""
+    monkeypatch.chdir(Path(prepared_dir).parent)
+
+
 def page_of(folder: Path, *flags: str) -> str:
     report.main([str(folder), *flags])
     return (folder / "report.html").read_text()
@@ -54,6 +63,7 @@ def text_of(page: str) -> str:
     return html.unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)))
 
 
+@pytest.mark.slow
 def test_the_page_of_a_finished_run(finished: Path) -> None:
     page = page_of(finished)
     assert len(page) < 5e6
@@ -99,11 +109,20 @@ def test_a_run_without_its_end(run_folder: Path) -> None:
     assert "Not finished: epoch" in text and "Validation, checkpoint" in text and "Test, checkpoint" not in text
 
 
-def test_a_run_without_a_checkpoint(run_folder: Path) -> None:
+def test_a_run_without_a_checkpoint(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(run_folder / "checkpoints")
     page = page_of(run_folder)
     assert page.count("<img") == 1
     assert "No network is shown:" in text_of(page) and "holds no checkpoint" in text_of(page)
+    assert "warning: No network is shown:" in capsys.readouterr().out
+
+
+def test_an_edited_record_is_told(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run_folder / "checkpoints")
+    record = run_folder / "metrics.jsonl"
+    record.write_text(record.read_text().replace('"loss": ', '"loss": 1', 1))
+    assert "line 2 was edited" in str(make_report(run_folder).sections["Training"][0])
+    assert "line 2 was edited" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_run_that_has_recorded_nothing(run_folder: Path) -> None:
@@ -149,6 +168,68 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         report.main([str(tmp_path)])
 
 
+GOOD = {"config.json": "{}", "versions.json": '{"command": ["main.py"], "packages": {}}'}
+EPOCH = {"epoch": 1.0, "train_loss": 1.0, "train_top1_error": 0.5, "validation_loss": 1.0, "validation_top1_error": 0.5}
+
+
+def record(kind: str, **values: object) -> str:
+    return json.dumps({"kind": kind, "examples_seen": 8, **values}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", '{"model": 5}'),
+        ("config.json", "[" * 100_000),
+        ("versions.json", "{}"),
+        ("versions.json", '{"command": "main.py", "packages": {}}'),
+        ("versions.json", '{"command": [], "packages": []}'),
+        ("metrics.jsonl", "[]\n"),
+        ("metrics.jsonl", "{}\n"),
+        ("metrics.jsonl", '{"kind": "step", "examples_seen": "8"}\n'),
+        ("metrics.jsonl", record("step", loss="low", learning_rate=0.1)),
+        ("metrics.jsonl", record("step", loss=2.0, learning_rate=0.1) + record("step", loss=2.0)),
+        ("metrics.jsonl", record("start", seed=0, train_examples=-1)),
+        ("metrics.jsonl", record("epoch", **EPOCH)),
+        ("metrics.jsonl", record("test", split="test", top1_error=0.5, top5_error=None)),
+        ("metrics.jsonl", record("division", learning_rate=0.1)),
+        ("timing.jsonl", '{"examples_seen": 8, "seconds": 2.0}\n'),
+        ("timing.jsonl", '{"examples_seen": 8, "save_seconds": "2"}\n'),
+    ],
+)
+def test_a_damaged_record_is_named_in_a_line(file: str, content: str, tmp_path: Path) -> None:
+    for name, text in {**GOOD, file: content}.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / file))) as caught:
+        report.main([str(tmp_path)])
+    assert "\n" not in str(caught.value)
+    if content.count("\n") == 2:
+        assert f"{file}, line 2 is damaged: learning_rate is missing" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '["a.png"]', "[" + "5, " * 359 + "5]"])
+def test_a_damaged_table_of_files_is_named(content: str, finished: Path, tmp_path: Path) -> None:
+    run = load_run(finished)
+    dataset = dataclasses.replace(open_run_dataset(run), directory=tmp_path)
+    (tmp_path / "test_files.json").write_text(content)
+    with pytest.raises(UserError, match=r"test_files\.json"):
+        evaluate(run, dataset, "test")
+
+
+def test_many_classes_take_little_memory(finished: Path) -> None:
+    """A matrix of all classes would take 3 GB."""
+    classes, labels = 20_000, np.arange(1000, dtype=np.int32)
+    run = dataclasses.replace(load_run(finished), class_names=tuple(map(str, range(classes))))
+    probabilities = np.ones((1000, 1), np.float32)
+    wrong = Evaluation(run, "test", 1, [""] * 1000, labels, (labels + 1)[:, None], probabilities, probabilities[:, 0])
+    tracemalloc.start()
+    parts = list(report_lib._errors(wrong))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6 and any(getattr(part, "name", "") == "confusion" for part in parts)
+
+
 def test_text_is_escaped() -> None:
     evil = "<script>alert('x')</script>\"&"
     cells = [report_page.table([evil], [[evil]]), report_page.facts({evil: evil}), report_page.paragraph(evil)]
@@ -184,7 +265,11 @@ def test_activation_statistics_are_those_of_the_features(finished: Path) -> None
 def test_the_confusion_matrix_adds_up(finished: Path) -> None:
     run = load_run(finished)
     evaluation = evaluate(run, open_run_dataset(run), "test")
-    counts = evaluation.confusion()
+    counts = evaluation.confusion(np.arange(len(run.class_names)))
+    mistakes = counts - np.diag(np.diag(counts))
+    assert evaluation.mistakes().tolist() == (mistakes.sum(0) + mistakes.sum(1)).tolist()
+    some = np.array([1, 3, 4])
+    assert evaluation.confusion(some).tolist() == counts[np.ix_(some, some)].tolist()
     for number, (_, images, wrong, _) in enumerate(evaluation.by_class()):
         assert counts[number].sum() == images and images - counts[number, number] == wrong
 

@@ -16,7 +16,7 @@ from alexnet_jax.data.storage import InMemoryRecords
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_evaluate, open_dataset
 from alexnet_jax.parallel.collectives import Axes
-from alexnet_jax.parallel.devices import Devices, data_parallel
+from alexnet_jax.parallel.devices import Devices, _tell_of_unused_gpu, data_parallel
 from alexnet_jax.parallel.memory import USABLE_FRACTION
 from alexnet_jax.parallel.program import Program
 from alexnet_jax.steps import make_eval_step, make_train_step
@@ -177,6 +177,20 @@ def test_batch_normalisation_has_no_micro_batches() -> None:
 def test_more_devices_than_there_are_is_refused() -> None:
     with pytest.raises(UserError, match=r"num_devices=3.* 2"):
         data_parallel(3)
+
+
+def test_a_gpu_that_this_jax_cannot_use_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("alexnet_jax.parallel.devices.has_nvidia_gpu", lambda: True)
+    data_parallel(1)
+    assert capsys.readouterr().out == ""  # JAX_PLATFORMS=cpu is what was asked for
+    monkeypatch.delenv("JAX_PLATFORMS")
+    _tell_of_unused_gpu.cache_clear()
+    data_parallel(1)
+    data_parallel(2)
+    out = capsys.readouterr().out
+    assert out.count("an NVIDIA GPU is here, but this JAX is for CPUs") == out.count("pip install") == 1
 
 
 class OutOfMemory(Program):

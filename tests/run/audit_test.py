@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.cli import audit as program
 from alexnet_jax.data import loader
 from alexnet_jax.errors import AuditFailedError, UserError
 from alexnet_jax.run import audit
-from alexnet_jax.run.metrics_log import read_metrics
+from alexnet_jax.run.metrics_log import MetricWriter, read_metrics
 from alexnet_jax.train import train_and_evaluate
 
 MakeConfig = Callable[..., ConfigDict]
@@ -123,4 +124,25 @@ def test_what_cannot_be_audited(tmp_path: Path) -> None:
     start = {"kind": "start", "examples_seen": 0, "seed": 0, "train_examples": 3}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(start) + "\n")
     with pytest.raises(UserError, match="evaluation"):
+        program.main([str(tmp_path)])
+
+
+def test_records_that_were_changed_or_lost_fail_the_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with MetricWriter(tmp_path, 0) as writer:
+        writer.write("start", 0, {"seed": 0, "train_examples": 4})
+        for epoch in (1, 2):
+            used = audit.chain("", *audit.presentations(size=4, seed=0, begin=4 * epoch - 4, end=4 * epoch))
+            measures = {"train_loss": 2.5, "train_top1_error": 0.5, "validation_loss": 1.5}
+            errors = {"validation_top1_error": 0.5, "validation_top5_error": None}
+            writer.write("epoch", 4 * epoch, {"epoch": float(epoch), **measures, **errors, "ids_sha256": used})
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(8, {"params": np.zeros(1)}, {"records": writer.digest}, None)
+    program.main([str(tmp_path)])
+    assert "2 whole epochs" in capsys.readouterr().out
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(whole.replace("1.5", "0.5", 1))
+    with pytest.raises(AuditFailedError, match=r"metrics\.jsonl: line 2 "):
+        program.main([str(tmp_path)])
+    (tmp_path / "metrics.jsonl").write_text("".join(whole.splitlines(keepends=True)[:2]))
+    with pytest.raises(AuditFailedError, match=r"metrics\.jsonl: .* after line 2 "):
         program.main([str(tmp_path)])

@@ -61,5 +61,5 @@ def test_waiting_for_images_is_told_where_it_matters(capsys: pytest.CaptureFixtu
 
 def test_a_drop_is_told_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     reason, line = "step schedule, epoch 25.00", "  learning rate 0.01 -> 0.001: step schedule, epoch 25.00"
-    display.show_drop(0.01, 0.001, reason)
+    display.show_change(0.01, 0.001, reason)
     assert capsys.readouterr().out == f"{line}\n"

@@ -186,6 +186,7 @@ def test_environment_names_command_versions_and_revision() -> None:
     environment = describe_environment(["main.py", "--config=configs/alexnet.py"])
     assert environment["command"] == ["main.py", "--config=configs/alexnet.py"]
     assert environment["python"] == platform.python_version()
+    assert environment["cpu_threads"] == int(os.environ["NPROC"])
     assert environment["packages"]["jax"] == jax.__version__
     assert environment["packages"]["numpy"] == np.__version__
     assert environment["packages"]["pillow"] == importlib.metadata.version("pillow")

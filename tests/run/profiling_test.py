@@ -40,7 +40,7 @@ def assert_equal(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("profile_steps", "eval_every_epochs", "recorded"),
-    [(2, 9.0, 2), (100, 9.0, 3), (2, 1.0, 1)],
+    [pytest.param(2, 9.0, 2, marks=pytest.mark.slow), (100, 9.0, 3), (2, 1.0, 1)],
     ids=["as asked for", "to the end of the run", "to the next evaluation"],
 )
 def test_a_run_of_six_steps(

@@ -29,6 +29,12 @@ def test_what_can_be_done_next_is_done_by_the_same_program(program: list[str], s
     }
 
 
+def test_the_command_that_evaluates_names_the_folder_of_prepared_images_if_it_is_not_the_default() -> None:
+    config = alexnet.get_config()
+    config.data.prepared_dir = "my data"
+    assert next_commands(["main.py"], config, Path("a"))["evaluate"].endswith(" evaluate a '--prepared-dir=my data'")
+
+
 def test_a_change_replaces_the_flag_that_was_given() -> None:
     changed = command_line(["main.py", CONFIG, "--config.epochs=3"], "--config.epochs=6")
     assert changed == f"python main.py {CONFIG} --config.epochs=6"

@@ -72,10 +72,10 @@ def test_what_is_no_printable_character_is_escaped(text: str, shown: str) -> Non
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """Neither a picture in place of :cat:, nor colours by markup, nor control characters."""
     console.show(f"first\n{ODD_NAME}")
-    console.show_facts({"[b]name": ODD_NAME})
-    console.show_table(["[b]heading"], [[ODD_NAME]])
+    console.show_facts({"[b]name": ODD_NAME, ODD_NAME: ""})
+    console.show_table(["[b]heading", ODD_NAME], [[ODD_NAME, ""]], footer=["", ODD_NAME])
     output = capsys.readouterr().out
-    assert output.count(SHOWN) == 3 and "\x1b" not in output
+    assert output.count(SHOWN) == 6 and "\x1b" not in output
     assert f"first\n{SHOWN}\n" in output
     assert "[b]name" in output and "[b]heading" in output
 

@@ -1,0 +1,1 @@
+"""The standing attack: kills, faults of the file system, damaged files, mutated images and weights; see __main__.py."""
