@@ -41,7 +41,7 @@ def first_training_images(config: ConfigDict, preprocessing: Preprocessing, data
     crops, partners, weights, _ = jax.device_get(augment(batch))
     names = dataset.class_names
     labels = [
-        names[own] if weight == 1 else f"{weight:.0%} {names[own]}, {names[other]}"
+        names[own] if weight > 0.995 else f"{weight:.0%} {names[own]}, {names[other]}"
         for own, other, weight in zip(batch["label"], partners, weights, strict=True)
     ]
     return TrainingBatch(np.asarray(visible(preprocessing, crops)), labels)
