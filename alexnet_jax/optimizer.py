@@ -55,12 +55,23 @@ def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransfor
 
     decay, scale = _add_decayed_weights(map_names(decay_of, params)), _scale_by_learning_rates()
     if config.name == "adamw":
-        rule = [optax.scale_by_adam(config.beta1, config.beta2, config.epsilon), decay, scale]
+        rule = [_scale_by_adam(config.beta1, config.beta2, config.epsilon), decay, scale]
     else:
         rule = [decay, scale, optax.trace(decay=config.momentum)]
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     average = [_average_params(config.ema_decay)] if config.ema_decay else []
     return optax.chain(*clip, *rule, _hold_frozen(), *average)
+
+
+def _scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, which raises a float to an integer power, also where JAX's promotion of types is strict."""
+    adam = optax.scale_by_adam(beta1, beta2, epsilon)
+
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return adam.update(updates, state, params)
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def _add_decayed_weights(decays: Params) -> optax.GradientTransformation:

@@ -18,8 +18,13 @@ from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
 from tests.helpers.models import slow_unless
 
-ELSEWHERE = {"parallel.towers", "parallel.num_processes", "parallel.process_id", "optimizer.cooldown"}
-"""Keys read only in tensor parallel, multi-process or longer runs; mesh_, hosts_ and schedules_test.py cover them."""
+ELSEWHERE = {"optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"} | {
+    "parallel.towers",
+    "parallel.num_processes",
+    "parallel.process_id",
+    "optimizer.cooldown",
+}
+"""Keys read only with AdamW, in tensor parallel, multi-process or longer runs; mesh_, hosts_ and schedules_test.py cover them."""
 
 
 def recording(config: ConfigDict, read: set[str], prefix: str = "") -> ConfigDict:

@@ -48,8 +48,7 @@ def main(argv: list[str]) -> None:
     from alexnet_jax.cli.arguments import program
     from alexnet_jax.cli.flags import expand_words
 
-    asked = argv[1:] in (["-h"], ["--help"])
-    command = argv[1].replace("-", "_") if len(argv) > 1 else ""
+    asked, command = argv[1:] in (["-h"], ["--help"]), "".join(argv[1:2]).replace("-", "_")
     if asked or command not in COMMANDS:
         output = sys.stdout if asked else sys.stderr
         print(f"usage: {program('COMMAND')} [...]\n", file=output)

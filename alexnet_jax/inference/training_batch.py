@@ -1,6 +1,5 @@
 """The first training images of a run, augmented as the network sees them."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from alexnet_jax.experiment import Experiment
 from alexnet_jax.inference import report_figures
 from alexnet_jax.parallel import hosts
 from alexnet_jax.run.metrics_log import MetricWriter
-from alexnet_jax.steps import augmented
+from alexnet_jax.steps import Batch, augmented
 from alexnet_jax.train_state import training_key
 
 SHOWN = 32
@@ -37,14 +36,19 @@ def first_training_images(config: ConfigDict, preprocessing: Preprocessing, data
     records = dataset.splits["train"]
     batch = next(training_order(len(records.labels), SHOWN, config.seed, start_example=0))
     batch |= {"image": read_images(records, batch["id"]), "label": records.labels[batch["id"]]}
-    augment = jax.jit(functools.partial(augmented, preprocessing, training_key(config.seed)))
-    crops, partners, weights, _ = jax.device_get(augment(batch))
+
+    @jax.jit
+    def augment(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        crops, partners, weights, _ = augmented(preprocessing, training_key(config.seed), batch)
+        return visible(preprocessing, crops), partners, weights
+
+    images, partners, weights = jax.device_get(augment(batch))
     names = dataset.class_names
     labels = [
         names[own] if weight > 0.995 else f"{weight:.0%} {names[own]}, {names[other]}"
         for own, other, weight in zip(batch["label"], partners, weights, strict=True)
     ]
-    return TrainingBatch(np.asarray(visible(preprocessing, crops)), labels)
+    return TrainingBatch(images, labels)
 
 
 def log_images(experiment: Experiment, writer: MetricWriter) -> None:

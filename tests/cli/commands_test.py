@@ -1,11 +1,13 @@
 """Programs around data and training."""
 
+import functools
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -62,7 +64,8 @@ def test_show_batch_draws_what_the_first_step_of_training_sees(tmp_path: Path, p
     shown = first_training_images(config, preprocessing, dataset)
     source = make_train_source(config.data, dataset.splits["train"], None)
     batch = next(source.batches(0, batch_size=64, seed=config.seed, rows=slice(None)))
-    seen, partners, weights, _ = augmented(preprocessing, training_key(config.seed), batch)
+    augment = jax.jit(functools.partial(augmented, preprocessing, training_key(config.seed)))
+    seen, partners, weights, _ = augment(batch)
     restored = np.asarray(seen[:32]) * np.array(config.data.std) + preprocessing.mean
     np.testing.assert_allclose(shown.images, np.clip(restored, 0, 255), atol=0.51)
     for label, own, other, weight in zip(shown.labels, batch["label"], partners, weights, strict=False):
