@@ -64,7 +64,7 @@ def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransfor
 
 
 def _scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
-    """`optax.scale_by_adam`, which raises a float to an integer power, also where JAX's promotion of types is strict."""
+    """`optax.scale_by_adam`, whose power of a float and an integer needs JAX's standard promotion of types."""
     adam = optax.scale_by_adam(beta1, beta2, epsilon)
 
     def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:

@@ -18,13 +18,10 @@ from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
 from tests.helpers.models import slow_unless
 
-ELSEWHERE = {"optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"} | {
-    "parallel.towers",
-    "parallel.num_processes",
-    "parallel.process_id",
-    "optimizer.cooldown",
-}
-"""Keys read only with AdamW, in tensor parallel, multi-process or longer runs; mesh_, hosts_ and schedules_test.py cover them."""
+ELSEWHERE = {"parallel.towers", "parallel.num_processes", "parallel.process_id", "optimizer.cooldown"}
+ELSEWHERE |= {"optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"}
+"""Keys read only in tensor parallel, multi-process or longer runs, or by AdamW; mesh_, hosts_, schedules_ and
+optimizer_test.py cover them."""
 
 
 def recording(config: ConfigDict, read: set[str], prefix: str = "") -> ConfigDict:
