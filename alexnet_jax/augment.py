@@ -165,7 +165,7 @@ def erase_boxes(crops: Crops, keys: Key[Array, " batch"], probability: float) ->
 
 def _inside(size: int, row: Array, column: Array, height: Array, width: Array) -> Bool[Array, "size size"]:
     """Which pixels of a size x size image lie in a box."""
-    rows, columns = jnp.mgrid[:size, :size]
+    rows, columns = jnp.mgrid[:size, :size].astype(jnp.float32)
     return (rows >= row) & (rows < row + height) & (columns >= column) & (columns < column + width)
 
 
@@ -197,7 +197,7 @@ def cutmix_boxes(keys: Key[Array, " batch"], alpha: float, crop: int) -> Bool[Ar
 
     def one(weight: Array, key: Array) -> Array:
         half = jnp.floor(crop * jnp.sqrt(1 - weight) / 2)
-        row, column = jax.random.randint(key, (2,), 0, crop)
+        row, column = jax.random.randint(key, (2,), 0, crop).astype(jnp.float32)
         return _inside(crop, row - half, column - half, 2 * half, 2 * half)
 
     weight_keys, place_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
@@ -247,7 +247,7 @@ def testing_images(preprocessing: Preprocessing, images: Pixels, views: int) -> 
     return jnp.stack([_subtract_mean(p, window.astype(jnp.float32)) / _channels(p.std) for window in windows])
 
 
-def _subtract_mean_image(p: Preprocessing, images: Pixels) -> Pixels | Centred:
+def _subtract_mean_image(p: Preprocessing, images: Pixels | Centred) -> Pixels | Centred:
     """Subtracts the mean image from whole images, before they are cropped, if `mean_form` is "image_crop"."""
     return images.astype(jnp.float32) - p.mean[None] if p.mean_form == "image_crop" else images
 
