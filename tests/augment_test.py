@@ -236,6 +236,7 @@ def test_a_resized_crop_is_pillows() -> None:
             np.testing.assert_allclose(view[:, :, channel], expected, atol=0.02)
 
 
+@pytest.mark.slow
 def test_distortions_come_before_the_mean_and_the_crop() -> None:
     plain = dataclasses.replace(PLAIN, crop=SIZE, mean=MEANS["image_crop"], mean_form="image_crop")
     p = dataclasses.replace(plain, rotation=30.0, brightness=0.3, contrast=0.3, saturation=0.3, trivial_augment=True)

@@ -56,6 +56,7 @@ def test_what_is_no_setting_is_refused(tmp_path: Path) -> None:
         prepare.main([*arguments(tmp_path), "photos"])
 
 
+@pytest.mark.slow
 def test_show_batch_draws_what_the_first_step_of_training_sees(tmp_path: Path, prepared_dir: str) -> None:
     config = alexnet.get_config("digits,lenet")
     config.update_from_flattened_dict({"data.prepared_dir": prepared_dir, "data.cutmix": 1.0, "data.rotation": 9.0})
