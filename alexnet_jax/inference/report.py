@@ -18,6 +18,7 @@ from alexnet_jax.inference import report_figures, report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
 from alexnet_jax.inference.evaluation import Evaluation, evaluate, open_run_dataset
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
+from alexnet_jax.inference.training_batch import first_training_images
 from alexnet_jax.run.metrics_log import find_fault, read_metrics, read_timing
 from alexnet_jax.run.record_kinds import check_metrics, check_timing
 from alexnet_jax.system import console
@@ -114,6 +115,7 @@ def make_report(
     if run:
         sections["First layer"] = [_kernels(run)]
     if run and dataset:
+        sections["Training images"] = [_training_images(run, dataset)]
         split = "test" if records["test"] and "test" in dataset.splits else "validation"
         sections |= _predictions(evaluate(run, dataset, split), dataset)
     if missing:
@@ -186,6 +188,12 @@ def _kernels(run: TrainedRun) -> Figure:
     rows, columns, _, count = filters.shape
     text = f"The {count} kernels of {name}, {rows} x {columns} pixels, each scaled by its largest weight (Figure 3)."
     return Figure("kernels", text, report_figures.kernels, (filters,))
+
+
+def _training_images(run: TrainedRun, dataset: Dataset) -> Figure:
+    batch = first_training_images(run.config, run.preprocessing, dataset)
+    text = f"The first {len(batch.images)} training images with their labels, augmented as the network saw them."
+    return Figure("augmented", text, report_figures.training_images, batch)
 
 
 def _predictions(evaluation: Evaluation, dataset: Dataset) -> dict[str, Sequence[Part]]:
