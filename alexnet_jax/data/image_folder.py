@@ -131,7 +131,9 @@ class ImageFolder(Source):
             path = Path(entry.path)
             if not layouts.ignored_kind(entry.name) and not any(split.is_relative_to(path) for split in splits):
                 self._ignored[f"{entry.name}, which is next to {next(iter(splits)).name}/"] += 1
-        if strange := [f"{path.name}/ is {split}" for path, split in splits.items() if path.name.lower() != split]:
+        if strange := [
+            f"{path.name}/ is {split}" for path, split in splits.items() if path.name.lower() not in (split, "val")
+        ]:
             self._notes.append(f"splits: {', '.join(strange)}")
         files: list[_File] = []
         for path, split in (splits or {root: "train"}).items():
