@@ -71,7 +71,11 @@ def get_dataset(
     source_dir, prepared_dir, labels = map(expand_home, (source_dir, prepared_dir, labels))
     folder = Path(source_dir).resolve()
     origin = {"folder": folder, "imagenet2012": folder, "synthetic": synthetic_size}.get(name)
-    identity = (name, str(origin), dataclasses.astuple(dataclasses.replace(options, max_quarantined=0.0)))
+    identity: tuple[Any, ...] = (
+        name,
+        str(origin),
+        dataclasses.astuple(dataclasses.replace(options, max_quarantined=0.0)),
+    )
     if labels:
         identity += (labels if labels in (OUTER, INNER) else str(Path(labels).resolve()),)
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]

@@ -189,7 +189,7 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
 def _open_heif() -> tuple[str, ...]:
     """Makes Pillow open HEIC files and returns the name of their format. Raises ValueError without its package."""
     try:
-        from pi_heif import register_heif_opener
+        from pi_heif import register_heif_opener  # type: ignore[import-untyped]
     except ImportError:
         raise ValueError("HEIC images need a package: python -m pip install pi-heif") from None
     register_heif_opener(thumbnails=False)

@@ -11,18 +11,9 @@ from alexnet_jax.data.layouts import SUFFIXES, split_name
 from alexnet_jax.errors import UserError, reason
 
 FILE_COLUMNS = (
-    "file",
-    "filename",
-    "file_name",
-    "image",
-    "image_id",
-    "imageid",
-    "image_name",
-    "img",
-    "path",
-    "filepath",
+    *("file", "filename", "file_name", "image", "image_id", "imageid", "image_name", "img", "path", "filepath"),
+    *("file_path", "image_path", "id", "name"),
 )
-FILE_COLUMNS += ("file_path", "image_path", "id", "name")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "classname", "category", "target", "species", "breed", "y")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data set", "dataset")
 

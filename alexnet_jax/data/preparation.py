@@ -270,7 +270,7 @@ class _Job:
             write_table(table, ("split", "file", "reason"), unreadable)
             raise UserError(
                 f"{len(unreadable):,} of {images:,} images are unreadable, more than config.data.max_quarantined="
-                f"{self.options.max_quarantined:g} allows: see {table}"
+                f"{self.options.max_quarantined:g} allows: see {table} ({unreadable[0][1]}: {unreadable[0][2]})"
             )
 
     def _name_shards(self) -> storage.Shards:
