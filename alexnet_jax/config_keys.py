@@ -132,6 +132,7 @@ KEYS: dict[str, Key] = {
     # The images.
     "data.name": fixed("digits", "digits, folder, imagenet2012, synthetic or tfds:NAME"),
     "data.dir": free("", "folder of photographs, or of ImageNet's tar files", is_shared=False),
+    "data.labels": free("", "table of file and label; for folders in folders: outer or inner", is_shared=False),
     "data.prepared_dir": free("data", "folder of prepared data sets", LOCAL, is_shared=False),
     "data.storage": fixed("auto", "prepared images", one_of("auto (raw up to 4 GB)", "jpeg", "raw (pixels)")),
     "data.jpeg_quality": fixed(90, "quality of prepared images, 1 to 100; the 2014 source used 95", up_to(100)),

@@ -208,7 +208,8 @@ def _predictions(evaluation: Evaluation, dataset: Dataset) -> dict[str, Sequence
     }
     if len(worst):
         sections["Worst mistakes"] = [
-            _pictures("mistakes", evaluation, dataset, worst, "whose labels got the lowest probabilities")
+            _pictures("mistakes", evaluation, dataset, worst, "whose labels got the lowest probabilities"),
+            _mistakes(evaluation, worst.tolist()),
         ]
     sections["Neighbours"] = [_neighbours(evaluation, dataset, np.sort(rng.permutation(count)[:QUERIES]))]
     sections["Activations"] = [_activations(evaluation, dataset)]
@@ -247,6 +248,16 @@ def _pictures(name: str, evaluation: Evaluation, dataset: Dataset, ids: np.ndarr
     ]
     text = f"{evaluation.split.capitalize()} images {which}, with their most probable classes; the label is green."
     return Figure(name, text, report_figures.predictions, (images, labels, predictions))
+
+
+def _mistakes(evaluation: Evaluation, ids: Sequence[int]) -> str:
+    """The files of mistakes, with their labels and predictions."""
+    rows = []
+    for number in ids:
+        predicted, probability = next(evaluation.predictions(number))
+        names = [evaluation.run.name_of(label) for label in (int(evaluation.labels[number]), predicted)]
+        rows.append([evaluation.files[number], *names, f"{probability:.1%}"])
+    return report_page.table(["file", "label", "prediction", "probability"], rows, numbers=(3,))
 
 
 def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Figure:

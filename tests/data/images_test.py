@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from alexnet_jax.data import images
-from alexnet_jax.data.images import PROPERTIES, decode_jpeg, encode_jpeg, read_original, resize_image
+from alexnet_jax.data.images import PROPERTIES, decode_jpeg, encode_jpeg, is_image, read_original, resize_image
 from tests.conftest import REPOSITORY
 
 SIZE = 16
@@ -204,7 +204,7 @@ def test_of_16_bit_grey_the_upper_8_bits_count(turned: bool) -> None:
     pixels, properties = squared(encoded(Image.fromarray(deep), "PNG", exif=exif))
     expected = (deep[::-1, ::-1] if turned else deep) >> 8
     np.testing.assert_array_equal(pixels, expected[..., None].repeat(3, axis=2))
-    assert properties == {"grey"} | ({"rotated"} if turned else set())
+    assert properties == {"grey", "16-bit"} | ({"rotated"} if turned else set())
 
 
 @pytest.mark.parametrize("channels", [3, 4])
@@ -415,3 +415,25 @@ def test_halving_while_decoding_stays_close_to_the_exact_average(height: int, wi
     data = encode_jpeg(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 90)
     pixels, _ = squared(data, 256, 100e6)
     assert difference(pixels, squared(rgb(data), 256, 100e6)[0]) < 1.5
+
+
+def test_12_bit_grey_is_scaled_by_its_range() -> None:
+    deep = (np.arange(SIZE * SIZE, dtype=np.uint16).reshape(SIZE, SIZE) * 16).astype(np.uint16)
+    pixels, properties = squared(encoded(Image.fromarray(deep), "TIFF"))
+    np.testing.assert_array_equal(pixels[..., 0], deep >> 4)
+    assert properties == {"grey", "16-bit"}
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PPM", "AVIF", "JPEG2000"])
+def test_more_formats_are_read_and_known_by_their_content(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(encoded(waves(40, 56), kind))
+    assert is_image(tmp_path / "x") and squared((tmp_path / "x").read_bytes())[0].shape == (SIZE, SIZE, 3)
+
+
+def test_an_icon_is_no_image() -> None:
+    with pytest.raises(ValueError, match="of a known format"):
+        resize_image(encoded(waves(32, 32), "ICO"), SIZE, 1e6)
+
+
+def test_a_jpeg_without_its_end_marker_is_read_and_counted() -> None:
+    assert squared(encoded(waves(40, 56), "JPEG")[:-2])[1] == {"unended"}
