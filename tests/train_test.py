@@ -300,3 +300,10 @@ def test_a_resumed_run_keeps_the_statistics_that_it_began_with(
         restore(tmp_path / name / "checkpoints", 2 * 16).tree["preprocessing"]["mean"] for name in ("whole", "parts")
     )
     np.testing.assert_array_equal(mean_before, mean_after)
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_augmented_images_on_request(tmp_path: Path, make_config: MakeConfig) -> None:
+    train_and_evaluate(make_config(max_steps=1, log_images=True), tmp_path)
+    events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    assert b"augmented training images" in events and b"\x89PNG" in events
