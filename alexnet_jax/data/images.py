@@ -170,9 +170,9 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
             if is_jpeg and data.count(_SCAN) > MOST_SCANS:
                 raise ValueError(f"more than {MOST_SCANS} scans would take too long to decode")
             properties, orientation = _properties(picture), _orientation(picture)
-            if is_jpeg and b"\xff\xd9" not in data[-_TRAILER:]:
+            if is_jpeg and "progressive" not in picture.info and b"\xff\xd9" not in data[-_TRAILER:]:
                 properties.add("unended")
-                data += b"\xff\xd9"  # for the decoder of plain JPEG, which refuses one that lacks pixels too
+                data += b"\xff\xd9"  # the decoder below refuses one that lacks pixels, but not one that lacks scans
             is_plain = is_jpeg and not properties & {"CMYK", "rotated"}
             is_small = width * height <= _LARGE or (is_plain and "progressive" not in picture.info)
             with contextlib.nullcontext() if is_small else _ONE_LARGE:
