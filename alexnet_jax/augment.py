@@ -1,15 +1,17 @@
 """Augmentation and normalisation inside the compiled step; all randomness comes from one key for each example."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 
 from alexnet_jax.config import check_value
+from alexnet_jax.distortions import recoloured, rotated, trivially_augmented
 from alexnet_jax.errors import UserError
 
 Pixels = UInt8[Array, "batch size size 3"]
@@ -20,6 +22,12 @@ VIEWS = (1, 2, 10)
 """Numbers of views that a prediction may average: 1, the central crop; 2, also its mirror image; 10, the central and
 the four corner crops with their mirror images (paper section 4.1)."""
 
+_ROTATION, _COLOUR, _TRIVIAL, _ERASING = range(3, 7)
+"""The numbers folded into an image's key for these; `jax.random.split` gives the keys 0 to 2."""
+
+_CUTMIX, _CHOICE = 2, 3
+"""The numbers folded into an image's key of mixing; mixup takes the key itself."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -29,7 +37,10 @@ class Preprocessing:
       crop: side of the network's input, in pixels.
       cropping: how training images are cropped: "random", every crop equally likely (paper section 4.1; CHM
         convdata_jpeg.py); "resized", a random box scaled to crop x crop (the modern recipe); or "centre".
+      resized_min_area, resized_max_aspect: the boxes of "resized"; see `random_box`.
       mirror: whether to mirror half of the training images.
+      rotation, brightness, contrast, saturation, trivial_augment: see `distortions`; 0 or False for none.
+      random_erasing: probability that a box is erased; see `erase_boxes`.
       mean: what is subtracted: means of R, G and B, [3], or the mean image, [size, size, 3].
       mean_form: "channel", the means of R, G and B; "image_centre", the central crop of the mean image from every crop,
         wherever it lies and mirrored or not (CHM convdata_jpeg.py, data_mean_crop); "image_crop", the mean image at the
@@ -38,14 +49,23 @@ class Preprocessing:
       color_noise: standard deviation of the noise's factors on the principal components; 0 for no noise.
       color_noise_form: "source" or "paper"; see `add_color_noise`.
       color_noise_until_epoch: the epoch at which the noise ends; 0 for never.
-      mixup: parameter alpha of the Beta distribution of mixup weights; 0 for no mixup. See `mix_pairs`.
+      mixup, cutmix: parameters alpha of the Beta distributions of mixup weights and of the areas of CutMix; 0 for none.
+        See `mix`.
       pca_std, pca_vectors: standard deviations along the principal components of R, G and B over the training set, and
         the components as columns.
     """
 
     crop: int
     cropping: str
+    resized_min_area: float
+    resized_max_aspect: float
     mirror: bool
+    rotation: float
+    brightness: float
+    contrast: float
+    saturation: float
+    trivial_augment: bool
+    random_erasing: float
     mean: np.ndarray
     mean_form: str
     std: Sequence[float]
@@ -53,6 +73,7 @@ class Preprocessing:
     color_noise_form: str
     color_noise_until_epoch: float
     mixup: float
+    cutmix: float
     pca_std: np.ndarray
     pca_vectors: np.ndarray
 
@@ -66,6 +87,11 @@ class Preprocessing:
     def measured(self) -> dict[str, np.ndarray]:
         """The arrays that may be measured on the training images, by name; a checkpoint holds them."""
         return {"mean": self.mean, "pca_std": self.pca_std, "pca_vectors": self.pca_vectors}
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pairs of images are mixed."""
+        return bool(self.mixup or self.cutmix)
 
     def centre(self, image: Any) -> Any:
         """The central crop, [..., crop, crop, 3], of images [..., size, size, 3]."""
@@ -86,11 +112,13 @@ def training_images(
     """
     p = preprocessing
     crop_keys, mirror_keys, color_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
-    images = _subtract_mean_image(p, images)
+    images = _subtract_mean_image(p, _distorted(p, images, keys))
     if p.cropping == "centre":
         crops = p.centre(images).astype(jnp.float32)
+    elif p.cropping == "random":
+        crops = random_crops(images, crop_keys, p.crop)
     else:
-        crops = {"random": random_crops, "resized": resized_crops}[p.cropping](images, crop_keys, p.crop)
+        crops = resized_crops(images, crop_keys, p.crop, p.resized_min_area, p.resized_max_aspect)
     if p.mirror:
         reflect = jax.vmap(jax.random.bernoulli)(mirror_keys)
         crops = jnp.where(reflect[:, None, None, None], crops[:, :, ::-1], crops)
@@ -99,7 +127,81 @@ def training_images(
         on = epoch.astype(jnp.float32) < (p.color_noise_until_epoch or jnp.inf)
         strength = jnp.where(on, jnp.float32(p.color_noise), 0.0)
         crops = add_color_noise(crops, color_keys, strength, p.color_noise_form, p.pca_std, p.pca_vectors)
-    return crops / _channels(p.std)
+    crops = crops / _channels(p.std)
+    return erase_boxes(crops, _fold_in(keys, _ERASING), p.random_erasing) if p.random_erasing else crops
+
+
+def _distorted(p: Preprocessing, images: Pixels, keys: Key[Array, " batch"]) -> Pixels | Centred:
+    """Distorts whole images by the distortions that are on."""
+    if p.rotation:
+        rotate = functools.partial(rotated, degrees=p.rotation)
+        images = jax.vmap(rotate)(images.astype(jnp.float32), _fold_in(keys, _ROTATION))
+    if p.brightness or p.contrast or p.saturation:
+        recolour = functools.partial(recoloured, brightness=p.brightness, contrast=p.contrast, saturation=p.saturation)
+        images = jax.vmap(recolour)(images.astype(jnp.float32), _fold_in(keys, _COLOUR))
+    if p.trivial_augment:
+        images = jax.vmap(trivially_augmented)(images.astype(jnp.float32), _fold_in(keys, _TRIVIAL))
+    return images
+
+
+def _fold_in(keys: Key[Array, " batch"], number: int) -> Key[Array, " batch"]:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def erase_boxes(crops: Crops, keys: Key[Array, " batch"], probability: float) -> Crops:
+    """Sets a random box of an image to 0, the mean, with a probability (random erasing, Zhong et al. 2020).
+
+    The box has 2 to 33 % of the crop's area and an aspect ratio from 0.3 to 1 / 0.3; see `random_box`.
+    """
+
+    def one(crop: Array, key: Array) -> Array:
+        box_key, chance_key = jax.random.split(key)
+        box = random_box(box_key, crop.shape[0], (0.02, 0.33), 1 / 0.3)
+        erased = _inside(crop.shape[0], *box) & jax.random.bernoulli(chance_key, probability)
+        return jnp.where(erased[:, :, None], 0.0, crop)
+
+    return jax.vmap(one)(crops, keys)
+
+
+def _inside(size: int, row: Array, column: Array, height: Array, width: Array) -> Bool[Array, "size size"]:
+    """Which pixels of a size x size image lie in a box."""
+    rows, columns = jnp.mgrid[:size, :size].astype(jnp.float32)
+    return (rows >= row) & (rows < row + height) & (columns >= column) & (columns < column + width)
+
+
+def mix(
+    preprocessing: Preprocessing, images: Crops, keys: Key[Array, " batch"]
+) -> tuple[Crops, Float[Array, " batch"]]:
+    """Mixes each image with its partner, by mixup or CutMix, whichever is on, or if both are, by either half the time.
+
+    Returns the mixed images and the weight of each image's own label.
+    """
+    p = preprocessing
+    weights = mixup_weights(keys, p.mixup) if p.mixup else jnp.ones(len(images))
+    mixed = mix_pairs(images, weights)
+    if not p.cutmix:
+        return mixed, weights
+    is_cut = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5 if p.mixup else 1.0))(_fold_in(keys, _CHOICE))
+    own = ~cutmix_boxes(_fold_in(keys, _CUTMIX), p.cutmix, p.crop)
+    cut = jnp.where(own[:, :, :, None], images, partners(images))
+    mixed = jnp.where(is_cut[:, None, None, None], cut, mixed)
+    return mixed, jnp.where(is_cut, own.mean(axis=(1, 2)), weights)
+
+
+def cutmix_boxes(keys: Key[Array, " batch"], alpha: float, crop: int) -> Bool[Array, "batch crop crop"]:
+    """Which pixels of each crop its partner replaces (CutMix, Yun et al. 2019).
+
+    A square of the fraction 1 - w of the crop's area, w as of `mixup_weights`, lies around a pixel drawn uniformly; of
+    what hangs over the crop nothing is left.
+    """
+
+    def one(weight: Array, key: Array) -> Array:
+        half = jnp.floor(crop * jnp.sqrt(1 - weight) / 2)
+        row, column = jax.random.randint(key, (2,), 0, crop).astype(jnp.float32)
+        return _inside(crop, row - half, column - half, 2 * half, 2 * half)
+
+    weight_keys, place_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
+    return jax.vmap(one)(mixup_weights(weight_keys, alpha), place_keys)
 
 
 def mixup_weights(keys: Key[Array, " batch"], alpha: float) -> Float[Array, " batch"]:
@@ -115,7 +217,7 @@ def mix_pairs(images: Crops, weights: Float[Array, " batch"]) -> Crops:
 
 
 def partners(values: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
-    """The values of each example's mixup partner: examples 1 and 2 of a batch are partners, 3 and 4, and so on.
+    """The values of each example's partner in mixing: examples 1 and 2 of a batch are partners, 3 and 4, and so on.
 
     Since the order of examples is random, so are the pairs; and they do not depend on the number of devices.
 
@@ -123,7 +225,8 @@ def partners(values: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
     """
     if len(values) % 2:
         raise UserError(
-            f"config.data.mixup needs pairs, but a device has {len(values)} images at a time: change config.batch_size"
+            "config.data.mixup and config.data.cutmix need pairs, but a device has "
+            f"{len(values)} images at a time: change config.batch_size"
         )
     pairs = values.reshape(-1, 2, *values.shape[1:])
     return pairs[:, ::-1].reshape(values.shape)
@@ -144,7 +247,7 @@ def testing_images(preprocessing: Preprocessing, images: Pixels, views: int) -> 
     return jnp.stack([_subtract_mean(p, window.astype(jnp.float32)) / _channels(p.std) for window in windows])
 
 
-def _subtract_mean_image(p: Preprocessing, images: Pixels) -> Pixels | Centred:
+def _subtract_mean_image(p: Preprocessing, images: Pixels | Centred) -> Pixels | Centred:
     """Subtracts the mean image from whole images, before they are cropped, if `mean_form` is "image_crop"."""
     return images.astype(jnp.float32) - p.mean[None] if p.mean_form == "image_crop" else images
 
@@ -154,6 +257,12 @@ def _subtract_mean(p: Preprocessing, crops: Crops) -> Crops:
     if p.mean_form == "image_crop":
         return crops
     return crops - (_channels(p.mean) if p.mean_form == "channel" else p.centre(p.mean)[None])
+
+
+def visible(p: Preprocessing, crops: Crops) -> UInt8[Array, "batch crop crop 3"]:
+    """Normalised crops as pictures: the mean is added back, of "image_crop" that of the centre."""
+    mean = _channels(p.mean) if p.mean_form == "channel" else p.centre(p.mean)[None]
+    return jnp.clip(jnp.round(crops * _channels(p.std) + mean), 0, 255).astype(jnp.uint8)
 
 
 def random_crops(images: Pixels | Centred, keys: Key[Array, " batch"], crop: int) -> Crops:
@@ -166,16 +275,14 @@ def random_crops(images: Pixels | Centred, keys: Key[Array, " batch"], crop: int
     return jax.vmap(one)(images, keys).astype(jnp.float32)
 
 
-def resized_crops(images: Pixels, keys: Key[Array, " batch"], crop: int) -> Crops:
-    """A random box of each image, scaled to crop x crop with an antialiased triangle filter.
-
-    The box has 8 to 100 % of the image's area and an aspect ratio from 3/4 to 4/3, uniform in its logarithm. As in
-    torchvision's RandomResizedCrop the first of ten draws that fits is taken, or the whole image if none does.
-    """
+def resized_crops(
+    images: Pixels | Centred, keys: Key[Array, " batch"], crop: int, min_area: float, max_aspect: float
+) -> Crops:
+    """A box of each image, of at least `min_area`, scaled to crop x crop with an antialiased triangle filter."""
     size = images.shape[1]
 
     def one(image: Array, key: Array) -> Array:
-        rows, columns, height, width = random_box(key, size)
+        rows, columns, height, width = random_box(key, size, (min_area, 1.0), max_aspect)
         scale = crop / jnp.stack([height, width])
         translation = -jnp.stack([rows, columns]) * scale
         return jax.image.scale_and_translate(
@@ -185,11 +292,19 @@ def resized_crops(images: Pixels, keys: Key[Array, " batch"], crop: int) -> Crop
     return jax.vmap(one)(images, keys)
 
 
-def random_box(key: Key[Array, ""], size: int) -> tuple[Array, Array, Array, Array]:
-    """Draws a box in a size x size image: row, column, height and width, in whole pixels; see `resized_crops`."""
+def random_box(
+    key: Key[Array, ""], size: int, areas: tuple[float, float], max_aspect: float
+) -> tuple[Array, Array, Array, Array]:
+    """Draws a box in a size x size image: row, column, height and width, in whole pixels.
+
+    Its area is a fraction of the image's drawn uniformly from `areas`, its aspect ratio lies between 1 / max_aspect and
+    max_aspect, uniform in its logarithm. As in torchvision's RandomResizedCrop the first of ten draws that fits is
+    taken, or the whole image if none does.
+    """
     area_key, ratio_key, row_key, column_key = jax.random.split(key, 4)
-    area = jax.random.uniform(area_key, (10,), minval=0.08, maxval=1.0) * size**2
-    ratio = jnp.exp(jax.random.uniform(ratio_key, (10,), minval=jnp.log(3 / 4), maxval=jnp.log(4 / 3)))
+    area = jax.random.uniform(area_key, (10,), minval=areas[0], maxval=areas[1]) * size**2
+    lowest, highest = jnp.log(1 / max_aspect), jnp.log(max_aspect)
+    ratio = jnp.exp(jax.random.uniform(ratio_key, (10,), minval=lowest, maxval=highest))
     widths, heights = jnp.round(jnp.sqrt(area * ratio)), jnp.round(jnp.sqrt(area / ratio))
     fits = (widths <= size) & (heights <= size)
     first = jnp.argmax(fits)

@@ -97,6 +97,7 @@ POSITIVE = more_than(0)
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "must not be negative")
 BELOW_1 = Rule(lambda value: 0 <= value < 1, "must be in [0, 1)")
 FRACTION = Rule(lambda value: 0 < value < 1, "must be between 0 and 1")
+PROBABILITY = Rule(lambda value: 0 <= value <= 1, "must be in [0, 1]")
 TRIPLE = Rule(lambda value: is_row(value, float, float, float), "must be three numbers: R, G, B")
 SCALES = Rule(lambda value: TRIPLE.holds(value) and min(value) > 0, "must be three numbers > 0: R, G, B")
 LENGTHS = Rule(lambda value: TRIPLE.holds(value) and min(value) >= 0, "must be three numbers >= 0")
@@ -124,12 +125,14 @@ KEYS: dict[str, Key] = {
     "label_smoothing": fixed(0.0, "fraction of a training label spread evenly over all classes", BELOW_1),
     "test_views": fixed(1, "views a test prediction averages", one_of("1 (centre)", "2 (and mirror)", "10 (paper)")),
     "log_every_steps": free(50, "steps between loss lines in metrics.jsonl", at_least(1)),
+    "log_images": free(False, "start TensorBoard's record with a picture of augmented training images"),
     "stuck_after_steps": free(5000, "ends a run still at chance level after so many steps; 0: never", NOT_NEGATIVE),
     "compilation_cache_dir": free("data/compiled", 'folder of compiled programs; "": none', is_shared=False),
     "profile_steps": free(0, "steps to trace after the first three, into profile/ of the run; 0: none", NOT_NEGATIVE),
     # The images.
     "data.name": fixed("digits", "digits, folder, imagenet2012, synthetic or tfds:NAME"),
     "data.dir": free("", "folder of photographs, or of ImageNet's tar files", is_shared=False),
+    "data.labels": free("", "table of file and label; for folders in folders: outer or inner", is_shared=False),
     "data.prepared_dir": free("data", "folder of prepared data sets", LOCAL, is_shared=False),
     "data.storage": fixed("auto", "prepared images", one_of("auto (raw up to 4 GB)", "jpeg", "raw (pixels)")),
     "data.jpeg_quality": fixed(90, "quality of prepared images, 1 to 100; the 2014 source used 95", up_to(100)),
@@ -146,7 +149,16 @@ KEYS: dict[str, Key] = {
         "random", "crops of training images", one_of("random (paper)", "resized (random box, scaled)", "centre")
     ),
     "data.mirror": fixed(True, "mirror half of the training images"),
+    "data.resized_min_area": fixed(0.08, "for resized: smallest box, as a fraction of the image's area", FRACTION),
+    "data.resized_max_aspect": fixed(4 / 3, "for resized: highest aspect ratio of a box, or 1 / lowest", at_least(1)),
+    "data.rotation": fixed(0.0, "largest angle, in degrees, by which images are rotated; 0: none", NOT_NEGATIVE),
+    "data.brightness": fixed(0.0, "s: brightness is multiplied by a factor in 1 - s to 1 + s; 0: not", NOT_NEGATIVE),
+    "data.contrast": fixed(0.0, "s: contrast is multiplied by a factor in 1 - s to 1 + s; 0: not", NOT_NEGATIVE),
+    "data.saturation": fixed(0.0, "s: saturation is multiplied by a factor in 1 - s to 1 + s; 0: not", NOT_NEGATIVE),
+    "data.trivial_augment": fixed(False, "one of 14 operations of random strength on each image (TrivialAugment)"),
+    "data.random_erasing": fixed(0.0, "probability that a random box of an image is erased", PROBABILITY),
     "data.mixup": fixed(0.0, "parameter of the Beta distribution of mixup weights; 0: none", NOT_NEGATIVE),
+    "data.cutmix": fixed(0.0, "parameter of the Beta distribution of CutMix's areas; 0: none", NOT_NEGATIVE),
     "data.color_noise": fixed(0.0, "standard deviation of the colour noise's factors; 0: none", NOT_NEGATIVE),
     "data.color_noise_form": fixed(
         "source", "what its factors scale", one_of("source (standard deviations, then /1.1)", "paper (eigenvalues)")
@@ -190,8 +202,15 @@ KEYS: dict[str, Key] = {
         "none", "scales the learning rate by batch_size / base_batch_size", one_of("none", "linear", "sqrt")
     ),
     "optimizer.base_batch_size": fixed(128, "images per step that `learning_rate` is meant for", at_least(1)),
+    "optimizer.name": fixed("momentum", "update rule", one_of("momentum (paper)", "adamw")),
     "optimizer.momentum": fixed(0.9, "fraction of the velocity that a step keeps", BELOW_1),
-    "optimizer.weight_decay": fixed(0.0005, "weight decay of kernels, inside the gradient (L2)", NOT_NEGATIVE),
+    "optimizer.beta1": fixed(0.9, "for adamw: decay of the moving average of gradients", BELOW_1),
+    "optimizer.beta2": fixed(0.999, "for adamw: decay of the moving average of squared gradients", BELOW_1),
+    "optimizer.epsilon": fixed(1e-8, "for adamw: added to the root of that average", POSITIVE),
+    "optimizer.clip_norm": fixed(0.0, "gradients are scaled down to this global norm; 0: never", NOT_NEGATIVE),
+    "optimizer.weight_decay": fixed(
+        0.0005, "weight decay of kernels, in the gradient (L2); for adamw decoupled", NOT_NEGATIVE
+    ),
     "optimizer.weight_decay_overrides": fixed((), "((pattern, decay), ...) over names like conv1/kernel", DECAYS),
     "optimizer.decay_biases": fixed(False, "apply weight_decay to the other parameters too"),
     "optimizer.bias_learning_rate_multiplier": fixed(2.0, "learning rate of biases over that of kernels", POSITIVE),

@@ -177,7 +177,8 @@ def make_storage_options(data: ConfigDict) -> StorageOptions:
 def open_dataset(data: ConfigDict) -> Dataset:
     """Opens the data set of `config.data`, preparing it if necessary; meanwhile SIGTERM raises Terminated."""
     with raise_on_sigterm(), ends_after_signal():
-        return get_dataset(data.name, data.dir, data.prepared_dir, data.synthetic_examples, make_storage_options(data))
+        options = make_storage_options(data)
+        return get_dataset(data.name, data.dir, data.prepared_dir, data.synthetic_examples, options, data.labels)
 
 
 def make_preprocessing(data: ConfigDict, statistics: Statistics) -> Preprocessing:

@@ -1,12 +1,17 @@
-"""Stochastic gradient descent with momentum as in the paper.
+"""Stochastic gradient descent with momentum as in the paper, and AdamW.
 
-The update of paper section 5 and of the 2012 source (CHM src/weights.cu, `Weights::update`):
+The paper's update, of paper section 5 and of the 2012 source (CHM src/weights.cu, `Weights::update`):
 
     v <- momentum v - weight_decay learning_rate w - learning_rate gradient
     w <- w + v
 
 The learning rate is part of the velocity v, so after a learning-rate drop v still contains the old learning rate.
 `optax.sgd` multiplies v by the learning rate instead, and differs from this rule from the first step after a drop.
+
+AdamW (Loshchilov and Hutter 2019), with m and s the moving averages of the gradient and of its square, each divided by
+1 - beta^t after t steps:
+
+    w <- w - learning_rate (m / (sqrt(s) + epsilon) + weight_decay w)
 """
 
 import fnmatch
@@ -25,11 +30,12 @@ Params = Any
 
 
 def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransformationExtraArgs:
-    """The paper's update rule; `update` takes `learning_rates=`, a tree like `params` with one scalar for each array.
+    """The update rule; `update` takes `learning_rates=`, a tree like `params` with one scalar for each array.
 
+    With `config.clip_norm`, gradients whose global norm is above it are first scaled down to it (Pascanu et al. 2013).
     Weight decay is `config.weight_decay` for kernels and 0 for other parameters (CHM src/layer.cu:565), unless
-    `config.decay_biases`; `config.weight_decay_overrides` lists exceptions as (pattern, decay). The state's trace is
-    the velocity v; with `config.ema_decay` the state also holds a moving average of the parameters, see
+    `config.decay_biases`; `config.weight_decay_overrides` lists exceptions as (pattern, decay). The paper's state has
+    a trace, the velocity v; with `config.ema_decay` the state also holds a moving average of the parameters, see
     `averaged_params`.
 
     Args:
@@ -47,14 +53,25 @@ def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransfor
         default = config.weight_decay if is_kernel(name) or config.decay_biases else 0.0
         return decays[-1] if decays else default
 
-    decays = map_names(decay_of, params)
-    rule = (
-        _add_decayed_weights(decays),
-        _scale_by_learning_rates(),
-        optax.trace(decay=config.momentum),
-        _hold_frozen(),
-    )
-    return optax.chain(*rule, *([_average_params(config.ema_decay)] if config.ema_decay else []))
+    decay, scale = _add_decayed_weights(map_names(decay_of, params)), _scale_by_learning_rates()
+    if config.name == "adamw":
+        rule = [_scale_by_adam(config.beta1, config.beta2, config.epsilon), decay, scale]
+    else:
+        rule = [decay, scale, optax.trace(decay=config.momentum)]
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    average = [_average_params(config.ema_decay)] if config.ema_decay else []
+    return optax.chain(*clip, *rule, _hold_frozen(), *average)
+
+
+def _scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, whose power of a float and an integer needs JAX's standard promotion of types."""
+    adam = optax.scale_by_adam(beta1, beta2, epsilon)
+
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return adam.update(updates, state, params)
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def _add_decayed_weights(decays: Params) -> optax.GradientTransformation:
@@ -118,17 +135,23 @@ def averaged_params(opt_state: optax.OptState, params: Params) -> Params:
     return optax.tree.get(opt_state, "average", default=params)
 
 
+_SAVED = {
+    "velocity": "trace",
+    **{"first_moment": "mu", "second_moment": "nu", "adam_steps": "count"},
+    **{name: name for name in AverageState._fields},
+}
+"""The names of the optimizer's arrays in a checkpoint, and in the optimizer's state."""
+
+
 def saved_state(opt_state: optax.OptState) -> dict[str, Any]:
     """The arrays of the optimizer's state that a checkpoint holds, by name; `restored_state` is the inverse."""
-    names = {"velocity": "trace"} | {name: name for name in AverageState._fields}
-    found = {saved: optax.tree.get(opt_state, name) for saved, name in names.items()}
+    found = {saved: optax.tree.get(opt_state, name) for saved, name in _SAVED.items()}
     return {saved: arrays for saved, arrays in found.items() if arrays is not None}
 
 
 def restored_state(opt_state: optax.OptState, tree: Mapping[str, Any]) -> optax.OptState:
     """A new optimizer state with the arrays of `saved_state` from a checkpoint of the same config."""
-    average = {name: tree[name] for name in AverageState._fields if name in tree}
-    return optax.tree.set(opt_state, trace=tree["velocity"], **average)
+    return optax.tree.set(opt_state, **{name: tree[saved] for saved, name in _SAVED.items() if saved in tree})
 
 
 def is_kernel(name: str) -> bool:

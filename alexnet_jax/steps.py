@@ -29,8 +29,8 @@ GradientsStep = Callable[[TrainState, Batch], tuple[Any, tuple[Metrics, Any]]]
 EvalStep = Callable[[Any, Any, Batch], Metrics]
 PredictStep = Callable[[Any, Any, Array], Array]
 
-_MIXUP = 2
-"""The number folded into an example's key for mixup; the keys of crops and dropout come from `jax.random.split`."""
+_MIXING = 2
+"""The number folded into an example's key for mixing pairs; `jax.random.split` gives those of crops and dropout."""
 
 
 def example_keys(key: Key[Array, ""], epoch: Int[Array, " batch"], id: Int[Array, " batch"]) -> Key[Array, " batch"]:
@@ -54,9 +54,9 @@ def make_train_step(
     The batch has image (uint8), label, id and epoch. The loss is the mean cross-entropy over the whole batch, in nats.
     Its gradient may be accumulated over `micro_batches` micro-batches, which takes less memory.
 
-    With mixup or label smoothing the loss in the metrics is the cross-entropy with the mixed labels, not smoothed, and
-    an example counts as correct if its own label, the one of larger mixup weight, is predicted. Training metrics are
-    then comparable across runs, but worse than those of unmixed images.
+    With mixup, CutMix or label smoothing the loss in the metrics is the cross-entropy with the mixed labels, not
+    smoothed, and an example counts as correct if its own label, the one of larger weight, is predicted. Training
+    metrics are then comparable across runs, but worse than those of unmixed images.
 
     Raises UserError for micro-batches of a network with batch normalisation, which averages over the whole batch.
     """
@@ -66,7 +66,7 @@ def make_train_step(
         )
 
     def gradients_step(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]:
-        images, partner_labels, mixup_weights, dropout_keys = _augmented(preprocessing, state, batch)
+        images, partner_labels, mixup_weights, dropout_keys = augmented(preprocessing, state.key, batch)
         labels = batch["label"]
 
         def loss(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
@@ -74,7 +74,7 @@ def make_train_step(
             (logits, _), updated = model.apply(variables, images, dropout_keys, axes, mutable=["batch_stats"])
             sums = metrics.classification_sums(logits, labels, jnp.ones_like(labels, dtype=bool))
             minimised = sums["loss_sum"]
-            if preprocessing.mixup or label_smoothing:
+            if preprocessing.mixes or label_smoothing:
                 mixed = logits, labels, partner_labels, mixup_weights
                 minimised = jnp.sum(metrics.mixed_cross_entropy(*mixed, label_smoothing))
                 sums["loss_sum"] = jnp.sum(metrics.mixed_cross_entropy(*mixed, 0.0))
@@ -96,17 +96,16 @@ def make_train_step(
     return train_step
 
 
-def _augmented(preprocessing: Preprocessing, state: TrainState, batch: Batch) -> tuple[Array, Array, Array, Array]:
-    """Returns augmented images, labels of mixup partners, mixup weights of own labels and dropout keys."""
-    keys = example_keys(state.key, batch["epoch"], batch["id"])
+def augmented(preprocessing: Preprocessing, key: Key[Array, ""], batch: Batch) -> tuple[Array, Array, Array, Array]:
+    """Returns augmented images, labels of partners in mixing, weights of own labels and dropout keys."""
+    keys = example_keys(key, batch["epoch"], batch["id"])
     augment_keys, dropout_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
     images = augment.training_images(preprocessing, batch["image"], augment_keys, batch["epoch"])
     labels = batch["label"]
-    if not preprocessing.mixup:
+    if not preprocessing.mixes:
         return images, labels, jnp.ones(labels.shape), dropout_keys
-    mixup_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MIXUP))(keys)
-    weights = augment.mixup_weights(mixup_keys, preprocessing.mixup)
-    return augment.mix_pairs(images, weights), augment.partners(labels), weights, dropout_keys
+    images, weights = augment.mix(preprocessing, images, jax.vmap(lambda key: jax.random.fold_in(key, _MIXING))(keys))
+    return images, augment.partners(labels), weights, dropout_keys
 
 
 def _accumulate(gradients_step: GradientsStep, micro_batches: int) -> GradientsStep:

@@ -22,6 +22,7 @@ from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
 from alexnet_jax.experiment import Evaluate, Experiment, open_experiment
 from alexnet_jax.inference.fine_tuning import start_from
 from alexnet_jax.inference.loaded_run import restore_named
+from alexnet_jax.inference.training_batch import log_images
 from alexnet_jax.optimizer import averaged_params
 from alexnet_jax.parallel import hosts
 from alexnet_jax.parallel.memory import out_of_memory_as_user_error
@@ -92,9 +93,8 @@ class Run:
         self.trace = StepTrace(workdir / "profile", self.config.profile_steps if hosts.is_main() else 0)
         self.train_step = self.trace.around(experiment.train_step)
         self.state = experiment.init_state()
-        self.position = 0
+        self.position, self.progress = 0, Progress()
         self.unread_metrics: Any = None
-        self.progress = Progress()
         self.learning_rates = experiment.make_learning_rates()
         self.throughput = Throughput()
         self.measured, self.images_per_second = self.throughput.measured(), 0.0
@@ -132,6 +132,7 @@ class Run:
         ):
             if not found["is_started"]:
                 self.writer.write("start", 0, {"seed": config.seed, "train_examples": self.plan.num_examples})
+                log_images(self.experiment, self.writer)
             self.checkpoints.set_aside_after(seen)
             self._train()
             result = self._test()

@@ -42,8 +42,13 @@ def create_train_state(variables: dict[str, Any], optimizer: optax.GradientTrans
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(params),
         learning_rates=jax.tree.map(lambda _: jnp.zeros(()), params),
-        key=jax.random.fold_in(jax.random.key(seed), _TRAIN),
+        key=training_key(seed),
     )
+
+
+def training_key(seed: int) -> Any:
+    """The typed JAX key from which all randomness of training derives."""
+    return jax.random.fold_in(jax.random.key(seed), _TRAIN)
 
 
 _INIT, _TRAIN = 0, 1

@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-CORE = ["augment", "metrics", "optimizer", "schedules", "run_plan", "train_state", "steps", "checkpoint", "experiment"]
+CORE = ["distortions", "augment", "metrics", "optimizer", "schedules", "run_plan", "train_state", "steps"]
+CORE += ["checkpoint", "experiment"]
 TOOLS = ["run", "diagnosis", "fidelity", "inference", "train", "experiments", "cli", "__main__"]
 ORDER = ["errors", "config_keys", "config", "system", "parallel", "ops", "models", "data", *CORE, *TOOLS]
 """What each package, or module at the top, may import: itself and those before it."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import augment
+from alexnet_jax import augment, distortions
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_preprocessing
@@ -21,7 +21,15 @@ IMAGE = np.arange(SIZE * SIZE * 3, dtype=np.uint8).reshape(SIZE, SIZE, 3)
 PLAIN = Preprocessing(
     crop=CROP,
     cropping="random",
+    resized_min_area=0.08,
+    resized_max_aspect=4 / 3,
     mirror=False,
+    rotation=0.0,
+    brightness=0.0,
+    contrast=0.0,
+    saturation=0.0,
+    trivial_augment=False,
+    random_erasing=0.0,
     mean=np.zeros(3, np.float32),
     mean_form="channel",
     std=(1.0, 1.0, 1.0),
@@ -29,6 +37,7 @@ PLAIN = Preprocessing(
     color_noise_form="source",
     color_noise_until_epoch=0.0,
     mixup=0.0,
+    cutmix=0.0,
     pca_std=np.array([120.0, 40.0, 20.0], np.float32),
     pca_vectors=np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0].astype(np.float32),
 )
@@ -217,7 +226,9 @@ def test_a_resized_crop_is_pillows() -> None:
     resized = views(dataclasses.replace(PLAIN, crop=crop, cropping="resized"), count, image=image)
     keys = jax.random.split(jax.random.key(0), count)
     for view, key in zip(resized, keys, strict=True):
-        row, column, height, width = (float(side) for side in augment.random_box(jax.random.split(key, 3)[0], size))
+        row, column, height, width = (
+            float(side) for side in augment.random_box(jax.random.split(key, 3)[0], size, (0.08, 1.0), 4 / 3)
+        )
         box = (column, row, column + width, row + height)
         for channel in range(3):
             plane = Image.fromarray(image[:, :, channel].astype(np.float32))
@@ -225,9 +236,80 @@ def test_a_resized_crop_is_pillows() -> None:
             np.testing.assert_allclose(view[:, :, channel], expected, atol=0.02)
 
 
+@pytest.mark.slow
+def test_distortions_come_before_the_mean_and_the_crop() -> None:
+    plain = dataclasses.replace(PLAIN, crop=SIZE, mean=MEANS["image_crop"], mean_form="image_crop")
+    p = dataclasses.replace(plain, rotation=30.0, brightness=0.3, contrast=0.3, saturation=0.3, trivial_augment=True)
+    keys = jax.random.split(jax.random.key(0), 6)
+    fold_in = jax.random.fold_in
+    for view, key in zip(views(p, 6), keys, strict=True):
+        image = distortions.rotated(jnp.float32(IMAGE), fold_in(key, 3), 30.0)
+        image = distortions.recoloured(image, fold_in(key, 4), 0.3, 0.3, 0.3)
+        image = distortions.trivially_augmented(image, fold_in(key, 5))
+        np.testing.assert_allclose(view, image - MEANS["image_crop"], atol=1e-3)
+
+
+def test_erased_boxes_are_of_the_promised_sizes_and_number() -> None:
+    erased = np.asarray(augment.erase_boxes(jnp.ones((4000, 40, 40, 3)), keys_of(4000), 0.3)) == 0
+    boxes = erased[erased.any(axis=(1, 2, 3))]
+    assert 0.27 < len(boxes) / 4000 < 0.33
+    rows, columns = boxes.any(axis=(2, 3)), boxes.any(axis=(1, 3))
+    heights, widths = rows.sum(axis=1), columns.sum(axis=1)
+    np.testing.assert_array_equal(boxes, (rows[:, :, None] & columns[:, None, :])[..., None].repeat(3, axis=3))
+    assert ((np.diff(rows.astype(int), axis=1) == 1).sum(axis=1) <= 1).all()  # one piece
+    share, ratio = heights * widths / 1600, widths / heights
+    assert 0.015 < share.min() < 0.03 and 0.3 < share.max() < 0.35
+    assert 0.25 < ratio.min() < 0.35 and 2.9 < ratio.max() < 3.8
+
+
+def test_what_is_erased_is_the_mean() -> None:
+    p = dataclasses.replace(with_mean("channel", std=(2.0, 2.0, 2.0)), crop=SIZE, random_erasing=1.0)
+    plain = views(dataclasses.replace(p, random_erasing=0.0), 20)
+    erased = views(p, 20)
+    assert (erased == 0).any(axis=(1, 2, 3)).all()
+    np.testing.assert_array_equal(erased[erased != 0], plain[erased != 0])
+
+
+def keys_of(count: int) -> jax.Array:
+    return jax.random.split(jax.random.key(0), count)
+
+
+def test_cutmix_takes_a_box_of_the_partner_and_its_area_of_the_label() -> None:
+    p = dataclasses.replace(PLAIN, crop=32, cutmix=1.0)
+    images = jnp.arange(1.0, 401.0).reshape(-1, 1, 1, 1) * jnp.ones((400, 32, 32, 3))
+    mixed, weights = (np.asarray(array) for array in augment.mix(p, images, keys_of(400)))
+    numbers = np.arange(400)
+    own, other = (mixed[:, :, :, 0] == (names + 1)[:, None, None] for names in (numbers, numbers ^ 1))
+    assert (own | other).all() and (mixed == mixed[..., :1]).all()
+    np.testing.assert_allclose(weights, own.mean(axis=(1, 2)), rtol=1e-6)
+    rows, columns = other.any(axis=2), other.any(axis=1)
+    np.testing.assert_array_equal(other, rows[:, :, None] & columns[:, None, :])
+    assert weights.min() >= 0.5 and weights.max() == 1
+    drawn = np.asarray(augment.mixup_weights(keys_of(400), 1.0))
+    assert abs(weights.mean() - drawn.mean()) < 0.12  # more of the own image: boxes hang over
+
+
+def test_mixup_and_cutmix_take_turns() -> None:
+    images = jnp.arange(1.0, 401.0).reshape(-1, 1, 1, 1) * jnp.ones((400, 8, 8, 3))
+    both = dataclasses.replace(PLAIN, crop=8, cutmix=1.0, mixup=0.4)
+    mixed, weights = augment.mix(both, images, keys_of(400))
+    alone, alone_weights = augment.mix(dataclasses.replace(both, cutmix=0.0), images, keys_of(400))
+    is_mixup = np.asarray((mixed == alone).all(axis=(1, 2, 3)) & (weights == alone_weights))
+    assert 0.4 < is_mixup.mean() < 0.6
+    np.testing.assert_array_equal(mixed[~is_mixup] % 1, np.zeros((int((~is_mixup).sum()), 8, 8, 3)))
+
+
+@pytest.mark.parametrize("form", ["channel", "image_centre"])
+def test_the_picture_of_a_crop_is_the_image_itself(form: str) -> None:
+    p = dataclasses.replace(with_mean(form, std=(2.0, 3.0, 4.0)), cropping="centre")
+    np.testing.assert_array_equal(augment.visible(p, jnp.asarray(views(p, 1)))[0], IMAGE[1:7, 1:7])
+
+
 def test_random_boxes_stay_inside_and_cover_the_promised_range() -> None:
     size = 200
-    boxes = jax.vmap(lambda key: jnp.stack(augment.random_box(key, size)))(jax.random.split(jax.random.key(0), 4000))
+    boxes = jax.vmap(lambda key: jnp.stack(augment.random_box(key, size, (0.08, 1.0), 4 / 3)))(
+        jax.random.split(jax.random.key(0), 4000)
+    )
     row, column, height, width = np.asarray(boxes).T
     assert min(row.min(), column.min()) == 0
     assert max((row + height).max(), (column + width).max()) == size

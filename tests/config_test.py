@@ -108,6 +108,20 @@ def config_with(changes: dict[str, Any]) -> dict[str, Any]:
         ("label_smoothing", 1.0),
         ("label_smoothing", -0.1),
         ("data.mixup", -0.2),
+        ("data.cutmix", -0.2),
+        ("data.resized_min_area", 0.0),
+        ("data.resized_max_aspect", 0.75),
+        ("data.rotation", -10.0),
+        ("data.brightness", -0.1),
+        ("data.contrast", -0.1),
+        ("data.saturation", math.inf),
+        ("data.trivial_augment", "wide"),
+        ("data.random_erasing", 1.5),
+        ("optimizer.name", "adam"),
+        ("optimizer.beta1", 1.0),
+        ("optimizer.beta2", -0.1),
+        ("optimizer.epsilon", 0.0),
+        ("optimizer.clip_norm", -1.0),
         ("parallel.num_devices", -1),
         ("parallel.mode", "jit"),
         ("parallel.micro_batches", 0),
@@ -171,6 +185,13 @@ def test_possible_values_at_the_edge_are_not_refused(key: str, value: Any) -> No
 def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
     with pytest.raises(UserError, match=r"validation_fraction and config\.data\.test_fraction"):
         config_lib.check(config_with({"data.validation_fraction": 0.5, "data.test_fraction": 0.5}))
+
+
+def test_clipping_needs_whole_networks() -> None:
+    changes = {"parallel.mode": "mesh", "parallel.towers": 2, "optimizer.clip_norm": 1.0}
+    with pytest.raises(UserError, match=r"clip_norm=1\.0 .*config\.parallel\.towers=1"):
+        config_lib.check(config_with(changes))
+    config_lib.check(config_with({**changes, "parallel.towers": 1}))
 
 
 def test_a_config_without_a_key_has_its_default() -> None:

@@ -19,7 +19,9 @@ from configs import alexnet
 from tests.helpers.models import slow_unless
 
 ELSEWHERE = {"parallel.towers", "parallel.num_processes", "parallel.process_id", "optimizer.cooldown"}
-"""Keys read only in tensor parallel, multi-process or longer runs; mesh_, hosts_ and schedules_test.py cover them."""
+ELSEWHERE |= {"optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"}
+"""Keys read only in tensor parallel, multi-process or longer runs, or by AdamW; mesh_, hosts_, schedules_ and
+optimizer_test.py cover them."""
 
 
 def recording(config: ConfigDict, read: set[str], prefix: str = "") -> ConfigDict:

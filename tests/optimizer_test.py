@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.optimizer import averaged_params, make_optimizer
+from alexnet_jax.optimizer import averaged_params, make_optimizer, restored_state, saved_state
 from alexnet_jax.schedules import LearningRates
 from configs.alexnet import get_config
 
@@ -163,6 +163,55 @@ def test_the_average_of_the_parameters(decay: float) -> None:
 def test_without_a_decay_the_average_is_the_parameters_themselves() -> None:
     params, state = train(optimizer_config(), RATES[:3])
     assert averaged_params(state, params) is params
+
+
+def adamw_rule(name: str, decay: float, steps: int, gradients: Sequence[Any]) -> np.ndarray:
+    """AdamW in float64 (Loshchilov and Hutter 2019, algorithm 2)."""
+    w = by_name(PARAMS)[name].astype(np.float64)
+    m, s = np.zeros_like(w), np.zeros_like(w)
+    for step in range(1, steps + 1):
+        gradient = by_name(gradients[step - 1])[name].astype(np.float64)
+        m, s = 0.8 * m + 0.2 * gradient, 0.95 * s + 0.05 * gradient**2
+        w -= RATES[step - 1] * (m / (1 - 0.8**step) / (np.sqrt(s / (1 - 0.95**step)) + 1e-6) + decay * w)
+    return w
+
+
+ADAMW = {"name": "adamw", "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6, "bias_learning_rate_multiplier": 1.0}
+
+
+def test_adamw_decays_weights_apart_from_gradients_and_only_those_of_kernels() -> None:
+    params, _ = train(optimizer_config(weight_decay=0.3, weight_decay_overrides=(("fc2/kernel", 0.7),), **ADAMW))
+    for name, decay in zip(SHAPES, (0.3, 0.0, 0.7, 0.0), strict=True):
+        assert largest_difference(params[name], adamw_rule(name, decay, STEPS, GRADIENTS)) <= 2e-6, name
+
+
+def test_adamw_freezes_and_averages() -> None:
+    frozen = optimizer_config(learning_rate_multipliers=(("conv1/*", 0.0, 0.0),), ema_decay=0.9, **ADAMW)
+    params, state = train(frozen, RATES[:5])
+    np.testing.assert_array_equal(params["conv1/kernel"], by_name(PARAMS)["conv1/kernel"])
+    assert largest_difference(by_name(averaged_params(state, None))["fc2/kernel"], params["fc2/kernel"]) > 1e-4
+
+
+@pytest.mark.parametrize("clip_norm", [1.0, 100.0])  # the norm of all gradients together is about 12
+def test_gradients_above_the_norm_are_scaled_down_together(clip_norm: float) -> None:
+    flat = [np.concatenate([array.ravel() for array in jax.tree.leaves(tree)]) for tree in GRADIENTS]
+    factors = [min(1.0, clip_norm / np.linalg.norm(gradient.astype(np.float64))) for gradient in flat]
+    assert (max(factors) < 1) == (clip_norm == 1.0)
+    clipped = [
+        jax.tree.map(lambda g, f=f: (f * g).astype(np.float32), t) for f, t in zip(factors, GRADIENTS, strict=True)
+    ]
+    params, _ = train(optimizer_config(clip_norm=clip_norm, **ADAMW))
+    assert largest_difference(params["fc2/bias"], adamw_rule("fc2/bias", 0.0, STEPS, clipped)) <= 2e-6
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9, "clip_norm": 1.0}, ADAMW, {"ema_decay": 0.9, **ADAMW}])
+def test_a_saved_state_is_restored_whole(changes: dict[str, Any]) -> None:
+    config = optimizer_config(**changes)
+    _, state = train(config, RATES[:3])
+    saved = saved_state(state)
+    assert ("velocity" in saved) == ("name" not in changes)
+    fresh = make_optimizer(config, PARAMS).init(PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, restored_state(fresh, saved), state)
 
 
 # The learning rate of each array

@@ -31,10 +31,10 @@ MakeConfig = Callable[..., ConfigDict]
 RATE, SMOOTHING, MIXUP, DECAY = 0.01, 0.1, 0.4, 0.9
 
 
-def modern_parts() -> tuple[ConfigDict, Any, Any, Any]:
+def modern_parts(**optimizer_changes: Any) -> tuple[ConfigDict, Any, Any, Any]:
     """`setup` of a small network, with mixed images and averaged parameters."""
     config, model, _, preprocessing = setup("lenet,smoke")
-    config.optimizer.ema_decay = DECAY
+    config.optimizer.update({"ema_decay": DECAY, **optimizer_changes})
     optimizer = make_optimizer(config.optimizer, jax.eval_shape(lambda: init(model, config))["params"])
     return config, model, optimizer, dataclasses.replace(preprocessing, mixup=MIXUP, color_noise=0.0)
 
@@ -123,11 +123,14 @@ def test_a_step_minimises_the_loss_that_it_should_and_reports_it_without_smoothi
 # On several devices
 
 
-def trained(devices: Devices, steps: int = 4) -> tuple[Any, Any]:
-    """The averaged parameters and the losses of a few steps."""
-    config, model, optimizer, preprocessing = modern_parts()
+def trained(
+    devices: Devices, steps: int = 4, micro_batches: int = 1, cutmix: float = 0.0, **changes: Any
+) -> tuple[Any, Any]:
+    """The averaged parameters and the losses of a few steps, with changes to the optimizer."""
+    config, model, optimizer, preprocessing = modern_parts(**changes)
+    preprocessing = dataclasses.replace(preprocessing, cutmix=cutmix)
     step = devices.compile_train_step(
-        make_train_step(model, optimizer, preprocessing, devices.axes, label_smoothing=SMOOTHING)
+        make_train_step(model, optimizer, preprocessing, devices.axes, micro_batches, SMOOTHING)
     )
     state, losses = devices.place(fresh(config, model, optimizer)), []
     for batch in batches(steps, config.data.image_size):
@@ -148,6 +151,21 @@ def test_devices_change_neither_pairs_nor_averages() -> None:
             np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5 * max(np.abs(expected).max(), 1e-3))
 
 
+@pytest.mark.slow
+def test_devices_and_micro_batches_change_neither_cutmix_nor_clipped_adamw() -> None:
+    # Without a larger epsilon, AdamW makes steps of full size out of rounding errors.
+    changes = {"cutmix": 1.0, "name": "adamw", "epsilon": 1e-2, "clip_norm": 0.5}
+    average, losses = trained(data_parallel(1), **changes)
+    assert losses != trained(data_parallel(1), **{**changes, "clip_norm": 0.0})[1]
+    model = setup("lenet,smoke")[1]
+    places = ((data_parallel(2), 1), (data_parallel(1), 2), (mesh_parallel(2, 1, model), 1))
+    for devices, micro_batches in places:
+        other, other_losses = trained(devices, micro_batches=micro_batches, **changes)
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+        for array, expected in zip(jax.tree.leaves(other), jax.tree.leaves(average), strict=True):
+            np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5 * max(np.abs(expected).max(), 1e-3))
+
+
 def test_towers_hold_their_part_of_the_average() -> None:
     config, model, optimizer, _ = modern_parts()
     devices = mesh_parallel(2, 2, model)
@@ -160,8 +178,9 @@ def test_towers_hold_their_part_of_the_average() -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, make_config: MakeConfig) -> None:
-    config = make_config("synthetic,small_modern,smoke", max_steps=6)
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, make_config: MakeConfig, name: str) -> None:
+    config = make_config("synthetic,small_modern,smoke", max_steps=6, **{"optimizer.name": name})
     train_and_evaluate(config, tmp_path / "whole")
     for config.max_steps in (3, 6):
         train_and_evaluate(config, tmp_path / "parts")

@@ -63,7 +63,7 @@ def run_parser(
 
         parser.add_argument("--views", type=int, choices=VIEWS, help="views to average over; by default as in training")
     if data:
-        parser.add_argument("--data-dir", help="folder of the original images, if they are not prepared yet")
+        parser.add_argument("--data-dir", help="folder of the original images, or of new ones")
         default = KEYS["data.prepared_dir"].default
         parser.add_argument("--prepared-dir", help=f"folder of prepared data sets; by default {default}")
     return parser

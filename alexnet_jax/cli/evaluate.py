@@ -4,8 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from alexnet_jax.cli.arguments import run_parser
+from alexnet_jax.data.imagenet import TRAIN
 from alexnet_jax.inference.evaluation import Evaluation, evaluate_run
+from alexnet_jax.inference.folder_evaluation import evaluate_folder
+from alexnet_jax.inference.loaded_run import load_run
 from alexnet_jax.system import console
 from alexnet_jax.system.files import local_path, make_folder, write_csv
 
@@ -14,14 +19,19 @@ MOST_ROWS = 10
 
 
 def main(argv: list[str]) -> None:
-    """Prints top-1 and top-5 error and the classes with the most mistakes, and writes two tables."""
+    """Prints errors, scores and the classes with the most mistakes, and writes three tables."""
     parser = run_parser("evaluate", __doc__, views=True, data=True)
     parser.add_argument("--split", help="train, validation or test; by default test, or validation if there is no test")
+    parser.add_argument("--labels", default="", help="of --data-dir without --split: see config.data.labels")
     parser.add_argument("--output", type=local_path, help="folder of the tables; by default RUN/evaluation")
     options = parser.parse_args(argv)
-    evaluation = evaluate_run(
-        options.run, options.split, options.checkpoint, options.views, options.data_dir, options.prepared_dir
-    )
+    if options.data_dir and not options.split and not (Path(options.data_dir) / TRAIN).is_file():
+        run = load_run(options.run, options.checkpoint)
+        evaluation = evaluate_folder(run, Path(options.data_dir).expanduser(), options.labels, options.views)
+    else:
+        evaluation = evaluate_run(
+            options.run, options.split, options.checkpoint, options.views, options.data_dir, options.prepared_dir
+        )
     _show(evaluation)
     write_tables(evaluation, options.output or make_folder(evaluation.run.folder / "evaluation"))
 
@@ -34,6 +44,10 @@ def _show(evaluation: Evaluation) -> None:
         error = console.percent(wrong / count)
         console.show(f"top-{k} error {error:>7}  ({wrong:,} of {count:,} wrong; 95 % interval {low:.2%} to {high:.2%})")
     console.show(f"loss {evaluation.summary['loss']:.4f}")
+    present = np.bincount(evaluation.labels, minlength=len(run.class_names)) > 0
+    precision, recall, f1 = evaluation.scores()[present].mean(axis=0)
+    console.show(f"precision {precision:.2%}, recall {recall:.2%}, F1 {f1:.2%} (means over {present.sum():,} classes)")
+    console.show(f"expected calibration error {evaluation.calibration_error():.2%}")
     worst = [row for row in evaluation.worst_classes() if row[2]][:MOST_ROWS]
     if worst:
         rows = [[name, f"{images:,}", f"{wrong:,}", f"{wrong / images:.1%}"] for name, images, wrong, _ in worst]
@@ -41,13 +55,20 @@ def _show(evaluation: Evaluation) -> None:
 
 
 def write_tables(evaluation: Evaluation, folder: Path) -> None:
-    """Writes predictions-SPLIT.csv, a row an image, and classes-SPLIT.csv, a row a class; prints where they lie."""
+    """Writes predictions-, classes- and confusion-SPLIT.csv; prints where they lie."""
     ranks = range(1, evaluation.predicted.shape[1] + 1)
     columns = [f"{name}{rank}" for rank in ranks for name in ("prediction", "class", "probability")]
-    predictions, classes = (folder / f"{name}-{evaluation.split}.csv" for name in ("predictions", "classes"))
+    names = ("predictions", "classes", "confusion")
+    predictions, classes, confusion = (folder / f"{name}-{evaluation.split}.csv" for name in names)
     write_csv(predictions, [["id", "file", "label", "class", *columns], *_prediction_rows(evaluation)])
-    write_csv(classes, [["class", "images", "wrong_top1", "wrong_top5"], *evaluation.by_class()])
-    console.show(f"The predictions for each image lie in {predictions}, the errors of each class in {classes}")
+    scores = ([f"{score:.6g}" for score in row] for row in evaluation.scores())
+    rows = ([*counts, *row] for counts, row in zip(evaluation.by_class(), scores, strict=True))
+    write_csv(classes, [["class", "images", "wrong_top1", "wrong_top5", "precision", "recall", "f1"], *rows])
+    write_csv(confusion, [["class", "prediction", "images"], *map(list, evaluation.pairs())])
+    console.show(
+        f"The predictions for each image lie in {predictions}, the errors of each class in {classes}, what was taken "
+        f"for what in {confusion}"
+    )
 
 
 def _prediction_rows(evaluation: Evaluation) -> Iterator[list[Any]]:

@@ -12,6 +12,7 @@ COMMANDS = {
     "ablate": "what each idea of the paper is worth: the test error without it, all else equal",
     "figure1": "the paper's Figure 1: how much sooner ReLU learns than tanh",
     "prepare": "makes a data set ready to be read fast, and says what is in it",
+    "show_batch": "a picture of augmented training images, as the network sees them",
     "verify": "compares every file of a prepared data set with its digest",
     "benchmark": "how fast the training step is here, and what limits it",
     "benchmark_input": "how fast images come to the training step, and what limits them",
@@ -41,14 +42,14 @@ def _train(argv: list[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command that argv[1] names. Without one, or with --help, lists the commands."""
+    """Runs the command that argv[1] names, with - or _. Without one, or with --help, lists the commands."""
     from absl import logging
 
     from alexnet_jax.cli.arguments import program
     from alexnet_jax.cli.flags import expand_words
 
-    asked = argv[1:] in (["-h"], ["--help"])
-    if asked or len(argv) < 2 or argv[1] not in COMMANDS:
+    asked, command = argv[1:] in (["-h"], ["--help"]), "".join(argv[1:2]).replace("-", "_")
+    if asked or command not in COMMANDS:
         output = sys.stdout if asked else sys.stderr
         print(f"usage: {program('COMMAND')} [...]\n", file=output)
         for name, purpose in COMMANDS.items():
@@ -56,4 +57,4 @@ def main(argv: list[str]) -> None:
         print(f"\nThe options of a command: {program('COMMAND --help')}", file=output)
         sys.exit(0 if asked else 2)
     logging.set_verbosity(logging.FATAL)  # libraries log what is raised or shown anyway
-    importlib.import_module(f"alexnet_jax.cli.{argv[1]}").main(expand_words(argv[2:]))
+    importlib.import_module(f"alexnet_jax.cli.{command}").main(expand_words(argv[2:]))

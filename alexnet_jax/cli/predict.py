@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.cli.arguments import run_parser
-from alexnet_jax.data.image_folder import SUFFIXES
+from alexnet_jax.data.layouts import SUFFIXES, images_below
 from alexnet_jax.errors import UnreadableImagesError, UserError
 from alexnet_jax.inference.imagenet import english_name, title
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
@@ -49,10 +49,13 @@ def _find(names: Sequence[str]) -> Iterator[str]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            files = [file for file in path.rglob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+            skipped: dict[str, int] = {}
+            files = sorted(images_below(path, skipped))
             if not files:
                 raise UserError(f"{name} holds no image file ({' '.join(SUFFIXES)})")
-            yield from sorted(map(str, files))
+            for kind, count in sorted(skipped.items()):
+                print("skipped:", console.printable(f"{count:,} {kind} in {name}"), file=sys.stderr)
+            yield from files
         elif name == "-" or path.exists():
             yield name
         else:

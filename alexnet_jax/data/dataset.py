@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.data.image_folder import ImageFolder
+from alexnet_jax.data.image_folder import INNER, OUTER, ImageFolder
 from alexnet_jax.data.imagenet import ImageNet
 from alexnet_jax.data.manifest import MANIFEST, damaged_error, read_manifest
 from alexnet_jax.data.preparation import StorageOptions, prepare
@@ -53,7 +53,9 @@ class Dataset:
         return len(self.class_names)
 
 
-def get_dataset(name: str, source_dir: str, prepared_dir: str, synthetic_size: int, options: StorageOptions) -> Dataset:
+def get_dataset(
+    name: str, source_dir: str, prepared_dir: str, synthetic_size: int, options: StorageOptions, labels: str = ""
+) -> Dataset:
     """Opens a data set, after preparing it if it is new or its originals have changed.
 
     Args:
@@ -62,18 +64,25 @@ def get_dataset(name: str, source_dir: str, prepared_dir: str, synthetic_size: i
       prepared_dir: folder of prepared data sets; it is also the first place to look for those of TFDS.
       synthetic_size: size of the synthetic training split.
       options: how images are prepared and stored.
+      labels: see `ImageFolder`.
 
     Raises UserError if there is no such data set or it cannot be prepared.
     """
-    source_dir, prepared_dir = expand_home(source_dir), expand_home(prepared_dir)
+    source_dir, prepared_dir, labels = map(expand_home, (source_dir, prepared_dir, labels))
     folder = Path(source_dir).resolve()
     origin = {"folder": folder, "imagenet2012": folder, "synthetic": synthetic_size}.get(name)
-    identity = (name, str(origin), dataclasses.astuple(dataclasses.replace(options, max_quarantined=0.0)))
+    identity: tuple[Any, ...] = (
+        name,
+        str(origin),
+        dataclasses.astuple(dataclasses.replace(options, max_quarantined=0.0)),
+    )
+    if labels:
+        identity += (labels if labels in (OUTER, INNER) else str(Path(labels).resolve()),)
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
     label = re.sub(r"[^\w.]+", "-", f"{name}-{folder.name}".strip("-") if name == "folder" else name)[:80]
     directory = Path(prepared_dir) / f"{label}-{options.image_size}-{digest}"
     try:
-        source = _get_source(name, source_dir, prepared_dir, synthetic_size)
+        source = _get_source(name, source_dir, prepared_dir, synthetic_size, labels)
     except MissingSourceError as error:
         if read_info(directory) is None:
             raise
@@ -83,13 +92,14 @@ def get_dataset(name: str, source_dir: str, prepared_dir: str, synthetic_size: i
     return open_prepared(directory)
 
 
-def _get_source(name: str, source_dir: str, prepared_dir: str, synthetic_examples: int) -> Source:
+def _get_source(name: str, source_dir: str, prepared_dir: str, synthetic_examples: int, labels: str) -> Source:
     if name == "digits":
         return Digits()
     if name == "synthetic":
         return Synthetic(synthetic_examples)
-    if name == "folder":
-        return ImageFolder(source_dir)
+    is_unpacked = name == "imagenet2012" and (Path(source_dir) / "train").is_dir()
+    if name == "folder" or is_unpacked:
+        return ImageFolder(source_dir, labels)
     if name == "imagenet2012":
         return ImageNet(source_dir)
     if name.startswith("tfds:"):

@@ -1,18 +1,26 @@
-"""The source "folder": images in DIR/train/CLASS/, DIR/val/CLASS/ and DIR/test/CLASS/, or in DIR/CLASS/."""
+"""The source "folder": images in folders of splits and classes, in any of the layouts of `ImageFolder`."""
 
 import hashlib
 import os
-import stat
-from collections import Counter
-from collections.abc import Iterator
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from alexnet_jax.data import layouts
+from alexnet_jax.data.imagenet import validation_synsets
+from alexnet_jax.data.label_table import read_labels
+from alexnet_jax.data.layouts import SUFFIXES
 from alexnet_jax.data.sources import SPLITS, Chunk, Original, Source, divide_into_chunks
 from alexnet_jax.errors import MissingSourceError, UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+OUTER, INNER = "outer", "inner"
+"""Values of config.data.labels for folders within folders: which of them are the classes."""
+
+_NAME_AND_NUMBER = re.compile(r"([^\W\d_][\w -]*?)[\W_]*\d+( ?\(\d+\))?\.\w+")
+_CAMERA_NAMES = ("img", "image", "dsc", "dscn", "dscf", "dcim", "photo", "picture", "pic", "p", "scan", "screenshot")
+_ILSVRC_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
 
 
 class _File(NamedTuple):
@@ -29,139 +37,233 @@ class _File(NamedTuple):
 
 
 class ImageFolder(Source):
-    """A folder of images with a subfolder for each class; images of a class may lie in deeper folders too.
+    """A folder of images whose classes are folders, the beginnings of the files' names, or in a table.
 
-    Without val/ and test/ both splits are taken from the training images, by a hash of each file's content: copies of a
-    file stay in one split, and adding files does not move others. With val/ alone there is no test split; with test/
-    alone the validation split is taken from the training images.
+    The folders of classes may lie in folders of splits. Without those of validation and test both splits are taken from
+    the training images, by a hash of each file's content: copies of a file stay in one split, and adding files does not
+    move others. With validation alone there is no test split; with test alone the validation split is taken from the
+    training images. A split without labels, such as the test images of ImageNet, is left out.
 
-    Raises UserError if the folder is missing, has no images or only one class, or if val/ or test/ has a class that
-    train/ does not have.
+    Attributes:
+      files: the images, in the order of their splits.
+
+    Args:
+      folder: the folder.
+      labels: `OUTER` or `INNER`, the path of a table of labels, or "" for what the layout says.
+      is_for_training: whether there must be training images of two classes.
+
+    Raises UserError if the folder is missing, has no images or only one class, could be meant in two ways, or if
+    validation or test has a class that the training images do not have.
     """
 
-    def __init__(self, folder: str):
-        self._root = Path(folder)
+    is_stratified = True
+
+    def __init__(self, folder: str, labels: str = "", is_for_training: bool = True):
+        self._folder, self._labels = Path(folder), labels
         if not folder:
             raise UserError("no folder: give --config.data.dir=DIR with DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg")
-        if not self._root.is_dir():
+        if not self._folder.is_dir():
             raise MissingSourceError(f"config.data.dir={folder!r} is not a folder")
         self._ignored: Counter[str] = Counter()
-        splits = self._split_folders()
-        self.held_out = tuple(split for split in SPLITS if split not in splits.values())
+        self._notes: list[str] = []
+        self.files = self._from_table() if labels not in ("", OUTER, INNER) else self._from_folders()
+        present = {file.split for file in self.files}
+        self.held_out = tuple(split for split in SPLITS if split not in present)
         if "validation" not in self.held_out:
-            self.held_out = ()  # val/ serves as test, as ImageNet's does
-        root = self._root.resolve()
-        above = frozenset(map(str, (root, *root.parents)))
-        self._files = [file for path, split in splits.items() for file in self._files_below(path, split, "", above)]
-        self.class_names = tuple(sorted({file.class_name for file in self._files if file.split == "train"}))
-        self.remarks = tuple(f"ignored: {count:,} {what}" for what, count in sorted(self._ignored.items()))
-        self._check(folder)
+            self.held_out = ()  # it serves as test, as ImageNet's does
+        self.class_names = layouts.by_number(
+            f.class_name for f in self.files if f.split == "train" or not is_for_training
+        )
+        if strange := layouts.look_like_splits(self.class_names):
+            self._notes.append(f"have a look: the classes {', '.join(strange)} are called like splits")
+        ignored = (f"ignored: {count:,} {what}" for what, count in sorted(self._ignored.items()))
+        self.remarks = (*self._notes, *ignored)
+        if is_for_training:
+            self._check(folder)
 
     def fingerprint(self) -> str:
         """A digest of the paths, sizes and modification times of all files."""
         digest = hashlib.sha256()
-        for file in self._files:
+        for file in self.files:
             digest.update(f"{file}\n".encode(errors="surrogateescape"))
-        return f"{len(self._files)} files {digest.hexdigest()}"
+        return f"{len(self.files)} files {digest.hexdigest()}"
 
     def chunks(self) -> list[Chunk]:
         """Chunks of about a hundredth of the files; sizes in bytes."""
-        groups = divide_into_chunks(self._files)
+        groups = divide_into_chunks(self.files)
         return [Chunk(sum(file.size for file in files), len(files), files) for files in groups]
 
     def read(self, chunk: Chunk) -> Iterator[Original]:
         """Yields the images of a chunk, in the order of split, class and name."""
         labels = {name: label for label, name in enumerate(self.class_names)}
         for file in chunk.where:
-            yield Original(file.split, labels[file.class_name], file.path, self._root / file.path)
+            yield Original(file.split, labels[file.class_name], file.path, self._folder / file.path)
 
-    def _split_folders(self) -> dict[Path, str]:
-        """The folders of the splits that there are, with the names of the splits."""
-        entries = [entry for entry in _scan(self._root) if not _is_hidden(entry.name)]
-        found = {Path(e.path): _SPLITS[e.name.lower()] for e in entries if e.name.lower() in _SPLITS and _is_dir(e)}
-        names = " and ".join(f"{path.name}/" for path in sorted(found))
-        if len(set(found.values())) < len(found):
-            raise UserError(f"{self._root} has {names}: two of them are the same split; rename or remove one")
-        if found and "train" not in found.values():
-            raise UserError(f"{self._root} has {names} but no train/: add it")
-        for entry in entries if found else ():
-            if Path(entry.path) not in found:
-                self._ignored[f"{entry.name}, which is next to train/"] += 1
-        return dict(sorted(found.items(), key=lambda item: SPLITS.index(item[1]))) or {self._root: "train"}
+    def _from_table(self) -> list[_File]:
+        """The images that a table of labels names."""
+        table = Path(self._labels)
+        if not table.is_file():
+            raise UserError(
+                f"config.data.labels={self._labels!r} is neither {OUTER} nor {INNER} nor a file: give a table of "
+                "file and label (CSV, TSV or JSON lines)"
+            )
+        paths = [os.path.relpath(path, self._folder) for path in layouts.images_below(self._folder, self._ignored)]
+        rows = read_labels(table, paths)
+        if unlabelled := len(paths) - len(rows):
+            self._ignored[f"images without a row in {table.name}"] = unlabelled
+        files = [self._file(path, row.split or "train", row.label) for path, row in sorted(rows.items())]
+        return sorted(files, key=lambda file: SPLITS.index(file.split))
 
-    def _files_below(self, folder: Path, split: str, class_name: str, above: frozenset[str]) -> Iterator[_File]:
+    def _file(self, path: str, split: str, class_name: str) -> _File:
+        try:
+            status = (self._folder / path).stat()
+        except OSError:  # a broken link: reading it fails
+            status = (self._folder / path).lstat()
+        return _File(path, split, class_name, status.st_size, status.st_mtime_ns)
+
+    def _from_folders(self) -> list[_File]:
+        """The images in the folders of classes, in those of splits if there are any."""
+        root = layouts.find_root(self._folder)
+        if root != self._folder:
+            self._notes.append(f"the splits lie in {root}")
+        splits = layouts.find_splits(root)
+        for entry in layouts.scan(root) if splits else ():
+            path = Path(entry.path)
+            if not layouts.ignored_kind(entry.name) and not any(split.is_relative_to(path) for split in splits):
+                self._ignored[f"{entry.name}, which is next to {next(iter(splits)).name}/"] += 1
+        if strange := [
+            f"{path.name}/ is {split}" for path, split in splits.items() if path.name.lower() not in (split, "val")
+        ]:
+            self._notes.append(f"splits: {', '.join(strange)}")
+        files: list[_File] = []
+        for path, split in (splits or {root: "train"}).items():
+            files += self._files_of_split(path, split)
+        return self._without_untrained_synsets(files)
+
+    def _without_untrained_synsets(self, files: list[_File]) -> list[_File]:
+        """The images without those validation images of ILSVRC-2012 whose class is none of the training images'."""
+        trained = {file.class_name for file in files if file.split == "train"}
+        kept = [f for f in files if f.class_name in trained or not _ILSVRC_VALIDATION.fullmatch(Path(f.path).name)]
+        if len(kept) < len(files):
+            self._ignored["validation images of ILSVRC-2012 in classes without training images"] += len(files) - len(
+                kept
+            )
+        return kept
+
+    def _files_of_split(self, folder: Path, split: str) -> list[_File]:
+        """The images of a split: in folders of classes, or all in one, with the classes in their names."""
+        real = self._folder.resolve()
+        above, loose = frozenset(map(str, (real, *real.parents))), list[str]()
+        files = list(self._files_below(folder, split, "", above, loose))
+        if files:
+            if loose:
+                self._ignored["files outside the folders of classes"] += len(loose)
+            return self._of_classes(folder, files)
+        classes = _classes_in_names([Path(path).name for path in loose])
+        if classes:
+            self._notes.append(f"the classes are the beginnings of the files' names in {folder}")
+            pairs = zip(loose, classes, strict=True)
+            return [self._file(path, split, name) for path, name in pairs if name]
+        if loose and split == "train" and folder == self._folder:
+            self._ignored["files outside the folders of classes"] += len(loose)
+        elif loose:
+            self._notes.append(f"{folder} has {len(loose):,} images without labels, which are not used")
+        return []
+
+    def _of_classes(self, folder: Path, files: list[_File]) -> list[_File]:
+        """The images with the class that config.data.labels asks for. Raises UserError where it has to be given."""
+        inner: dict[str, set[str]] = defaultdict(set)
+        for file in files:
+            below = (self._folder / file.path).relative_to(folder).parts
+            inner[file.class_name].add(below[1] if len(below) > 2 else "")
+        if self._labels == INNER:
+            return [file._replace(class_name=(self._folder / file.path).parent.name) for file in files]
+        if not self._labels and len(inner) > 1 and all(len(names) > 1 and "" not in names for names in inner.values()):
+            group, names = next(iter(inner.items()))
+            raise UserError(
+                f"{folder} has folders within the folders of classes, such as {group}/{min(names)}: which are the "
+                f"classes? Give --config.data.labels={OUTER} for {_some(inner)}, or --config.data.labels={INNER} for "
+                f"{_some(set().union(*inner.values()))}"
+            )
+        return files
+
+    def _files_below(
+        self, folder: Path, split: str, class_name: str, above: frozenset[str], loose: list[str]
+    ) -> Iterator[_File]:
         """Yields the images below a class's folder, or below a split's folder if `class_name` is empty.
 
-        `above` are the real paths of the folders that contain it, so that links cannot make a loop.
+        `above` are the real paths of the folders that contain it, so that links cannot make a loop. Images that lie in
+        no class are added to `loose`.
         """
         real = os.path.realpath(folder)
         if class_name and real in above:
             self._ignored[f"link to a folder above it ({folder})"] += 1
             return
-        for entry in self._visible(folder):
-            if _is_dir(entry):
-                files = list(self._files_below(Path(entry.path), split, class_name or entry.name, above | {real}))
+        for entry in layouts.scan(folder):
+            path = os.path.relpath(entry.path, self._folder)
+            if kind := layouts.ignored_kind(entry.name):
+                self._ignored[kind] += 1
+            elif layouts.is_dir(entry):
+                inner = class_name or entry.name
+                files = list(self._files_below(Path(entry.path), split, inner, above | {real}, loose))
                 if not files and not class_name:
                     self._ignored[f"folder without images ({entry.path})"] += 1
                 yield from files
-            elif not class_name:
-                self._ignored["files outside the folders of classes"] += 1
-            elif not entry.name.lower().endswith(SUFFIXES):
-                suffix = Path(entry.name).suffix.lower() or "no suffix"
-                self._ignored[f"files without the suffix of an image ({suffix})"] += 1
-            elif stat.S_IFMT((status := _status(entry)).st_mode) not in (stat.S_IFREG, stat.S_IFLNK):
-                self._ignored["pipes, sockets and devices"] += 1
+            elif kind := layouts.other_kind(entry):
+                self._ignored[kind if class_name else "files outside the folders of classes"] += 1
+            elif class_name:
+                yield self._file(path, split, class_name)
+            elif split == "validation" and (synset := _synset_of(entry.name)):
+                yield self._file(path, split, synset)
             else:
-                path = os.path.relpath(entry.path, self._root)
-                yield _File(path, split, class_name, status.st_size, status.st_mtime_ns)
-
-    def _visible(self, folder: Path) -> Iterator["os.DirEntry[str]"]:
-        """Yields the entries of a folder that are not hidden, by name; counts the others."""
-        for entry in _scan(folder):
-            if _is_hidden(entry.name):
-                self._ignored["hidden files or folders"] += 1
-            else:
-                yield entry
+                loose.append(path)
 
     def _check(self, folder: str) -> None:
         """Raises UserError if there is nothing to classify, or a class without training images."""
-        kinds = " ".join(SUFFIXES)
-        if not self.class_names:
-            raise MissingSourceError(f"config.data.dir={folder!r}: no images ({kinds}) in train/CLASS/ or CLASS/")
-        if len(self.class_names) == 1:
-            raise UserError(
-                f"config.data.dir={folder!r} has only one class, {self.class_names[0]!r}, but a classifier needs "
-                "at least two. Is DIR one level too high or too low?"
-            )
-        strange = sorted({file.class_name for file in self._files} - set(self.class_names))
+        self._check_classes(folder)
+        strange = sorted({file.class_name for file in self.files} - set(self.class_names))
         if strange:
-            where = next(file for file in self._files if file.class_name == strange[0])
+            where = next(file for file in self.files if file.class_name == strange[0])
             raise UserError(
-                f"{self._root / where.path}: class {strange[0]!r} has no training images; "
+                f"{self._folder / where.path}: class {strange[0]!r} has no training images; "
                 f"add some to train/ or remove the class from {where.split}"
             )
 
+    def _check_classes(self, folder: str) -> None:
+        """Raises UserError if there are not two classes."""
+        if len(self.class_names) > 1:
+            return
+        tables = [e.name for e in layouts.scan(self._folder) if e.name.lower().endswith((".csv", ".tsv", ".jsonl"))]
+        hint = (
+            f". If {tables[0]} has the labels, give --config.data.labels={self._folder / tables[0]}" if tables else ""
+        )
+        if not self.class_names:
+            raise MissingSourceError(
+                f"config.data.dir={folder!r}: no images ({' '.join(SUFFIXES)}) in train/CLASS/ or CLASS/{hint}"
+            )
+        raise UserError(
+            f"config.data.dir={folder!r} has only one class, {self.class_names[0]!r}, but a classifier needs "
+            f"at least two. Is DIR one level too high or too low?{hint}"
+        )
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+
+def _classes_in_names(names: Sequence[str]) -> list[str]:
+    """The classes of files that are called CLASS.0.jpg, CLASS_1.png or alike, each of which has two; else nothing."""
+    matches = [_NAME_AND_NUMBER.fullmatch(name) for name in names]
+    classes = [match[1].strip(" _-") if match else "" for match in matches]
+    counts = Counter(classes)
+    is_clear = len(counts) > 1 and min(counts.values()) > 1 and "" not in counts
+    return classes if is_clear and not {name.lower() for name in counts} & {*_CAMERA_NAMES} else []
 
 
-def _scan(folder: Path) -> list["os.DirEntry[str]"]:
-    """The entries of a folder, sorted by name. Raises UserError if it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+def _synset_of(name: str) -> str:
+    """The class of an ILSVRC-2012 validation image by its number; "" for another file."""
+    match = _ILSVRC_VALIDATION.fullmatch(name)
+    number = int(match[1]) if match else 0
+    return validation_synsets()[number - 1] if 0 < number <= len(validation_synsets()) else ""
 
 
-def _is_dir(entry: "os.DirEntry[str]") -> bool:
-    return stat.S_ISDIR(_status(entry).st_mode)
-
-
-def _status(entry: "os.DirEntry[str]") -> os.stat_result:
-    """The status of the file that an entry links to; of the link itself if it is broken, so that reading it fails."""
-    try:
-        return entry.stat()
-    except OSError:
-        return entry.stat(follow_symlinks=False)
+def _some(names: set[str] | dict[str, set[str]]) -> str:
+    """A few names, and how many there are."""
+    shown = ", ".join(sorted(names)[:4])
+    return f"{len(names):,} classes ({shown}{', ...' if len(names) > 4 else ''})"

@@ -1,5 +1,6 @@
 """The source "imagenet2012": reads the two tar files of ILSVRC-2012 without unpacking them."""
 
+import functools
 import io
 import re
 import tarfile
@@ -38,10 +39,9 @@ class ImageNet(Source):
         for name in (TRAIN, VALIDATION):
             if not (self._folder / name).is_file():
                 raise MissingSourceError(f"{self._folder / name} not found: download it from image-net.org")
-        texts = tfds.core.tfds_path("datasets/imagenet2012")
-        self.class_names = tuple((texts / "labels.txt").read_text().split())
+        self.class_names = _words("labels.txt")
         self._labels = {name: label for label, name in enumerate(self.class_names)}
-        self._validation_labels = [self._labels[name] for name in (texts / "validation_labels.txt").read_text().split()]
+        self._validation_labels = [self._labels[name] for name in validation_synsets()]
 
     def fingerprint(self) -> str:
         """The sizes and modification times of the two tar files."""
@@ -116,6 +116,16 @@ class ImageNet(Source):
                 file.seek(member.offset_data)
                 data = file.read(member.size)
                 yield Original("validation", self._validation_labels[number - 1], member.name, data)
+
+
+@functools.cache
+def validation_synsets() -> tuple[str, ...]:
+    """The classes of the validation images, by number from 1; a list that TFDS ships."""
+    return _words("validation_labels.txt")
+
+
+def _words(file: str) -> tuple[str, ...]:
+    return tuple((tfds.core.tfds_path("datasets/imagenet2012") / file).read_text().split())
 
 
 class _Bounded(io.BufferedReader):

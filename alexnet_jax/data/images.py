@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
+import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +15,29 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-PROPERTIES = ("grey", "CMYK", "transparent", "animated", "rotated", "tiny")
+PROPERTIES = ("grey", "CMYK", "transparent", "animated", "rotated", "tiny", "16-bit", "unended")
 """Unusual properties that a report counts: greyscale, CMYK colours, transparent pixels, several frames, an EXIF
-rotation, fewer pixels than the resized image."""
+rotation, fewer pixels than the resized image, grey values of more than 8 bits, a JPEG without its end marker."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+RARE = ("16-bit", "unended")
+"""Those that are written down only where there are any, as earlier versions did not know them."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
+
+_MAGIC = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM....\0\0\0\0|GIF8[79]a|II\*\0|MM\0\*|P[1-6]\s"
+    rb"|....ftyp(avi[fs]|hei[cmsx]|hev[cmsx]|mif1|msf1)|\0\0\0\x0cjP  ",
+    re.DOTALL,
+)
+"""How files of the formats begin; TGA has no mark."""
+
+_HEIF = re.compile(rb"....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
 
 MOST_SCANS = 200
 """Scans that a JPEG may have. Each visits every block of the image, however small it is in the file; libjpeg writes ten
 scans, and other encoders a few dozen."""
+
+_TRAILER = 2**16  # bytes at the end of a JPEG in which its end marker is looked for: cameras append data
 
 _SCAN = b"\xff\xda"  # the marker that begins a scan; within a scan, 0 follows each 255
 
@@ -72,7 +89,8 @@ def resize_image(original: bytes | np.ndarray, size: int, max_pixels: float) -> 
     """Scales the shorter side to `size` and crops the central square, in RGB.
 
     Images are rotated by their EXIF orientation, transparent pixels are drawn on white, animations give their first
-    frame, and 16-bit channels their high byte.
+    frame, 16-bit colours their high byte. Grey values of more bits are scaled by the bits that the largest of them has:
+    12-bit values are divided by 16. Others, with fractions or below 0, are scaled from their least to their largest.
 
     Args:
       original: an encoded image, or pixels, uint8, [height, width] or [height, width, 1 or 3].
@@ -118,6 +136,15 @@ def read_original(path: Path, max_pixels: float) -> bytes:
         return endless.read(_most_bytes(max_pixels) + 1)
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file begins as images of the known formats do; False if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return _MAGIC.match(file.read(16)) is not None
+    except OSError:
+        return False
+
+
 def _most_bytes(max_pixels: float) -> int:
     """The bytes of 16-bit RGBA without compression, and 16 MiB for metadata."""
     return int(8 * max_pixels) + 2**24
@@ -133,8 +160,9 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
     if not data:
         raise ValueError("the file is empty")
     _check_bytes(len(data), max_pixels)
+    formats = (*_FORMATS, *_open_heif()) if _HEIF.match(data[:16]) else _FORMATS
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:  # reads only the header
+        with Image.open(io.BytesIO(data), formats=formats) as picture:  # reads only the header
             width, height = picture.size
             if width * height > max_pixels:
                 raise ValueError(f"{width} x {height} pixels are more than config.data.max_megapixels allows")
@@ -142,6 +170,9 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
             if is_jpeg and data.count(_SCAN) > MOST_SCANS:
                 raise ValueError(f"more than {MOST_SCANS} scans would take too long to decode")
             properties, orientation = _properties(picture), _orientation(picture)
+            if is_jpeg and b"\xff\xd9" not in data[-_TRAILER:]:
+                properties.add("unended")
+                data += b"\xff\xd9"  # for the decoder of plain JPEG, which refuses one that lacks pixels too
             is_plain = is_jpeg and not properties & {"CMYK", "rotated"}
             is_small = width * height <= _LARGE or (is_plain and "progressive" not in picture.info)
             with contextlib.nullcontext() if is_small else _ONE_LARGE:
@@ -155,9 +186,22 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
         raise ValueError("not an image of a known format") from None
 
 
+@functools.cache
+def _open_heif() -> tuple[str, ...]:
+    """Makes Pillow open HEIC files and returns the name of their format. Raises ValueError without its package."""
+    try:
+        from pi_heif import register_heif_opener  # type: ignore[import-untyped]
+    except ImportError:
+        raise ValueError("HEIC images need a package: python -m pip install pi-heif") from None
+    register_heif_opener(thumbnails=False)
+    return ("HEIF",)
+
+
 def _properties(picture: Image.Image) -> set[str]:
     """The properties that the header tells."""
-    properties = {"grey"} if picture.mode in ("1", "L", "LA", "I", "I;16", "I;16B") else set()
+    properties = {"grey"} if picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I") else set()
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        properties.add("16-bit")
     if picture.mode == "CMYK":
         properties.add("CMYK")
     if picture.format != "MPO" and getattr(picture, "is_animated", False):
@@ -174,12 +218,13 @@ def _in_rgb(picture: Image.Image, properties: set[str]) -> np.ndarray:
     """
     width, height = picture.size
     picture.load()
+    to_bytes = _deep_scale(picture) if picture.mode == "F" or picture.mode.startswith("I") else None
     pixels = np.empty((height, width, 3), np.uint8)
     rows = -(-_STRIP // width)
     for top in range(0, height, rows):
         strip = picture.crop((0, top, width, min(top + rows, height)))
-        if strip.mode.startswith("I"):
-            pixels[top : top + rows] = _as_rgb((np.asarray(strip) >> 8).astype(np.uint8))
+        if to_bytes:
+            pixels[top : top + rows] = _as_rgb(to_bytes(np.asarray(strip)))
             continue
         if strip.has_transparency_data:
             rgba = strip.convert("RGBA")
@@ -188,6 +233,19 @@ def _in_rgb(picture: Image.Image, properties: set[str]) -> np.ndarray:
             strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), rgba)
         pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
     return pixels
+
+
+def _deep_scale(picture: Image.Image) -> Callable[[np.ndarray], np.ndarray]:
+    """How the grey values of an image of more than 8 bits become bytes: by the range that the image has."""
+    values = np.asarray(picture)
+    low, high = values.min(), values.max()
+    if values.dtype.kind != "f" and low >= 0:
+        shift = max(int(high).bit_length() - 8, 0)
+        return lambda strip: (strip >> shift).astype(np.uint8)
+    if not np.isfinite(high - low):
+        raise ValueError("its grey values are not finite")
+    scale = 255 / max(float(high) - float(low), 1e-12)
+    return lambda strip: ((strip.astype(np.float32) - low) * scale).astype(np.uint8)
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

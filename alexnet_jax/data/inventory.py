@@ -17,6 +17,12 @@ from alexnet_jax.system.files import flush, inert
 _LISTS = ("split", "label", "file", "digest", "checksum", "quarantine")
 QUARANTINE_TABLE, DUPLICATES_TABLE, CLASSES_TABLE = "quarantine.tsv", "duplicates.tsv", "classes.tsv"
 
+MOST_LISTED = 30
+"""Classes that the report lists."""
+
+FEW_IMAGES = 50
+"""A split with fewer images is said to be small: its error has a 95 % interval of about 20 points, or of more."""
+
 
 class Inventory:
     """The images of one chunk or of all chunks, in order.
@@ -150,8 +156,9 @@ def describe(info: FolderInfo, inventory: Inventory, directory: Path, remarks: S
     report = {
         "prepared": f"{images:,} images of {len(info.class_names):,} classes in {directory}",
         "stored": f"{size} x {size} {info.storage}, {info.bytes / 1e6:,.1f} MB, {image_bytes:,.0f} bytes per image",
+        "classes": _list_classes(info.class_names, sum(counts.values())),
         "splits": f"{sizes}; see {CLASSES_TABLE}",
-        "unusual": ", ".join(f"{info.traits[name]:,} {name}" for name in PROPERTIES),
+        "unusual": ", ".join(f"{info.traits[name]:,} {name}" for name in PROPERTIES if name in info.traits),
         "unreadable": f"{info.unreadable:,}{see_unreadable}",
         "duplicates": f"{copies:,}, {duplicates:,} of them in another split{see_duplicates}",
         "colours": "mean {}, std {}, std along principal components {}".format(*colours),
@@ -160,6 +167,24 @@ def describe(info: FolderInfo, inventory: Inventory, directory: Path, remarks: S
     if untrained:
         more = f" and {len(untrained) - 5} more" if len(untrained) > 5 else ""
         report["untrained"] = f"no training image of {', '.join(map(repr, untrained[:5]))}{more}"
+    if few := _too_few(counts):
+        report["small"] = few
     if remarks:
         report["notes"] = "; ".join(remarks)
     return report
+
+
+def _list_classes(names: Sequence[str], images: Any) -> str:
+    """The classes, each with its number of images; of many the first."""
+    shown = [f"{name} {count:,}" for name, count in zip(names, images.tolist(), strict=True)][:MOST_LISTED]
+    return ", ".join(shown) + (f" and {len(names) - MOST_LISTED:,} more" if len(names) > MOST_LISTED else "")
+
+
+def _too_few(counts: Mapping[str, np.ndarray]) -> str:
+    """Says which splits besides that of training are too small for their errors to mean much."""
+    small = []
+    for split, column in counts.items():
+        if split != "train" and 0 < column.sum() < FEW_IMAGES:
+            least = f", {(column == 0).sum():,} classes without one" if not column.all() else ""
+            small.append(f"{split} has {column.sum():,} images{least}: one mistake is {100 / column.sum():.1f} % error")
+    return "; ".join(small)

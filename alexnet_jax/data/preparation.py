@@ -7,7 +7,6 @@ so an interrupted preparation continues with the others. At the end the folder i
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import shutil
 import threading
@@ -17,15 +16,15 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from alexnet_jax.config import check_value
 from alexnet_jax.data import storage
-from alexnet_jax.data.images import PROPERTIES, PreparedImage, read_original, resize_image
+from alexnet_jax.data.images import PROPERTIES, RARE, PreparedImage, read_original, resize_image
 from alexnet_jax.data.inventory import QUARANTINE_TABLE, Inventory, describe, save_arrays, write_table, write_tables
 from alexnet_jax.data.manifest import write_manifest
 from alexnet_jax.data.sources import SPLITS, Original, Source
+from alexnet_jax.data.splitting import Splitting, digest_of
 from alexnet_jax.data.storage import FolderInfo, read_info
 from alexnet_jax.errors import UserError, failure_of_the_machine, reason
 from alexnet_jax.system import console
@@ -129,6 +128,8 @@ class _Job:
         self.inventories: dict[int, Inventory] = {}
         self.storage = ""
         self._stop = threading.Event()
+        fractions = {"test": options.test_fraction, "validation": options.validation_fraction}
+        self._splitting = Splitting(source, fractions, options.max_megapixels * 1e6)
 
     def run(self) -> None:
         """Prepares the chunks that are not finished, completes the folder and prints the report."""
@@ -154,14 +155,18 @@ class _Job:
         plan_path = self.work / "plan.json"
         with contextlib.suppress(OSError, ValueError, AttributeError):
             plan = json.loads(plan_path.read_text())
-            if plan.keys() == {"source", "storage"} and plan["source"] == self.fingerprint:
+            if {**plan, "storage": ""} == self._plan(""):
                 console.show(f"continuing the preparation in {self.work}")
                 return plan["storage"]
         shutil.rmtree(self.work, ignore_errors=True)
         chosen = self._choose_storage()
         self.work.mkdir()
-        plan_path.write_text(json.dumps({"source": self.fingerprint, "storage": chosen}))
+        plan_path.write_text(json.dumps(self._plan(chosen)))
         return chosen
+
+    def _plan(self, storage: str) -> dict[str, object]:
+        """What the chunks of a working folder have in common. Earlier versions did not look after small classes."""
+        return {"source": self.fingerprint, "storage": storage, "is_stratified": self.source.is_stratified}
 
     def _choose_storage(self) -> str:
         """Resolves "auto" and prints the space needed. Raises UserError if the disk has less."""
@@ -252,34 +257,22 @@ class _Job:
                 raise
             inventory.quarantine.append((original.split, original.file, reason(error)))
             return None
-        digest = hashlib.sha256(np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else data).digest()
-        split = self._split_of(original.split, digest)
+        digest = digest_of(data)
+        split = self._splitting.split_of(original.split, digest)
         image = PreparedImage(split, original.label, original.file, digest, resized)
         inventory.add(image)
         return image
 
-    def _split_of(self, split: str, digest: bytes) -> str:
-        """The split of an image; the digest of its content moves some training images to splits the source lacks."""
-        if split != "train":
-            return split
-        position = int.from_bytes(digest[:8], "big") / 2**64
-        fractions = {"test": self.options.test_fraction, "validation": self.options.validation_fraction}
-        for name, fraction in fractions.items():
-            if name in self.source.held_out:
-                if position < fraction:
-                    return name
-                position -= fraction
-        return split
-
     def _check_quarantine(self, images: int) -> None:
         """Raises UserError if too many of `images` images are unreadable."""
         unreadable = [row for _, inventory in sorted(self.inventories.items()) for row in inventory.quarantine]
-        if len(unreadable) > self.options.max_quarantined * images:
+        allowed = self.options.max_quarantined * images
+        if len(unreadable) > (1 if 0 < allowed < 1 else allowed):  # one among few images, unless none is allowed
             table = self.work / QUARANTINE_TABLE
             write_table(table, ("split", "file", "reason"), unreadable)
             raise UserError(
                 f"{len(unreadable):,} of {images:,} images are unreadable, more than config.data.max_quarantined="
-                f"{self.options.max_quarantined:g} allows: see {table}"
+                f"{self.options.max_quarantined:g} allows: see {table} ({unreadable[0][1]}: {unreadable[0][2]})"
             )
 
     def _name_shards(self) -> storage.Shards:
@@ -320,7 +313,7 @@ class _Job:
             shards=shards,
             bytes=sum(size for rows in shards.values() for _, _, size in rows),
             unreadable=len(total.quarantine),
-            traits={name: total.traits[name] for name in PROPERTIES},
+            traits={name: total.traits[name] for name in PROPERTIES if name not in RARE or total.traits[name]},
             statistics={name: value for name, value in vars(statistics).items() if name != "mean_image"},
         )
         info.write(self.work)

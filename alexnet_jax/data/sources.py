@@ -59,11 +59,13 @@ class Source(abc.ABC):
     Attributes:
       class_names: names of the classes, in the order of labels.
       held_out: splits that the source lacks and that are taken from its training images.
+      is_stratified: whether each class gets an image in each of them, if it has enough; its images are then read twice.
       remarks: lines for the report: what was ignored, and why.
     """
 
     class_names: tuple[str, ...]
     held_out: tuple[str, ...] = ()
+    is_stratified = False
     remarks: tuple[str, ...] = ()
 
     @abc.abstractmethod

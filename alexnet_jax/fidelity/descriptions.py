@@ -56,10 +56,22 @@ def crops(config: ConfigDict, _: AlexNet) -> Choice:
     """Which crops of a resized image the network is trained on."""
     data = config.data
     if data.cropping == "resized":
-        return Choice(f"a random area, resized to {data.crop}")
+        boxes = f"{data.resized_min_area:.0%} to 100 % of the image, aspect ratio up to {data.resized_max_aspect:.4g}"
+        return Choice(f"a random area, resized to {data.crop}", boxes)
     positions = (data.image_size - data.crop + 1) ** 2
     note = f"{positions:,} positions" if data.cropping == "random" else ""
     return Choice(f"{data.cropping} windows of {data.crop}", note)
+
+
+def distortions(config: ConfigDict, _: AlexNet) -> Choice:
+    """Augmentation by methods that 2012 did not have."""
+    data = config.data
+    names = ("brightness", "contrast", "saturation")
+    chosen = [f"rotation by up to {data.rotation:g} degrees"] if data.rotation else []
+    chosen += [f"{name} changed by up to {data[name]:g}" for name in names if data[name]]
+    chosen += ["TrivialAugment"] if data.trivial_augment else []
+    chosen += [f"a box erased with probability {data.random_erasing:g}"] if data.random_erasing else []
+    return Choice(", ".join(chosen) or "none")
 
 
 def color_noise(config: ConfigDict, _: AlexNet) -> Choice:
@@ -95,6 +107,7 @@ def targets(config: ConfigDict, _: AlexNet) -> Choice:
     """Whether the targets are the labels, smoothed or mixed."""
     changes = [f"labels smoothed by {config.label_smoothing:g}"] if config.label_smoothing else []
     changes += [f"images mixed by Beta({config.data.mixup:g})"] if config.data.mixup else []
+    changes += [f"boxes of images exchanged by Beta({config.data.cutmix:g})"] if config.data.cutmix else []
     return Choice(", ".join(changes) or "the labels")
 
 
@@ -172,6 +185,15 @@ def learning_rate(config: ConfigDict, _: AlexNet) -> Choice:
     o = config.optimizer
     scaling = "" if o.batch_scaling == "none" else f"{o.batch_scaling}: {o.learning_rate:g} for {o.base_batch_size}"
     return Choice(f"{scaled_learning_rate(o, config.batch_size):g}", scaling)
+
+
+def update_rule(config: ConfigDict, _: AlexNet) -> Choice:
+    """How an update is made of gradients."""
+    o = config.optimizer
+    rule = f"momentum {o.momentum:g}, learning rate inside the velocity"
+    if o.name == "adamw":
+        rule = f"AdamW of betas {o.beta1:g} and {o.beta2:g}, epsilon {o.epsilon:g}, weight decay decoupled"
+    return Choice(rule + (f", gradients of norm {o.clip_norm:g} at most" if o.clip_norm else ""))
 
 
 def weight_decay(config: ConfigDict, _: AlexNet) -> Choice:

@@ -1,5 +1,6 @@
 """Evaluation of a trained run: loss, errors and a prediction for every image of a split."""
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import metrics
 from alexnet_jax.data.dataset import BUILT_IN, Dataset, find_prepared
 from alexnet_jax.data.loader import eval_batches
+from alexnet_jax.data.storage import Records
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_storage_options, open_dataset
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
@@ -84,6 +86,29 @@ class Evaluation:
         np.add.at(counts, (np.searchsorted(classes, self.labels[among]), np.searchsorted(classes, top1[among])), 1)
         return counts
 
+    def calibration_error(self, bins: int = 15) -> float:
+        """The expected calibration error: the mean distance between top-1 probability and accuracy, over equal bins."""
+        probability, right = self.probabilities[:, 0].astype(np.float64), self.is_right(1)
+        chosen = np.minimum(np.nan_to_num(probability) * bins, bins - 1).astype(int)
+        gaps = np.bincount(chosen, weights=right - np.nan_to_num(probability), minlength=bins)
+        return float(np.abs(gaps).sum() / len(right))
+
+    def scores(self) -> np.ndarray:
+        """Precision, recall and F1 of each class, float64, [classes, 3]; 0 where there is nothing to divide by."""
+        classes, top1 = len(self.run.class_names), self.predicted[:, 0]
+        is_class = (top1 >= 0) & (top1 < classes)
+        right = np.bincount(self.labels[self.is_right(1)], minlength=classes)
+        predicted = np.bincount(top1[is_class], minlength=classes)
+        labelled = np.bincount(self.labels, minlength=classes)
+        pairs = ((right, predicted), (right, labelled), (2 * right, predicted + labelled))
+        return np.stack([part / np.maximum(whole, 1) for part, whole in pairs], axis=1)
+
+    def pairs(self) -> Iterator[tuple[str, str, int]]:
+        """Yields the cells of the confusion matrix that are not 0: label, prediction, images."""
+        cells, counts = np.unique(np.stack([self.labels, self.predicted[:, 0]]), axis=1, return_counts=True)
+        for label, predicted, count in zip(*cells.tolist(), counts.tolist(), strict=True):
+            yield self.run.name_of(label), self.run.name_of(predicted), count
+
     def errors(self) -> Iterator[tuple[int, int, float, float]]:
         """Yields (k, wrong images, lower and upper end of the error's 95 % interval): k = 1, and 5 of more classes."""
         for k in (1, 5) if len(self.run.class_names) > 5 else (1,):
@@ -143,6 +168,8 @@ def open_run_dataset(run: TrainedRun, data_dir: str | None = None, prepared_dir:
         dataset = open_dataset(data)
     else:
         dataset = _find(run, data)
+    if sorted(dataset.class_names) == sorted(run.class_names):
+        dataset = _in_order_of(run, dataset)
     if dataset.class_names != run.class_names:
         raise UserError(
             f"the classes of {data.name} in {dataset.directory} differ from those of the run in {run.path}: "
@@ -151,6 +178,15 @@ def open_run_dataset(run: TrainedRun, data_dir: str | None = None, prepared_dir:
     if run.content not in ("", dataset.content):
         console.warn(f"the images of {data.name} have changed since the run")
     return dataset
+
+
+def _in_order_of(run: TrainedRun, dataset: Dataset) -> Dataset:
+    """A data set of the run's classes with its labels in their order; classes of numbers were once sorted as text."""
+    order = np.array([run.class_names.index(name) for name in dataset.class_names], np.int32)
+    splits = {split: copy.copy(records) for split, records in dataset.splits.items()}
+    for records in splits.values():
+        records.labels = order[records.labels]
+    return dataclasses.replace(dataset, splits=splits, class_names=run.class_names)
 
 
 def _find(run: TrainedRun, data: ConfigDict) -> Dataset:
@@ -192,19 +228,25 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str | None = None, views:
     files = read_json(table, list)
     if len(files) != len(records.labels) or not all(isinstance(file, str) for file in files):
         raise UserError(f"{table} is damaged: delete its folder, and it is prepared again")
+    views = run.config.test_views if views is None else views
+    return Evaluation(
+        run, split, views, files, np.asarray(records.labels), *predict_records(run, records, views, split)
+    )
+
+
+def predict_records(run: TrainedRun, records: Records, views: int, name: str) -> Iterator[np.ndarray]:
+    """Predicts all images of a split, on all devices: `predicted`, `probabilities` and `losses` of an `Evaluation`."""
     use_compilation_cache(run.config.compilation_cache_dir)
     devices = data_parallel()
-    views = run.config.test_views if views is None else views
     step = make_predictions_step(run.model, run.preprocessing, views, devices.axes)
     program = devices.compile_eval_step(step, by_image=True)
     params, batch_stats = devices.place((run.params, run.batch_stats))
     batches: list[dict[str, np.ndarray]] = []
-    with console.work_progress(f"evaluating {split}", len(records.labels)) as progress:
+    with console.work_progress(f"evaluating {name}", len(records.labels)) as progress:
         batch_size = devices.round_up(run.config.eval_batch_size)
         for batch in eval_batches(records, batch_size=batch_size, num_threads=run.config.data.num_threads):
             outputs = devices.batch_on_host(program(params, batch_stats, devices.shard(batch)))
             batches.append({name: values[batch["mask"]] for name, values in outputs.items()})
             count = int(batch["mask"].sum())
             progress.advance(count, count)
-    columns = (np.concatenate([batch[name] for batch in batches]) for name in ("prediction", "probability", "loss"))
-    return Evaluation(run, split, views, files, np.asarray(records.labels), *columns)
+    return (np.concatenate([batch[name] for batch in batches]) for name in ("prediction", "probability", "loss"))

@@ -18,6 +18,7 @@ from alexnet_jax.inference import report_figures, report_page
 from alexnet_jax.inference.activations import activation_statistics, nearest_neighbours
 from alexnet_jax.inference.evaluation import Evaluation, evaluate, open_run_dataset
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
+from alexnet_jax.inference.training_batch import first_training_images
 from alexnet_jax.run.metrics_log import find_fault, read_metrics, read_timing
 from alexnet_jax.run.record_kinds import check_metrics, check_timing
 from alexnet_jax.system import console
@@ -114,6 +115,7 @@ def make_report(
     if run:
         sections["First layer"] = [_kernels(run)]
     if run and dataset:
+        sections["Training images"] = [_training_images(run, dataset)]
         split = "test" if records["test"] and "test" in dataset.splits else "validation"
         sections |= _predictions(evaluate(run, dataset, split), dataset)
     if missing:
@@ -188,6 +190,12 @@ def _kernels(run: TrainedRun) -> Figure:
     return Figure("kernels", text, report_figures.kernels, (filters,))
 
 
+def _training_images(run: TrainedRun, dataset: Dataset) -> Figure:
+    batch = first_training_images(run.config, run.preprocessing, dataset)
+    text = f"The first {len(batch.images)} training images with their labels, augmented as the network saw them."
+    return Figure("augmented", text, report_figures.training_images, batch)
+
+
 def _predictions(evaluation: Evaluation, dataset: Dataset) -> dict[str, Sequence[Part]]:
     """The sections that need the images of the data set."""
     rng, count = np.random.default_rng(0), len(evaluation.labels)
@@ -200,7 +208,8 @@ def _predictions(evaluation: Evaluation, dataset: Dataset) -> dict[str, Sequence
     }
     if len(worst):
         sections["Worst mistakes"] = [
-            _pictures("mistakes", evaluation, dataset, worst, "whose labels got the lowest probabilities")
+            _pictures("mistakes", evaluation, dataset, worst, "whose labels got the lowest probabilities"),
+            _mistakes(evaluation, worst.tolist()),
         ]
     sections["Neighbours"] = [_neighbours(evaluation, dataset, np.sort(rng.permutation(count)[:QUERIES]))]
     sections["Activations"] = [_activations(evaluation, dataset)]
@@ -239,6 +248,16 @@ def _pictures(name: str, evaluation: Evaluation, dataset: Dataset, ids: np.ndarr
     ]
     text = f"{evaluation.split.capitalize()} images {which}, with their most probable classes; the label is green."
     return Figure(name, text, report_figures.predictions, (images, labels, predictions))
+
+
+def _mistakes(evaluation: Evaluation, ids: Sequence[int]) -> str:
+    """The files of mistakes, with their labels and predictions."""
+    rows = []
+    for number in ids:
+        predicted, probability = next(evaluation.predictions(number))
+        names = [evaluation.run.name_of(label) for label in (int(evaluation.labels[number]), predicted)]
+        rows.append([evaluation.files[number], *names, f"{probability:.1%}"])
+    return report_page.table(["file", "label", "prediction", "probability"], rows, numbers=(3,))
 
 
 def _neighbours(evaluation: Evaluation, dataset: Dataset, ids: np.ndarray) -> Figure:

@@ -108,6 +108,15 @@ def kernels(figure: Any, filters: np.ndarray) -> None:
             panel.imshow(tiles[number], interpolation="nearest")
 
 
+def training_images(figure: Any, images: np.ndarray, labels: Sequence[str]) -> None:
+    """Draws augmented training images, uint8, [images, crop, crop, 3], with their labels."""
+    columns = 8
+    rows = -(-len(images) // columns)
+    figure.set_size_inches(8, 1.2 * rows)
+    for panel, image, label in zip(figure.subplots(rows, columns, squeeze=False).ravel(), images, labels, strict=True):
+        _show(panel, image, label)
+
+
 def predictions(
     figure: Any, images: np.ndarray, labels: Sequence[str], predicted: Sequence[Sequence[tuple[str, float]]]
 ) -> None:

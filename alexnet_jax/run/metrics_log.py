@@ -63,6 +63,10 @@ class MetricWriter:
         _append(self._timing, json.dumps({"examples_seen": examples_seen, **values}))
         self._board.write("timing", examples_seen, values)
 
+    def write_picture(self, name: str, examples_seen: int, png: bytes) -> None:
+        """Shows a picture in TensorBoard, from the content of a PNG file."""
+        self._board.write_picture(name, examples_seen, png)
+
     def sync(self) -> None:
         """Flushes the records to the disk; called before a checkpoint is saved, which must not be ahead of them."""
         for file in (self._metrics, self._timing):
@@ -78,9 +82,10 @@ class _Board:
         """Tells TensorBoard to forget events of older files from `purge_step` on."""
         import tensorboardX  # takes seconds where torch is installed, which it then imports
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
+        from tensorboardX.proto import event_pb2, summary_pb2
 
         self._folder, self._scalar, self._event = folder, tensorboardX.summary.scalar, event_pb2.Event
+        self._summary = summary_pb2.Summary
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         with naming(folder):
             self._events = EventsWriter(str(folder / "events"))
@@ -93,6 +98,13 @@ class _Board:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._write(step, summary=self._scalar(f"{kind}/{name}", value))
+            self._events.flush()
+
+    def write_picture(self, name: str, step: int, png: bytes) -> None:
+        """Records a picture."""
+        picture = self._summary.Value(tag=name, image=self._summary.Image(encoded_image_string=png))
+        with naming(self._folder):
+            self._write(step, summary=self._summary(value=[picture]))
             self._events.flush()
 
     def close(self) -> None:

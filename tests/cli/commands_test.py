@@ -1,20 +1,29 @@
 """Programs around data and training."""
 
+import functools
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from alexnet_jax.cli import benchmark, benchmark_input, prepare
 from alexnet_jax.cli import main as program
 from alexnet_jax.cli.exits import exit_on_user_error
 from alexnet_jax.data.dataset import open_prepared
+from alexnet_jax.data.loader import make_train_source
 from alexnet_jax.errors import UserError
+from alexnet_jax.experiment import make_preprocessing, open_dataset
 from alexnet_jax.experiments import step_timing
+from alexnet_jax.inference.training_batch import first_training_images
+from alexnet_jax.steps import augmented
 from alexnet_jax.system import console
+from alexnet_jax.train_state import training_key
+from configs import alexnet
 from tests.conftest import REPOSITORY
 from tests.helpers.pictures import make_folder
 
@@ -45,6 +54,27 @@ def test_prepare_ends_with_a_report_and_says_so_when_there_is_nothing_to_do(
 def test_what_is_no_setting_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'photos'"):
         prepare.main([*arguments(tmp_path), "photos"])
+
+
+@pytest.mark.slow
+def test_show_batch_draws_what_the_first_step_of_training_sees(tmp_path: Path, prepared_dir: str) -> None:
+    config = alexnet.get_config("digits,lenet")
+    config.update_from_flattened_dict({"data.prepared_dir": prepared_dir, "data.cutmix": 1.0, "data.rotation": 9.0})
+    dataset = open_dataset(config.data)
+    preprocessing = make_preprocessing(config.data, dataset.statistics)
+    shown = first_training_images(config, preprocessing, dataset)
+    source = make_train_source(config.data, dataset.splits["train"], None)
+    batch = next(source.batches(0, batch_size=64, seed=config.seed, rows=slice(None)))
+    augment = jax.jit(functools.partial(augmented, preprocessing, training_key(config.seed)))
+    seen, partners, weights, _ = augment(batch)
+    restored = np.asarray(seen[:32]) * np.array(config.data.std) + preprocessing.mean
+    np.testing.assert_allclose(shown.images, np.clip(restored, 0, 255), atol=0.51)
+    for label, own, other, weight in zip(shown.labels, batch["label"], partners, weights, strict=False):
+        assert label == (str(own) if weight > 0.995 else f"{weight:.0%} {own}, {other}")
+    flags = [f"--config.data.prepared_dir={prepared_dir}", "--config.data.cutmix=1.0", "--config.data.rotation=9.0"]
+    output = tmp_path / "batch.png"
+    program.main(["alexnet", "show-batch", "--config=configs/alexnet.py:digits,lenet", *flags, f"--output={output}"])
+    assert output.read_bytes() == shown.png()
 
 
 @pytest.mark.parametrize("storage", ["jpeg", "raw"])

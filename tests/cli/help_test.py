@@ -11,7 +11,7 @@ from alexnet_jax.system import console
 from tests.conftest import REPOSITORY
 
 CONFIG = f"--config={REPOSITORY / 'configs' / 'alexnet.py'}"
-OF_A_CONFIG = ("train", "sweep", "explain", "figure1", "prepare", "benchmark", "benchmark_input")
+OF_A_CONFIG = ("train", "sweep", "explain", "figure1", "prepare", "show_batch", "benchmark", "benchmark_input")
 
 
 def help_of(capsys: pytest.CaptureFixture[str], command: str, *words: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from alexnet_jax.data import images
-from alexnet_jax.data.images import PROPERTIES, decode_jpeg, encode_jpeg, read_original, resize_image
+from alexnet_jax.data.images import PROPERTIES, decode_jpeg, encode_jpeg, is_image, read_original, resize_image
 from tests.conftest import REPOSITORY
 
 SIZE = 16
@@ -204,7 +204,7 @@ def test_of_16_bit_grey_the_upper_8_bits_count(turned: bool) -> None:
     pixels, properties = squared(encoded(Image.fromarray(deep), "PNG", exif=exif))
     expected = (deep[::-1, ::-1] if turned else deep) >> 8
     np.testing.assert_array_equal(pixels, expected[..., None].repeat(3, axis=2))
-    assert properties == {"grey"} | ({"rotated"} if turned else set())
+    assert properties == {"grey", "16-bit"} | ({"rotated"} if turned else set())
 
 
 @pytest.mark.parametrize("channels", [3, 4])
@@ -350,9 +350,10 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow
 def test_a_hundred_transparent_megapixels_take_less_than_a_gigabyte(tmp_path: Path) -> None:
     Image.new("RGBA", (10_000, 10_000)).save(tmp_path / "a.png", compress_level=1)
-    code = "import resource, sys; from pathlib import Path; from alexnet_jax.data.images import resize_image\n"
+    code = "import re, sys; from pathlib import Path; from alexnet_jax.data.images import resize_image\n"
     code += "resize_image(Path(sys.argv[1]).read_bytes(), 256, 100e6)\n"
-    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    # Not getrusage, which counts the memory of the process that started this one.
+    code += "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
     command = [sys.executable, "-c", code, str(tmp_path / "a.png")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1e6  # KiB; 2.1e6 if each step had a copy of the image
@@ -414,3 +415,25 @@ def test_halving_while_decoding_stays_close_to_the_exact_average(height: int, wi
     data = encode_jpeg(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 90)
     pixels, _ = squared(data, 256, 100e6)
     assert difference(pixels, squared(rgb(data), 256, 100e6)[0]) < 1.5
+
+
+def test_12_bit_grey_is_scaled_by_its_range() -> None:
+    deep = (np.arange(SIZE * SIZE, dtype=np.uint16).reshape(SIZE, SIZE) * 16).astype(np.uint16)
+    pixels, properties = squared(encoded(Image.fromarray(deep), "TIFF"))
+    np.testing.assert_array_equal(pixels[..., 0], deep >> 4)
+    assert properties == {"grey", "16-bit"}
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PPM", "AVIF", "JPEG2000"])
+def test_more_formats_are_read_and_known_by_their_content(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(encoded(waves(40, 56), kind))
+    assert is_image(tmp_path / "x") and squared((tmp_path / "x").read_bytes())[0].shape == (SIZE, SIZE, 3)
+
+
+def test_an_icon_is_no_image() -> None:
+    with pytest.raises(ValueError, match="of a known format"):
+        resize_image(encoded(waves(32, 32), "ICO"), SIZE, 1e6)
+
+
+def test_a_jpeg_without_its_end_marker_is_read_and_counted() -> None:
+    assert squared(encoded(waves(40, 56), "JPEG")[:-2])[1] == {"unended"}

@@ -50,6 +50,7 @@ OTHER: dict[str, Any] = {
     "model.num_classes": 1003,
     "model.without_layers": ("conv4",),
     "model.compute_dtype": "bfloat16",
+    "optimizer.name": "adamw",
     "optimizer.batch_scaling": "linear",
     "optimizer.weight_decay_overrides": (("conv*/kernel", 0.5),),
     "optimizer.learning_rate_multipliers": (("fc8/*", 3.0, 0.0),),
@@ -71,7 +72,12 @@ OTHER: dict[str, Any] = {
 """Another value for each key that is neither a number nor a boolean."""
 
 NEEDS: dict[str, dict[str, Any]] = {
+    "data.resized_min_area": {"data.cropping": "resized"},
+    "data.resized_max_aspect": {"data.cropping": "resized"},
     "data.synthetic_examples": {"data.name": "synthetic"},
+    "optimizer.beta1": {"optimizer.name": "adamw"},
+    "optimizer.beta2": {"optimizer.name": "adamw"},
+    "optimizer.epsilon": {"optimizer.name": "adamw"},
     "optimizer.base_batch_size": {"optimizer.batch_scaling": "linear"},
     "optimizer.step_epochs": {"optimizer.schedule": "step"},
     "optimizer.dexp_target": {"optimizer.schedule": "dexp"},
@@ -173,6 +179,14 @@ def test_each_reference_is_its_own_preset(preset: str, unlike: set[str]) -> None
         ("owt", {}, "windows", "11 x 11 every 4, 5 x 5, 3 x 3, 3 x 3, 3 x 3 (padding 2, 2, 1, 1, 1)"),
         ("run170", {}, "schedule", "down to 1 / 250 in 4 equal steps"),
         ("run170", {}, "learning rate of biases", "2 times that of kernels, divided by 10 halfway"),
+        ("owt", {}, "crops", "a random area, resized to 224 (8% to 100 % of the image, aspect ratio up to 1.333)"),
+        (
+            "source",
+            {"data.rotation": 15.0, "data.contrast": 0.4},
+            "other augmentation",
+            "rotation by up to 15 degrees, c",
+        ),
+        ("bn", {"optimizer.name": "adamw", "optimizer.clip_norm": 1.0}, "update rule", "AdamW of betas 0.9 and 0.999,"),
         ("modern", {}, "targets", "labels smoothed by 0.1, images mixed by Beta(0.2)"),
     ],
 )

@@ -48,11 +48,11 @@ def batches(count: int, size: int = 72) -> list[Batch]:
     ]
 
 
-def draws(devices: Devices, mean_form: str = "image_centre") -> list[np.ndarray]:
-    """Crops and dropout masks of a batch, as the training step draws them."""
+def draws(devices: Devices, mean_form: str = "image_centre", **changes: Any) -> list[np.ndarray]:
+    """Crops and dropout masks of a batch, as the training step draws them with changes to its preprocessing."""
     preprocessing = setup("synthetic,source,smoke")[3]
     mean = np.random.default_rng(1).uniform(0, 255, (72, 72, 3)).astype(np.float32)
-    preprocessing = dataclasses.replace(preprocessing, mean=mean, mean_form=mean_form)
+    preprocessing = dataclasses.replace(preprocessing, mean=mean, mean_form=mean_form, **changes)
     assert preprocessing.mirror and preprocessing.color_noise
 
     def crops(batch: dict[str, jax.Array]) -> jax.Array:

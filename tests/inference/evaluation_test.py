@@ -95,21 +95,33 @@ def test_a_prediction_agrees_with_the_metrics_of_training_also_for_ties_and_nan(
     assert (predictions == -1).all()
 
 
-def test_other_classes_are_refused_with_the_first_that_differs(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_other_classes_are_refused_with_the_first_that_differs_but_evaluated_by_name(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_folder(tmp_path / "photos", {"train/cat": 30, "train/dog": 30})
     changes = {"data.dir": str(folder), "data.prepared_dir": str(tmp_path / "prepared")}
     train_and_evaluate(make_config("folder,cifar_18pct", max_steps=1, batch_size=8, **changes), tmp_path / "run")
     words = [str(tmp_path / "run"), f"--data-dir={folder}", f"--prepared-dir={tmp_path / 'prepared'}"]
     (folder / "train" / "dog").rename(folder / "train" / "cow")
     with pytest.raises(UserError, match=r"class 1 .*'cow'.*'dog'"):
-        program.main(words)
+        program.main([*words, "--split=train"])
     make_folder(folder, {"train/eel": 30})
     (folder / "train" / "cow").rename(folder / "train" / "dog")
     with pytest.raises(UserError, match="3 classes, not 2"):
-        program.main(words)
+        program.main([*words, "--split=train"])
     shutil.rmtree(folder / "train" / "eel")
     program.main([*words, "--split=train", f"--output={tmp_path / 'elsewhere'}"])
     assert (tmp_path / "elsewhere" / "predictions-train.csv").exists()
+    new = make_folder(tmp_path / "new", {"dog": 5, "emu": 2})
+    (new / "dog" / "broken.jpg").write_bytes(b"?")
+    capsys.readouterr()
+    program.main([str(tmp_path / "run"), f"--data-dir={new}"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "emu (2)" in printed and "broken.jpg" in printed and "expected calibration error" in printed
+    (table,) = (tmp_path / "run" / "evaluation").glob("predictions-new-*.csv")
+    assert [row["class"] for row in rows_of(table)] == ["dog"] * 5
+    (table,) = (tmp_path / "run" / "evaluation").glob("confusion-new-*.csv")
+    assert sum(int(row["images"]) for row in rows_of(table)) == 5
 
 
 def test_images_are_found_by_their_content_or_by_flags(

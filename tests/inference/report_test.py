@@ -27,7 +27,7 @@ from alexnet_jax.inference.report import make_report
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
 
-FIGURES = ["curves", "kernels", "confusion", "predictions", "mistakes", "neighbours"]
+FIGURES = ["curves", "kernels", "augmented", "confusion", "predictions", "mistakes", "neighbours"]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,8 @@ def test_the_page_of_a_finished_run(finished: Path) -> None:
     ) and "http" not in page.replace("http-equiv", "")
     assert "<script" not in page and "<run>" not in page
     titles = re.findall(r"<h2>(.*?)</h2>", page)
-    expected = ["Training", "First layer", "Errors", "Predictions", "Worst mistakes", "Neighbours", "Activations"]
-    assert titles == [*expected, "Time", "Config", "Paper, source, Caffe and this run", "Versions"]
+    expected = ["Training", "First layer", "Training images", "Errors", "Predictions", "Worst mistakes", "Neighbours"]
+    assert titles == [*expected, "Activations", "Time", "Config", "Paper, source, Caffe and this run", "Versions"]
     assert page.count("<img") == page.count("prefers-color-scheme: dark") - 1 == len(FIGURES)
     text = text_of(page)
     (test,) = (record for record in read_metrics(finished) if record["kind"] == "test")
@@ -82,6 +82,12 @@ def test_the_page_of_a_finished_run(finished: Path) -> None:
     assert f"top-1 error {test['top1_error']:.2%} ({wrong:,} of {test['count']:,} images wrong; 95 % interval" in text
     assert "python main.py --config=configs/alexnet.py:digits,lenet" in text
     assert "config.optimizer.learning_rate" in text and "shorter side 256, central square" in text
+
+
+def test_the_picture_of_the_report_is_in_tensorboard_too(finished: Path) -> None:
+    (events,) = (finished / "tensorboard").iterdir()
+    report_figure = next(figure for figure in make_report(finished).figures() if figure.name == "augmented")
+    assert report_figure.png() in events.read_bytes()
 
 
 @pytest.mark.slow

@@ -33,6 +33,14 @@ def test_crops_and_masks_are_equal_to_the_bit(mean_form: str) -> None:
         assert len(np.unique(of_one, axis=0)) == BATCH  # each example has its own
 
 
+@pytest.mark.slow
+def test_distortions_are_equal_to_the_bit() -> None:
+    factors = {"rotation": 20.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+    changes = {**factors, "trivial_augment": True, "random_erasing": 0.5, "cropping": "resized"}
+    one, two = (draws(data_parallel(devices), "image_centre", **changes)[0] for devices in (1, 2))
+    np.testing.assert_array_equal(one, two)
+
+
 def trained(
     parallel: Devices, choices: str, rate: float, stream: Iterable[Batch], resident: Batch | None = None
 ) -> tuple[TrainState, list[dict[str, jax.Array]]]:

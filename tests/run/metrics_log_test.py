@@ -145,6 +145,13 @@ def test_tensorboard_has_every_number(tmp_path: Path) -> None:
     assert scalars == pytest.approx(expected, rel=1e-6)
 
 
+def test_tensorboard_has_the_picture(tmp_path: Path) -> None:
+    with MetricWriter(tmp_path, 0) as writer:
+        writer.write_picture("batch", 0, b"content of a file")
+    (value,) = (value for event in events(tmp_path) for value in event.summary.value)
+    assert (value.tag, value.image.encoded_image_string) == ("batch", b"content of a file")
+
+
 def test_tensorboard_is_told_to_forget_what_comes_after_the_position(tmp_path: Path) -> None:
     write_epochs(tmp_path, 1, opened_at=20)
     starts = [event.step for event in events(tmp_path) if event.session_log.status == event.session_log.START]

@@ -1,0 +1,117 @@
+"""Layouts of folders: names of splits, tables of labels, classes in names, what is left out, small classes."""
+
+from pathlib import Path
+
+import pytest
+
+from alexnet_jax.data.image_folder import ImageFolder
+from alexnet_jax.data.layouts import split_name
+from tests.helpers.pictures import make_folder, noise, prepared, refused, save
+
+
+def counts(source: ImageFolder) -> dict[tuple[str, str], int]:
+    pairs = [(file.split, file.class_name) for file in source.files]
+    return {pair: pairs.count(pair) for pair in pairs}
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Training", "Testing"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("training_set", "test_set"),
+        ("TrainSet", "TestSet"),
+        ("data/train2017", "data/test2017"),
+    ],
+)
+def test_folders_called_like_splits_are_splits(train: str, test: str, tmp_path: Path) -> None:
+    make_folder(tmp_path, {f"{train}/cat": 2, f"{train}/dog": 3, f"{test}/cat": 1, f"{test}/dog": 1})
+    source = ImageFolder(str(tmp_path))
+    expected = {("train", "cat"): 2, ("train", "dog"): 3, ("test", "cat"): 1, ("test", "dog"): 1}
+    assert counts(source) == expected and source.held_out == ("validation",)
+
+
+@pytest.mark.parametrize("name", ["cat", "bullet train station test", "contest", "trainer"])
+def test_other_names_are_no_splits(name: str) -> None:
+    assert split_name(name) is None
+
+
+def test_trains_beside_buses_are_a_class(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"train": 2, "bus": 2})
+    assert ImageFolder(str(tmp_path)).class_names == ("bus", "train")
+
+
+def test_folders_in_folders_are_asked_about(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"animal/cat": 1, "animal/dog": 1, "vehicle/car": 1, "vehicle/bus": 1})
+    assert "config.data.labels=outer" in refused(lambda: ImageFolder(str(tmp_path)))
+    assert ImageFolder(str(tmp_path), "outer").class_names == ("animal", "vehicle")
+    assert ImageFolder(str(tmp_path), "inner").class_names == ("bus", "car", "cat", "dog")
+
+
+def test_classes_are_read_from_the_names_of_files(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat.0", "cat.1", "dog.0", "dog.1")):
+        save(tmp_path / f"train/{name}.jpg", noise(number))
+    save(tmp_path / "test1/1.jpg", noise(9))
+    source = ImageFolder(str(tmp_path))
+    assert counts(source) == {("train", "cat"): 2, ("train", "dog"): 2}
+    assert "without labels" in "; ".join(source.remarks)
+
+
+TABLES = {
+    "labels.csv": "filename,label,split\na.png,x,train\nsub/b.png,y,training\nc.png,x,Test\n",
+    "labels.tsv": "a.png\tx\ttrain\nb.png\ty\ttrain\nc.png\tx\ttest\n",
+    "labels.jsonl": '{"file": "a", "label": "x"}\n{"file": "b", "label": "y"}\n'
+    '{"file": "c.png", "label": "x", "split": "test"}\n',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_gives_classes_and_splits(name: str, tmp_path: Path) -> None:
+    for number, file in enumerate(("a.png", "sub/b.png", "c.png", "d.png")):
+        save(tmp_path / "images" / file, noise(number))
+    (tmp_path / name).write_text(TABLES[name])
+    source = ImageFolder(str(tmp_path / "images"), str(tmp_path / name))
+    assert counts(source) == {("train", "x"): 1, ("train", "y"): 1, ("test", "x"): 1}
+    assert f"1 images without a row in {name}" in "; ".join(source.remarks)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\nz.png,x\n", "line 2: there is no image 'z.png'"),
+        ("file,label\na.png,\n", "line 2: 'a.png' has no label"),
+        ("file,label\na.png,x\na.png,y\n", "lines 2 and 3 contradict"),
+        ("file,label,split\na.png,x,upper\n", "line 2: 'upper' is no split"),
+        ("one,two\n1,2\n", "its columns are one, two"),
+    ],
+)
+def test_a_mistake_in_a_table_is_named(text: str, message: str, tmp_path: Path) -> None:
+    save(tmp_path / "a.png", noise(0))
+    (tmp_path / "labels.csv").write_text(text)
+    assert message in refused(lambda: ImageFolder(str(tmp_path), str(tmp_path / "labels.csv")))
+
+
+def test_classes_of_digits_sort_as_numbers_and_what_systems_leave_is_ignored(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"10": 1, "2": 1, "@eaDir": 1, "lost+found": 1, "2/@eaDir/x.jpg": 1})
+    source = ImageFolder(str(tmp_path))
+    assert source.class_names == ("2", "10") and len(source.files) == 2
+    assert "@eaDir" in "; ".join(source.remarks) and "lost+found" in "; ".join(source.remarks)
+
+
+def test_imagenets_flat_validation_images_have_their_classes(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"train/n01751748": 2, "train/n09193705": 2})
+    for number in (1, 2, 3):
+        save(tmp_path / f"val/ILSVRC2012_val_{number:08d}.JPEG", noise(number))
+    source = ImageFolder(str(tmp_path))
+    found = {file.path[-9:-5]: file.class_name for file in source.files if file.split == "validation"}
+    assert found == {"0001": "n01751748", "0002": "n09193705"}
+    assert "1 validation images of ILSVRC-2012" in "; ".join(source.remarks)
+
+
+def test_each_class_of_three_images_has_one_in_each_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_folder(tmp_path / "s", {"many": 60, "three": 3, "five": 5})
+    dataset = prepared(root, tmp_path / "p", validation_fraction=0.1, test_fraction=0.1)
+    for records in dataset.splits.values():
+        assert set(records.labels.tolist()) == {0, 1, 2}
+    printed = capsys.readouterr().out
+    assert "five 5, many 60, three 3" in printed and "one mistake is" in printed
