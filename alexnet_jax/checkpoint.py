@@ -10,7 +10,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -153,11 +153,13 @@ class Checkpoints:
             # The digest is of the data as JSON returns them.
             described = json.loads(json.dumps({**metadata, "best": self._best_on_disk(examples_seen, best)}))
             with _ONE_SAVE, _orbax() as orbax:
-                orbax.save(
+                save = functools.partial(
+                    orbax.save,
                     staged,
                     args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(tree)}),
                     custom_metadata={**described, "digest": digest(tree, described)},
                 )
+                _in_daemon(save)
             _read_metadata(staged)
             self._publish(staged)
             self._remove_old(described["best"])
@@ -274,6 +276,24 @@ def _orbax() -> ocp.Checkpointer:
         composite_options=ocp.CompositeOptions(multiprocessing_options=alone), **{_ITEM: arrays}
     )
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _in_daemon(action: Callable[[], None]) -> None:
+    """Runs a function in a daemon thread, so that its threads are daemons, too, and waits for it.
+
+    After a failed save, threads of Orbax (0.12.8) wait five minutes for its other parts, and so would the program.
+    """
+    done = Future[None]()
+
+    def run() -> None:
+        try:
+            action()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    done.result()
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +185,23 @@ def test_the_disk_is_suspected_only_if_the_system_says_so(folder: Path, monkeypa
             checkpoints.save(60, tree(60), {}, best=10)
             with pytest.raises(UserError, match=r"60 failed \(Invalid cross-device link\)\. The last good"):
                 checkpoints.wait()
+
+
+def test_a_failed_save_does_not_keep_the_program_from_ending(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = os.mkdir
+
+    def fail(path: str | Path, *args: Any, **options: Any) -> None:
+        if "run.orbax" in Path(path).name:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        make(path, *args, **options)
+
+    before = set(threading.enumerate())
+    with Checkpoints(folder, keep=2) as checkpoints:
+        monkeypatch.setattr(os, "mkdir", fail)
+        checkpoints.save(40, tree(40), {}, best=10)
+        with pytest.raises(UserError, match=r"40 failed .*Too many open files"):
+            checkpoints.wait()
+    assert all(thread.daemon for thread in set(threading.enumerate()) - before)
 
 
 def move_to_another_disk(path: Path, target: Path) -> Path:
