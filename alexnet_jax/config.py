@@ -67,8 +67,8 @@ def nearest(key: str, keys: list[str]) -> str | None:
     names = {known.rsplit(".", 1)[-1]: known for known in keys}
     initials = {"".join(word[0] for word in known.split("_")): known for known in names if "_" in known}
     name = "_".join(initials.get(word, word) for word in name.split("_"))
-    if name in names:
-        return names[name]
+    if known := [word for word in (name, *name.split("_")) if word in names]:
+        return names[known[0]]
     similar = difflib.get_close_matches(f"{section}{dot}{name}", keys, 1)
     return similar[0] if similar else next((names[n] for n in difflib.get_close_matches(name, names, 1, 0.5)), None)
 

@@ -125,6 +125,7 @@ def test_no_command_uses_a_place_that_a_run_names(
     assert files(run) - before == {
         "evaluation/predictions-test.csv",
         "evaluation/classes-test.csv",
+        "evaluation/confusion-test.csv",
         "model.safetensors",
     }
     assert {path.name for path in own_folder.iterdir()} == {"data", "photo.png", "weights.npz"}
@@ -132,18 +133,19 @@ def test_no_command_uses_a_place_that_a_run_names(
 
 @pytest.mark.parametrize("name", ["folder", "tfds:planted", "tfds:mnist"])
 def test_images_where_a_run_says_that_they_are_are_not_opened(
-    name: str, trained: Path, trap: Path, prepared_dir: str, monkeypatch: pytest.MonkeyPatch
+    name: str, trained: Path, trap: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does TFDS hear of the name, which would make it run what it finds there or download data."""
     run, intruded = from_a_stranger(trained, trap, name), plant(trap, monkeypatch)
     make_folder(trap, {f"train/{digit}": 2 for digit in range(10)})
-    before = files(trap), files(Path(prepared_dir))
+    before = files(trap)
+    (own_folder / "data").unlink()
     with pytest.raises(UserError, match=rf"\({name}\) .* prepared in data: give --prepared-dir=FOLDER"):
         evaluate.main([str(run)])
     with pytest.raises(UserError, match=r"prepared in .*trap: give --prepared-dir=FOLDER"):
         evaluate.main([str(run), f"--prepared-dir={trap}"])
     assert "No images are shown: " in str(make_report(run).sections["Missing"])
-    assert (files(trap), files(Path(prepared_dir))) == before
+    assert files(trap) == before and not (own_folder / "data").exists()
     assert not intruded.exists()
 
 

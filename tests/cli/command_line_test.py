@@ -311,7 +311,10 @@ def test_an_interrupt_that_cannot_be_raised_is_not_lost(tmp_path: Path) -> None:
 
 
 def run_in_exits(body: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    code = f"from alexnet_jax.cli.exits import run_program; run_program(lambda _: exec({body!r}, {{}}), [])"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # it may be ignored, as after nohup
+    )
+    code += f"from alexnet_jax.cli.exits import run_program; run_program(lambda _: exec({body!r}, {{}}), [])"
     environment = {**os.environ, "PYTHONPATH": f"{folder}:{REPOSITORY}"}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
 

@@ -206,7 +206,7 @@ def test_too_many_unreadable_stop_and_a_larger_limit_goes_on(
         (root / f"train/a/{number:03d}.png").write_bytes(b"?")
     message = refused(lambda: prepared(root, tmp_path / "p", max_quarantined=0.03))
     assert "3 of 81" in message and "config.data.max_quarantined=0.03" in message
-    assert len(quarantined(Path(message.split("see ")[1]))) == 3
+    assert len(quarantined(Path(message.split("see ")[1].split(" (")[0]))) == 3
     reads = watch_reads(monkeypatch)
     dataset = prepared(root, tmp_path / "p", max_quarantined=0.04)
     assert not reads and "continuing the preparation" in capsys.readouterr().out

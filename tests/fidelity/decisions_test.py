@@ -114,6 +114,8 @@ def value_of(config: ConfigDict, key: str) -> Any:
 def another(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
+    if isinstance(value, str):
+        return f"{value}x"
     return value + 1 if isinstance(value, int) else value + 0.125
 
 

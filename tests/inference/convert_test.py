@@ -1,8 +1,6 @@
 """`python -m alexnet_jax convert`: weights of other programs to a run, and back."""
 
 import json
-import os
-import signal
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -136,9 +134,12 @@ def test_nan_is_refused(tmp_path: Path) -> None:
 def test_a_folder_with_a_run_is_left_alone_and_an_interrupted_conversion_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
     source = write(tmp_path / "a.safetensors", foreign("torchvision")[2])
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(Checkpoints, "save", interrupt)
         with pytest.raises(KeyboardInterrupt):
             convert.main(arguments(source, tmp_path / "run"))
     with pytest.raises(UserError, match=r"run"):

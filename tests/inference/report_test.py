@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -> Pat
     from configs import alexnet
 
     config = alexnet.get_config("digits,lenet")
-    config.update({"max_steps": 45, "log_every_steps": 5})
+    config.update({"max_steps": 45, "log_every_steps": 5, "log_images": True})
     config.data.prepared_dir = prepared_dir
     config.optimizer.min_drops = 1
     workdir = tmp_path_factory.mktemp("report") / "<run>"
