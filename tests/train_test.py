@@ -145,7 +145,7 @@ def test_a_run_is_not_continued_with_other_images(
     with pytest.raises(UserError, match="images of folder"):
         train_and_evaluate(config, tmp_path / "run")
     evaluate.main(words)
-    assert "the images of folder have changed since the run" in capsys.readouterr().out
+    assert "the images of folder or their splits are not those of the run" in capsys.readouterr().out
 
 
 def test_where_the_images_lie_changes_nothing(tmp_path: Path, make_config: MakeConfig) -> None:

@@ -52,7 +52,7 @@ def run_parser(
       run: what RUN may be.
       checkpoint: whether there is --checkpoint.
       views: whether there is --views.
-      data: whether there are --data-dir and --prepared-dir.
+      data: whether there are --data-dir, --prepared-dir and --labels.
     """
     parser = _Parser(prog=program(command), description=_purpose(doc))
     parser.add_argument("run", type=local_path, help=run)
@@ -66,6 +66,7 @@ def run_parser(
         parser.add_argument("--data-dir", help="folder of the original images, or of new ones")
         default = KEYS["data.prepared_dir"].default
         parser.add_argument("--prepared-dir", help=f"folder of prepared data sets; by default {default}")
+        parser.add_argument("--labels", default="", help="of --data-dir: table of labels, outer or inner")
     return parser
 
 

@@ -17,12 +17,16 @@ from alexnet_jax.system.files import local_path, make_folder, write_csv
 MOST_ROWS = 10
 """Classes in the printed table; the file has all."""
 
+SPLIT_HELP = (
+    "of the run's own images: train, validation or test; by default test, or validation if there is no test, but all "
+    "images of the folder that --data-dir names"
+)
+
 
 def main(argv: list[str]) -> None:
     """Prints errors, scores and the classes with the most mistakes, and writes three tables."""
     parser = run_parser("evaluate", __doc__, views=True, data=True)
-    parser.add_argument("--split", help="train, validation or test; by default test, or validation if there is no test")
-    parser.add_argument("--labels", default="", help="of --data-dir without --split: see config.data.labels")
+    parser.add_argument("--split", help=SPLIT_HELP)
     parser.add_argument("--output", type=local_path, help="folder of the tables; by default RUN/evaluation")
     options = parser.parse_args(argv)
     if options.data_dir and not options.split and not (Path(options.data_dir) / TRAIN).is_file():
@@ -30,7 +34,13 @@ def main(argv: list[str]) -> None:
         evaluation = evaluate_folder(run, Path(options.data_dir).expanduser(), options.labels, options.views)
     else:
         evaluation = evaluate_run(
-            options.run, options.split, options.checkpoint, options.views, options.data_dir, options.prepared_dir
+            options.run,
+            options.split,
+            options.checkpoint,
+            options.views,
+            options.data_dir,
+            options.prepared_dir,
+            options.labels,
         )
     _show(evaluation)
     write_tables(evaluation, options.output or make_folder(evaluation.run.folder / "evaluation"))

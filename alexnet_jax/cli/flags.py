@@ -52,14 +52,14 @@ def config_from_flags(program: str, argv: Sequence[str]) -> ConfigDict:
 
 
 def overrides(config_file: str, config: ConfigDict) -> dict[str, Any]:
-    """The keys that make a config another experiment than its file does, and the folder of images, with their values.
+    """The values of keys that make a config another experiment than its file does, or name other images or labels.
 
     Args:
       config_file: the value of --config.
       config: the config after all flags.
     """
     before, after = (
-        decisive(plain) | {"data.dir": plain["data"]["dir"]}
+        decisive(plain) | {f"data.{key}": plain["data"][key] for key in ("dir", "labels")}
         for plain in (_load(config_file).to_dict(), config.to_dict())
     )
     return {name: value for name, value in after.items() if value != before.get(name)}

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--png", action="store_true", help="writes the figures alone, each as a PNG file")
     options = parser.parse_args(argv)
-    report = make_report(options.run, options.checkpoint, options.data_dir, options.prepared_dir)
+    report = make_report(options.run, options.checkpoint, options.data_dir, options.prepared_dir, options.labels)
     if options.png:
         folder = options.output or make_folder(options.run / "figures")
         for figure in report.figures():

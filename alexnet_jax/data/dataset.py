@@ -77,6 +77,8 @@ def get_dataset(
         dataclasses.astuple(dataclasses.replace(options, max_quarantined=0.0)),
     )
     if labels:
+        if name not in ("folder", "imagenet2012"):
+            raise UserError(f"config.data.labels={labels!r}: {name} has its own labels; leave it out")
         identity += (labels if labels in (OUTER, INNER) else str(Path(labels).resolve()),)
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
     label = re.sub(r"[^\w.]+", "-", f"{name}-{folder.name}".strip("-") if name == "folder" else name)[:80]
@@ -139,7 +141,9 @@ def open_prepared(directory: Path) -> Dataset:
         shards = {name for rows in info.shards.values() for name, _, _ in rows}  # checked when images are read
         manifest.check(manifest.files.keys() - shards)
     else:
-        console.warn(f"{directory} has no {MANIFEST}, as an earlier version prepared it: damage would not be noticed")
+        console.warn(
+            f"{directory} has no {MANIFEST}, as an earlier version prepared it: some damage would not be noticed"
+        )
     try:
         splits = {split: _open_split(directory, split, info) for split in SPLITS if split in info.shards}
         mean_image = np.load(directory / "mean_image.npy")

@@ -59,7 +59,7 @@ class ImageFolder(Source):
     is_stratified = True
 
     def __init__(self, folder: str, labels: str = "", is_for_training: bool = True):
-        self._folder, self._labels = Path(folder), labels
+        self._folder, self._labels, self._is_for_training = Path(folder), labels, is_for_training
         if not folder:
             raise UserError("no folder: give --config.data.dir=DIR with DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg")
         if not self._folder.is_dir():
@@ -126,7 +126,7 @@ class ImageFolder(Source):
         root = layouts.find_root(self._folder)
         if root != self._folder:
             self._notes.append(f"the splits lie in {root}")
-        splits = layouts.find_splits(root)
+        splits = layouts.find_splits(root, self._is_for_training)
         for entry in layouts.scan(root) if splits else ():
             path = Path(entry.path)
             if not layouts.ignored_kind(entry.name) and not any(split.is_relative_to(path) for split in splits):
@@ -142,6 +142,8 @@ class ImageFolder(Source):
 
     def _without_untrained_synsets(self, files: list[_File]) -> list[_File]:
         """The images without those validation images of ILSVRC-2012 whose class is none of the training images'."""
+        if not self._is_for_training:
+            return files
         trained = {file.class_name for file in files if file.split == "train"}
         kept = [f for f in files if f.class_name in trained or not _ILSVRC_VALIDATION.fullmatch(Path(f.path).name)]
         if len(kept) < len(files):

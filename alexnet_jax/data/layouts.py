@@ -15,7 +15,10 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
     *(".pnm", ".avif", ".heic", ".heif", ".jp2", ".tga", ".mpo"),
 )
-"""Suffixes of images, in any case; of a file with another one the content decides."""
+"""Suffixes of images, in any case; of a file with another one the content decides whether it is an image."""
+
+_NO_IMAGES = (".cr2", ".nef", ".nrw", ".arw", ".sr2", ".dng", ".pef", ".3fr", ".iiq", ".txt", ".csv", ".tsv", ".md")
+"""Suffixes of files that may begin as images do: raw data of cameras, which lie beside the JPEG files, are TIFF."""
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
@@ -55,13 +58,13 @@ def _without_filler(word: str) -> str:
     return word
 
 
-def find_splits(root: Path) -> dict[Path, str]:
+def find_splits(root: Path, needs_train: bool = True) -> dict[Path, str]:
     """The folders of the splits in a folder, with the names of the splits, training first; empty if there are none.
 
     Names that mean training and test alone are splits, with or without words that they share (seg_train, seg_test). A
     folder "train" without folders in it, beside others that are no splits, is a class: trains, beside buses.
 
-    Raises UserError if two folders are the same split, or if there is none of training images.
+    Raises UserError if two folders are the same split, or if training images are needed and there are none.
     """
     folders = [Path(entry.path) for entry in scan(root) if is_dir(entry) and not ignored_kind(entry.name)]
     named = {path: name for path in folders if (name := split_name(path.name))}
@@ -76,7 +79,7 @@ def find_splits(root: Path) -> dict[Path, str]:
     names = " and ".join(f"{path.name}/" for path in sorted(found))
     if len(set(found.values())) < len(found):
         raise UserError(f"{root} has {names}: two of them are the same split; rename or remove one")
-    if found and "train" not in found.values():
+    if needs_train and found and "train" not in found.values():
         raise UserError(f"{root} has {names} but no train/: add it")
     return {_innermost(path): split for path, split in sorted(found.items(), key=lambda item: SPLITS.index(item[1]))}
 
@@ -98,7 +101,7 @@ def find_root(folder: Path) -> Path:
         if len(inner) != 1 or split_name(inner[0].name):
             break
         root = inner[0]
-        if len(find_splits(root)) > 1:
+        if len(find_splits(root, needs_train=False)) > 1:
             return root
     return folder
 
@@ -128,7 +131,8 @@ def other_kind(entry: "os.DirEntry[str]") -> str:
     if entry.name.lower().endswith(SUFFIXES):
         kind = stat.S_IFMT(status(entry).st_mode)
         return "" if kind in (stat.S_IFREG, stat.S_IFLNK) else "pipes, sockets and devices"
-    if stat.S_ISREG(status(entry).st_mode) and is_image(Path(entry.path)):
+    is_other = entry.name.lower().endswith(_NO_IMAGES)
+    if not is_other and stat.S_ISREG(status(entry).st_mode) and is_image(Path(entry.path)):
         return ""
     return f"files that are no images ({Path(entry.name).suffix.lower() or 'no suffix'})"
 

@@ -128,13 +128,13 @@ class _Job:
         self.inventories: dict[int, Inventory] = {}
         self.storage = ""
         self._stop = threading.Event()
-        fractions = {"test": options.test_fraction, "validation": options.validation_fraction}
-        self._splitting = Splitting(source, fractions, options.max_megapixels * 1e6)
 
     def run(self) -> None:
         """Prepares the chunks that are not finished, completes the folder and prints the report."""
         began = time.monotonic()
         self.storage = self._begin_or_continue()
+        fractions = {"test": self.options.test_fraction, "validation": self.options.validation_fraction}
+        self._splitting = Splitting(self.source, fractions, self.options.max_megapixels * 1e6)
         for number in range(len(self.chunks)):  # a damaged inventory counts as missing: its chunk is prepared again
             with contextlib.suppress(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
                 self.inventories[number] = Inventory.load(self._inventory_path(number))

@@ -1,14 +1,19 @@
 """Splits that a source lacks: which training images are taken for them, by the digests of their contents."""
 
+import functools
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from alexnet_jax.data.images import read_original
 from alexnet_jax.data.sources import Original, Source
+from alexnet_jax.errors import failure_of_the_machine
+from alexnet_jax.system import console
+from alexnet_jax.system.machine import available_cores
 
 SMALL_CLASS = 200
 """Images of a class up to which it is made sure that each split has one; with more, chance does: 0.9^200 is 1e-9."""
@@ -55,9 +60,15 @@ class Splitting:
                 if image.split == "train":
                     by_class[image.label].append(image)
         assigned: dict[bytes, str] = {}
-        for images in by_class.values():
-            if len(images) <= SMALL_CLASS:
-                assigned |= self._fill({_digest_of_file(image, max_pixels) for image in images} - {b""})
+        small = [images for images in by_class.values() if len(images) <= SMALL_CLASS]
+        read = functools.partial(_digest_of_file, max_pixels=max_pixels)
+        with (
+            console.work_progress("dividing small classes", sum(map(len, small))) as progress,
+            ThreadPoolExecutor(available_cores()) as pool,
+        ):
+            for images in small:
+                assigned |= self._fill(set(pool.map(read, images)) - {b""})
+                progress.advance(len(images), len(images))
         return assigned
 
     def _fill(self, digests: set[bytes]) -> dict[bytes, str]:
@@ -84,5 +95,7 @@ def _digest_of_file(image: Original, max_pixels: float) -> bytes:
     try:
         content = image.content
         return digest_of(read_original(content, max_pixels) if isinstance(content, Path) else content)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and failure_of_the_machine(error):
+            raise
         return b""

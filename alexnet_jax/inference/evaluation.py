@@ -133,6 +133,7 @@ def evaluate_run(
     views: int | None = None,
     data_dir: str | None = None,
     prepared_dir: str | None = None,
+    labels: str = "",
 ) -> Evaluation:
     """Loads a run and evaluates it on one of its splits.
 
@@ -140,15 +141,17 @@ def evaluate_run(
       path, checkpoint: see `load_run`.
       split: the split to evaluate; see `evaluate`.
       views: number of views to average over; None for `config.test_views`.
-      data_dir, prepared_dir: see `open_run_dataset`.
+      data_dir, prepared_dir, labels: see `open_run_dataset`.
 
     Raises UserError if the run, the data or the split cannot be used.
     """
     run = load_run(path, checkpoint)
-    return evaluate(run, open_run_dataset(run, data_dir, prepared_dir), split, views)
+    return evaluate(run, open_run_dataset(run, data_dir, prepared_dir, labels), split, views)
 
 
-def open_run_dataset(run: TrainedRun, data_dir: str | None = None, prepared_dir: str | None = None) -> Dataset:
+def open_run_dataset(
+    run: TrainedRun, data_dir: str | None = None, prepared_dir: str | None = None, labels: str = ""
+) -> Dataset:
     """Opens the data set of a run, and prepares it first if that is necessary and needs no more than `data_dir`.
 
     A run tells the name of its data set, never a place. Without `data_dir` the images are looked for among the prepared
@@ -158,12 +161,15 @@ def open_run_dataset(run: TrainedRun, data_dir: str | None = None, prepared_dir:
       run: the run whose config names the data set.
       data_dir: folder of the original images.
       prepared_dir: folder of prepared data sets; None for the default.
+      labels: of the images in `data_dir`; see `config.data.labels`.
 
     Raises UserError if the images are not found, or the classes differ from the run's. Different images only cause a
     warning.
     """
+    if labels and not data_dir:
+        raise UserError(f"--labels={labels}: give --data-dir=FOLDER, too, the folder of the images with these labels")
     data = run.config.data.copy_and_resolve_references()
-    data.update({"dir": data_dir or data.dir, "prepared_dir": prepared_dir or data.prepared_dir})
+    data.update({"dir": data_dir or data.dir, "prepared_dir": prepared_dir or data.prepared_dir, "labels": labels})
     if data.name in BUILT_IN or (data_dir and not data.name.startswith("tfds:")):
         dataset = open_dataset(data)
     else:
@@ -176,7 +182,10 @@ def open_run_dataset(run: TrainedRun, data_dir: str | None = None, prepared_dir:
             f"{_difference(run.class_names, dataset.class_names)}"
         )
     if run.content not in ("", dataset.content):
-        console.warn(f"the images of {data.name} have changed since the run")
+        console.warn(
+            f"the images of {data.name} or their splits are not those of the run: "
+            "some that are evaluated may be among those it was trained on"
+        )
     return dataset
 
 
@@ -193,8 +202,9 @@ def _find(run: TrainedRun, data: ConfigDict) -> Dataset:
     """The prepared images of a run. Raises UserError, which says where they could be, if they are not there."""
     dataset = find_prepared(data.prepared_dir, run.content, make_storage_options(data))
     if dataset is None:
-        is_tfds = data.name.startswith("tfds:")
-        originals = "prepare them by the command prepare" if is_tfds else "--data-dir=FOLDER with the originals"
+        originals = "--data-dir=FOLDER with the originals (evaluate needs --split=test, too)"
+        if data.name.startswith("tfds:"):
+            originals = "prepare them by the command prepare"
         raise UserError(
             f"the images of {run.path} ({data.name}) are not among those prepared in {data.prepared_dir}: "
             f"give --prepared-dir=FOLDER if they lie elsewhere, or {originals}"

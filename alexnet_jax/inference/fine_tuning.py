@@ -68,9 +68,10 @@ def _from_another_program(path: Path, config: ConfigDict) -> TrainedRun:
     """The network of a file of arrays. What arrays do not tell, preset and preprocessing, is that of the new run."""
     arrays = read_arrays(path)
     layout = guess_layout(arrays)
+    network = ConfigDict({**config.model.to_dict(), "num_classes": None})  # the file has its own last layer
     try:
-        outputs = count_outputs(layout, config.model, arrays)
-        model = get_model(config.model, outputs)
+        outputs = count_outputs(layout, network, arrays)
+        model = get_model(network, outputs)
         params = from_layout(layout, model, config.data.crop, arrays)
     except UserError as error:
         raise UserError(f"{path} holds only arrays, in the layout of {layout}: {error}") from error

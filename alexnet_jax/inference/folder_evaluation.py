@@ -55,6 +55,8 @@ def evaluate_folder(run: TrainedRun, folder: Path, labels: str = "", views: int 
             console.show(f"{folder} has splits: its {split} images are evaluated")
             images = chosen
             break
+    else:
+        console.show(f"all images of {folder} are evaluated; for the held-out ones of the run's own add --split=test")
     for remark in source.remarks:
         console.show(remark)
     images = _known(run, folder, images, source.class_names)
@@ -82,9 +84,9 @@ def _known(run: TrainedRun, folder: Path, images: Sequence[Original], names: Seq
     kept = [image for image in images if names[image.label] in known]
     if not kept:
         has = f"its classes are {', '.join(run.class_names[:5])}{', ...' if len(known) > 5 else ''}"
-        raise UserError(
-            f"{folder}: the run has none of its classes, {found}; {has}" if found else f"{folder}: no images"
-        )
+        if found:
+            raise UserError(f"{folder}: the run has none of its classes, {found}; {has}")
+        raise UserError(f"{folder}: no images with labels; put them in folders of classes, or give --labels=TABLE")
     if found:
         console.warn(f"left out, as the run has no such class: {found}")
     return kept

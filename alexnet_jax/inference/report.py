@@ -83,7 +83,11 @@ class Report:
 
 
 def make_report(
-    workdir: Path, checkpoint: str = "tested", data_dir: str | None = None, prepared_dir: str | None = None
+    workdir: Path,
+    checkpoint: str = "tested",
+    data_dir: str | None = None,
+    prepared_dir: str | None = None,
+    labels: str = "",
 ) -> Report:
     """Collects everything that is shown about a run.
 
@@ -92,7 +96,7 @@ def make_report(
     Args:
       workdir: the run folder.
       checkpoint: see `load_run`.
-      data_dir, prepared_dir: see `open_run_dataset`.
+      data_dir, prepared_dir, labels: see `open_run_dataset`.
 
     Raises UserError if the folder holds no run.
     """
@@ -107,7 +111,7 @@ def make_report(
     run, dataset, missing = None, None, ""
     try:
         run = load_run(workdir, checkpoint)
-        dataset = open_run_dataset(run, data_dir, prepared_dir)
+        dataset = open_run_dataset(run, data_dir, prepared_dir, labels)
     except UserError as error:
         missing = f"No {'images are' if run else 'network is'} shown: {error}."
         console.warn(missing)

@@ -115,9 +115,9 @@ def _is_torch_archive(path: Path) -> bool:
 def _plain_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Removes what DataParallel and torch.compile put into names, and the names of WRAPPERS that all begin with."""
     names = {name: ".".join(part for part in name.split(".") if part not in _INSERTED) for name in arrays}
-    while wrapper := next((word for word in WRAPPERS if all(name.startswith(word) for name in names.values())), ""):
+    while arrays and (wrapper := next((w for w in WRAPPERS if all(n.startswith(w) for n in names.values())), "")):
         names = {name: plain.removeprefix(wrapper) for name, plain in names.items()}
-    if not names or len(set(names.values())) < len(names):
+    if len(set(names.values())) < len(names):
         return arrays
     return {names[name]: array for name, array in arrays.items()}
 

@@ -154,9 +154,9 @@ def find(workdir: Path, config: ConfigDict, dataset: Dataset) -> tuple[Any, dict
     changes = config_lib.differences(newest.metadata["config"], config.to_dict())
     class_names = newest.metadata["class_names"]
     if list(class_names) != list(dataset.class_names):
-        changes.append(f"classes: {len(class_names)} -> {len(dataset.class_names)}, or other names")
+        changes.append(f"classes: {len(class_names)} -> {len(dataset.class_names)}, or other names or order")
     elif newest.metadata.get("data") != dataset.content:
-        changes.append(f"the images of {config.data.name} have changed since then")
+        changes.append(f"the images of {config.data.name}, their labels or splits are not those of then")
     if changes:
         what = "; ".join(changes)
         raise UserError(
@@ -216,7 +216,8 @@ def next_commands(
       ended_by: the key that ended it; to continue, a length is doubled, another limit lifted.
       restarts: to continue, the learning rate should start anew where the epochs have ended.
     """
-    changes = {ended_by: f"{2 * config[ended_by]:g}" if ended_by in ("epochs", "max_steps") else "0"}
+    longer = {"epochs": f"{2 * config.epochs:g}", "max_steps": str(2 * config.max_steps)}
+    changes = {ended_by: longer.get(ended_by, "0")}
     if restarts:
         changes["optimizer.restart_epochs"] = str((*config.optimizer.restart_epochs, config.epochs)).replace(" ", "")
     program = ["alexnet"] if list(command[:1]) == ["alexnet"] else ["-m", "alexnet_jax"]

@@ -1,11 +1,16 @@
 """Layouts of folders: names of splits, tables of labels, classes in names, what is left out, small classes."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from alexnet_jax.data import splitting
+from alexnet_jax.data.dataset import get_dataset
 from alexnet_jax.data.image_folder import ImageFolder
 from alexnet_jax.data.layouts import split_name
+from alexnet_jax.data.preparation import StorageOptions
 from tests.helpers.pictures import make_folder, noise, prepared, refused, save
 
 
@@ -115,3 +120,37 @@ def test_each_class_of_three_images_has_one_in_each_split(tmp_path: Path, capsys
         assert set(records.labels.tolist()) == {0, 1, 2}
     printed = capsys.readouterr().out
     assert "five 5, many 60, three 3" in printed and "one mistake is" in printed
+
+
+def test_camera_raw_files_and_notes_beside_photographs_are_no_images(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"cat": 2, "dog": 2})
+    (tmp_path / "cat/IMG_1.NEF").write_bytes(b"II*\0" + bytes(99))
+    (tmp_path / "cat/notes.txt").write_text("P1 is the first")
+    source = ImageFolder(str(tmp_path))
+    assert len(source.files) == 4 and {"1 files that are no images (.nef)", "1 files that are no images (.txt)"} <= {
+        remark.removeprefix("ignored: ") for remark in source.remarks
+    }
+
+
+def test_a_test_split_alone_is_enough_to_evaluate_and_not_to_train(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"test/cat": 2, "test/dog": 1})
+    assert "no train/" in refused(lambda: ImageFolder(str(tmp_path)))
+    assert counts(ImageFolder(str(tmp_path), is_for_training=False)) == {("test", "cat"): 2, ("test", "dog"): 1}
+
+
+def test_an_error_of_the_machine_does_not_change_the_splits_of_small_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    make_folder(tmp_path, {"cat": 3, "dog": 3})
+    monkeypatch.setattr(splitting, "read_original", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        splitting.Splitting(ImageFolder(str(tmp_path)), {"test": 0.1, "validation": 0.1}, 1e6)
+
+
+def test_data_with_labels_of_their_own_take_no_others(tmp_path: Path) -> None:
+    options = StorageOptions(8, "raw", 90, 0.25, 0.1, 0.01, 100.0)
+    message = refused(lambda: get_dataset("digits", "", str(tmp_path), 0, options, "outer"))
+    assert "config.data.labels='outer': digits" in message

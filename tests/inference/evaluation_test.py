@@ -22,7 +22,7 @@ from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.steps import make_eval_step, make_predictions_step
 from alexnet_jax.train import train_and_evaluate
 from tests.augment_test import CROP, PLAIN
-from tests.helpers.pictures import make_folder
+from tests.helpers.pictures import make_folder, noise, save
 
 MakeConfig = Callable[..., ConfigDict]
 
@@ -117,11 +117,17 @@ def test_other_classes_are_refused_with_the_first_that_differs_but_evaluated_by_
     capsys.readouterr()
     program.main([str(tmp_path / "run"), f"--data-dir={new}"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "emu (2)" in printed and "broken.jpg" in printed and "expected calibration error" in printed
+    for text in ("emu (2)", "broken.jpg", "expected calibration error", "for the held-out ones of the run's own"):
+        assert text in printed
     (table,) = (tmp_path / "run" / "evaluation").glob("predictions-new-*.csv")
     assert [row["class"] for row in rows_of(table)] == ["dog"] * 5
     (table,) = (tmp_path / "run" / "evaluation").glob("confusion-new-*.csv")
     assert sum(int(row["images"]) for row in rows_of(table)) == 5
+    with pytest.raises(UserError, match=r"--labels=outer: give --data-dir"):
+        program.main([str(tmp_path / "run"), "--labels=outer"])
+    save(tmp_path / "unlabelled" / "IMG_1.jpg", noise(0))
+    with pytest.raises(UserError, match=r"unlabelled: no images with labels.*--labels=TABLE"):
+        program.main([str(tmp_path / "run"), f"--data-dir={tmp_path / 'unlabelled'}"])
 
 
 def test_images_are_found_by_their_content_or_by_flags(

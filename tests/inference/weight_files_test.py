@@ -61,3 +61,9 @@ def test_names_that_would_become_one_stay(tmp_path: Path) -> None:
 def test_a_command_that_needs_a_run_says_how_to_make_one() -> None:
     with pytest.raises(UserError, match=r"zip\.pth .*alexnet convert"):
         load_run(TORCH_FILES / "zip.pth")
+
+
+@pytest.mark.parametrize("name", ["e.npz", "e.safetensors"])
+def test_a_file_without_arrays_is_read_as_none(name: str, tmp_path: Path) -> None:
+    save_file({}, tmp_path / name) if name == "e.safetensors" else np.savez(tmp_path / name)
+    assert read_arrays(tmp_path / name) == {}

@@ -32,6 +32,8 @@ def test_what_can_be_done_next_is_done_by_the_same_program(program: list[str], s
 def test_the_command_that_evaluates_names_the_folder_of_prepared_images_if_it_is_not_the_default() -> None:
     config = alexnet.get_config()
     config.data.prepared_dir = "my data"
+    config.max_steps = 600_000
+    assert next_commands(["main.py"], config, Path("a"), "max_steps")["continue"].endswith("max_steps=1200000")
     assert next_commands(["main.py"], config, Path("a"))["evaluate"].endswith(" evaluate a '--prepared-dir=my data'")
 
 
