@@ -22,7 +22,9 @@ def main(argv: list[str]) -> None:
     """Prints errors, scores and the classes with the most mistakes, and writes three tables."""
     parser = run_parser("evaluate", __doc__, views=True, data=True)
     parser.add_argument("--split", help="train, validation or test; by default test, or validation if there is no test")
-    parser.add_argument("--labels", default="", help="of --data-dir without --split: see config.data.labels")
+    parser.add_argument(
+        "--labels", default="", help="with --data-dir, without --split: table of labels, outer or inner"
+    )
     parser.add_argument("--output", type=local_path, help="folder of the tables; by default RUN/evaluation")
     options = parser.parse_args(argv)
     if options.data_dir and not options.split and not (Path(options.data_dir) / TRAIN).is_file():
