@@ -61,7 +61,7 @@ def run_parser(
     if views:
         from alexnet_jax.augment import VIEWS  # here: it imports JAX, which takes seconds
 
-        parser.add_argument("--views", type=int, choices=VIEWS, help="views to average over; by default as in training")
+        parser.add_argument("--views", type=int, choices=VIEWS, help="views to average; by default config.test_views")
     if data:
         parser.add_argument("--data-dir", help="folder of the original images, or of new ones")
         default = KEYS["data.prepared_dir"].default

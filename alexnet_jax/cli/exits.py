@@ -70,9 +70,10 @@ def _interrupt_again(unraisable: Any) -> None:
 
 
 def exit_on_user_error(main: Main) -> Main:
-    """Wraps the main function of a program: what is no fault of the program becomes one line and the exit code.
+    """Wraps a program's main function: failures that are no defects of it end it with one line and an exit code.
 
-    That are a UserError, a signal, a file or a stream that cannot be used, and too little memory.
+    They are a UserError, a signal, a file or stream that cannot be used, too little memory, and a device that
+    JAX_PLATFORMS names and JAX does not find.
     """
 
     @functools.wraps(main)

@@ -31,7 +31,8 @@ def read_labels(table: Path, images: Iterable[str]) -> dict[str, Row]:
     """The rows of a table of labels, by the path of their image.
 
     The columns are known by their names, or are file, label and perhaps split. A file may be written with its path
-    below the folder, or as a name that one image alone has, with or without suffix.
+    below the folder, or as a name that one image alone has, with or without suffix. A path may begin above or below the
+    folder, but has to agree with the image's as far as both go: photos/a/1.jpg is a/1.jpg, and b/1.jpg is not.
 
     Args:
       table: the file; .tsv is separated by tabs, .json and .jsonl hold an object a line.
@@ -43,6 +44,7 @@ def read_labels(table: Path, images: Iterable[str]) -> dict[str, Row]:
     known, rows = _by_name(images), dict[str, Row]()
     for row in _rows(table):
         found = known.get(row.file) or known.get(Path(row.file).name, [])
+        found = [image for image in found if _agree(row.file, image)] if len(found) == 1 else found
         if len(found) != 1:
             many = f"{len(found)} images are called" if found else "there is no image"
             raise UserError(f"{table}, line {row.line}: {many} {row.file!r}; correct the row or remove it")
@@ -57,6 +59,12 @@ def read_labels(table: Path, images: Iterable[str]) -> dict[str, Row]:
     if not rows:
         raise UserError(f"{table} has no rows of file and label")
     return rows
+
+
+def _agree(file: str, image: str) -> bool:
+    """Whether two paths lie in folders of the same names, as far up as both have folders."""
+    pairs = zip(reversed(Path(file).parts[:-1]), reversed(Path(image).parts[:-1]), strict=False)
+    return all(one == other for one, other in pairs)
 
 
 def _by_name(images: Iterable[str]) -> Mapping[str, list[str]]:

@@ -94,7 +94,10 @@ def _innermost(path: Path) -> Path:
 
 
 def find_root(folder: Path) -> Path:
-    """The folder that holds the splits: `folder`, or the one folder in it, at any depth, if that has several splits."""
+    """The folder that holds the splits: `folder`, or one up to four levels below it.
+
+    The latter is taken only if each level has no other folder, and the last has several splits.
+    """
     root = folder
     for _ in range(4):
         inner = [Path(e.path) for e in scan(root) if is_dir(e) and not ignored_kind(e.name)]

@@ -1,5 +1,6 @@
-"""Digests of the files of a prepared folder: written when it is prepared, compared when it is opened.
+"""Digests of the files of a prepared folder: written when it is prepared, compared later.
 
+Those of all files but the images are compared when the folder is opened, those of all files by `verify`.
 manifest.json names every other file of the folder with its SHA-256, and holds a digest of these names and digests.
 """
 
@@ -68,8 +69,9 @@ class Manifest:
 
 def damaged_error(directory: Path, what: str) -> UserError:
     """Returns the error to raise where a prepared folder cannot be used: it names what is damaged, and the remedy."""
-    anew = f"`rm -r {shlex.quote(str(directory))}` removes it, and training or `alexnet prepare` makes it anew"
-    return UserError(f"{directory} is damaged: {what}; {anew} from the original images")
+    removal, command = f"rm -r {shlex.quote(str(directory))}", "python -m alexnet_jax prepare"
+    anew = f"`{removal}` removes it, and training or `{command}` makes it anew from the original images"
+    return UserError(f"{directory} is damaged: {what}; {anew}")
 
 
 def write_manifest(directory: Path, names: Iterable[str]) -> None:

@@ -24,7 +24,8 @@ class Splitting:
 
     The digest of an image's content is a position in [0, 1): the first part of it is for testing, the next for
     validation, the rest for training. So copies share a split, and new images move no others. In a class of few images
-    the parts are made to hold one image each, if it has enough: those of the nearest positions.
+    each split is given at least one image, if there are three: those of the nearest positions. There, new images can
+    move others.
 
     Args:
       source: the source of the images.
@@ -39,7 +40,7 @@ class Splitting:
         self._of_small_classes = self._assign_small_classes(source, max_pixels) if is_needed else {}
 
     def split_of(self, split: str, digest: bytes) -> str:
-        """The split of an image: its own, except for training images."""
+        """The split of an image: its own; a training image may be held out for testing or validation, by its digest."""
         if split != "train":
             return split
         return self._of_small_classes.get(digest) or self._part_of(digest)
@@ -72,7 +73,10 @@ class Splitting:
         return assigned
 
     def _fill(self, digests: set[bytes]) -> dict[bytes, str]:
-        """The splits of the images of one class; empty if each has its image already."""
+        """The splits of the images of one class, by digest.
+
+        Empty if each split has an image already, or if the class has fewer than three different images.
+        """
         names = [*self._fractions, "train"]
         parts = [self._part_of(digest) for digest in digests]
         if len(digests) < 3 or all(name in parts for name in names):

@@ -21,7 +21,10 @@ SHOWN = 32
 
 
 class TrainingBatch(NamedTuple):
-    """Augmented training images, uint8, [SHOWN, crop, crop, 3], and for each its label, or both with their weights."""
+    """Augmented training images, uint8, [SHOWN, crop, crop, 3], and the label of each.
+
+    That of a mixed image is the first label with its weight, then the other: "70% cat, dog".
+    """
 
     images: np.ndarray
     labels: list[str]

@@ -64,6 +64,7 @@ def test_classes_are_read_from_the_names_of_files(tmp_path: Path) -> None:
 
 TABLES = {
     "labels.csv": "filename,label,split\na.png,x,train\nsub/b.png,y,training\nc.png,x,Test\n",
+    "paths.csv": "path,label,split\nimages/a.png,x,train\nimages/sub/b.png,y,train\nimages/c,x,test\n",
     "labels.tsv": "a.png\tx\ttrain\nb.png\ty\ttrain\nc.png\tx\ttest\n",
     "labels.jsonl": '{"file": "a", "label": "x"}\n{"file": "b", "label": "y"}\n'
     '{"file": "c.png", "label": "x", "split": "test"}\n',
@@ -84,6 +85,7 @@ def test_a_table_gives_classes_and_splits(name: str, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("file,label\nz.png,x\n", "line 2: there is no image 'z.png'"),
+        ("file,label\nelsewhere/b.png,x\n", "line 2: there is no image 'elsewhere/b.png'"),
         ("file,label\na.png,\n", "line 2: 'a.png' has no label"),
         ("file,label\na.png,x\na.png,y\n", "lines 2 and 3 contradict"),
         ("file,label,split\na.png,x,upper\n", "line 2: 'upper' is no split"),
@@ -92,6 +94,7 @@ def test_a_table_gives_classes_and_splits(name: str, tmp_path: Path) -> None:
 )
 def test_a_mistake_in_a_table_is_named(text: str, message: str, tmp_path: Path) -> None:
     save(tmp_path / "a.png", noise(0))
+    save(tmp_path / "sub/b.png", noise(1))
     (tmp_path / "labels.csv").write_text(text)
     assert message in refused(lambda: ImageFolder(str(tmp_path), str(tmp_path / "labels.csv")))
 
