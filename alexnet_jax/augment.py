@@ -128,23 +128,24 @@ def training_images(
         strength = jnp.where(on, jnp.float32(p.color_noise), 0.0)
         crops = add_color_noise(crops, color_keys, strength, p.color_noise_form, p.pca_std, p.pca_vectors)
     crops = crops / _channels(p.std)
-    return erase_boxes(crops, _fold_in(keys, _ERASING), p.random_erasing) if p.random_erasing else crops
+    return erase_boxes(crops, fold_in(keys, _ERASING), p.random_erasing) if p.random_erasing else crops
 
 
 def _distorted(p: Preprocessing, images: Pixels, keys: Key[Array, " batch"]) -> Pixels | Centred:
     """Distorts whole images by the distortions that are on."""
     if p.rotation:
         rotate = functools.partial(rotated, degrees=p.rotation)
-        images = jax.vmap(rotate)(images.astype(jnp.float32), _fold_in(keys, _ROTATION))
+        images = jax.vmap(rotate)(images.astype(jnp.float32), fold_in(keys, _ROTATION))
     if p.brightness or p.contrast or p.saturation:
         recolour = functools.partial(recoloured, brightness=p.brightness, contrast=p.contrast, saturation=p.saturation)
-        images = jax.vmap(recolour)(images.astype(jnp.float32), _fold_in(keys, _COLOUR))
+        images = jax.vmap(recolour)(images.astype(jnp.float32), fold_in(keys, _COLOUR))
     if p.trivial_augment:
-        images = jax.vmap(trivially_augmented)(images.astype(jnp.float32), _fold_in(keys, _TRIVIAL))
+        images = jax.vmap(trivially_augmented)(images.astype(jnp.float32), fold_in(keys, _TRIVIAL))
     return images
 
 
-def _fold_in(keys: Key[Array, " batch"], number: int) -> Key[Array, " batch"]:
+def fold_in(keys: Key[Array, " batch"], number: int) -> Key[Array, " batch"]:
+    """New keys, each made of a key and the number."""
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
@@ -181,8 +182,8 @@ def mix(
     mixed = mix_pairs(images, weights)
     if not p.cutmix:
         return mixed, weights
-    is_cut = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5 if p.mixup else 1.0))(_fold_in(keys, _CHOICE))
-    own = ~cutmix_boxes(_fold_in(keys, _CUTMIX), p.cutmix, p.crop)
+    is_cut = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5 if p.mixup else 1.0))(fold_in(keys, _CHOICE))
+    own = ~cutmix_boxes(fold_in(keys, _CUTMIX), p.cutmix, p.crop)
     cut = jnp.where(own[:, :, :, None], images, partners(images))
     mixed = jnp.where(is_cut[:, None, None, None], cut, mixed)
     return mixed, jnp.where(is_cut, own.mean(axis=(1, 2)), weights)

@@ -104,7 +104,7 @@ def augmented(preprocessing: Preprocessing, key: Key[Array, ""], batch: Batch) -
     labels = batch["label"]
     if not preprocessing.mixes:
         return images, labels, jnp.ones(labels.shape), dropout_keys
-    images, weights = augment.mix(preprocessing, images, jax.vmap(lambda key: jax.random.fold_in(key, _MIXING))(keys))
+    images, weights = augment.mix(preprocessing, images, augment.fold_in(keys, _MIXING))
     return images, augment.partners(labels), weights, dropout_keys
 
 

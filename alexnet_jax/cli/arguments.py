@@ -41,6 +41,11 @@ def program(command: str) -> str:
     return f"{shell_command(program_words())} {command}"
 
 
+def command_parser(command: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser for the command of that name, described by the docstring of its module."""
+    return _Parser(prog=program(command), description=_purpose(doc))
+
+
 def run_parser(
     command: str, doc: str | None, run: str = RUN, checkpoint: bool = True, views: bool = False, data: bool = False
 ) -> argparse.ArgumentParser:
@@ -54,7 +59,7 @@ def run_parser(
       views: whether there is --views.
       data: whether there are --data-dir, --prepared-dir and --labels.
     """
-    parser = _Parser(prog=program(command), description=_purpose(doc))
+    parser = command_parser(command, doc)
     parser.add_argument("run", type=local_path, help=run)
     if checkpoint:
         parser.add_argument("--checkpoint", default="tested", help=CHECKPOINT_HELP)

@@ -22,7 +22,7 @@ from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.optimizer import make_optimizer
 from alexnet_jax.run import run_folder
 from alexnet_jax.system import console
-from alexnet_jax.system.files import local_path
+from alexnet_jax.system.files import local_path, read_json
 from alexnet_jax.system.versions import describe_environment
 from alexnet_jax.train_state import create_train_state
 
@@ -84,7 +84,7 @@ def _make_run(options: argparse.Namespace, config: ConfigDict, command: list[str
 
 def _is_free(path: Path, config: ConfigDict) -> bool:
     """Whether there is no config.json, or only that of the same conversion, which was interrupted."""
-    return not path.exists() or path.read_text() == json.dumps(config.to_dict(), indent=2) + "\n"
+    return not path.exists() or read_json(path, dict) == json.loads(json.dumps(config.to_dict()))
 
 
 def _preprocessing(config: ConfigDict, layout: str) -> Preprocessing:

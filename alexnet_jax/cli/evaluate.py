@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.data_dir and not options.split and not (Path(options.data_dir) / TRAIN).is_file():
         run = load_run(options.run, options.checkpoint)
-        evaluation = evaluate_folder(run, Path(options.data_dir).expanduser(), options.labels, options.views)
+        evaluation = evaluate_folder(run, Path(options.data_dir), options.labels, options.views)
     else:
         evaluation = evaluate_run(
             options.run,

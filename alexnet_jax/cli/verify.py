@@ -1,9 +1,8 @@
 """`python -m alexnet_jax verify FOLDER`: compares every file of a prepared data set with its digest."""
 
-import argparse
 from pathlib import Path
 
-from alexnet_jax.cli.arguments import program
+from alexnet_jax.cli.arguments import command_parser
 from alexnet_jax.data.manifest import MANIFEST, damaged_error, read_manifest
 from alexnet_jax.errors import UserError
 from alexnet_jax.system import console
@@ -14,7 +13,7 @@ MOST_NAMED = 10
 
 def main(argv: list[str]) -> None:
     """Says that all files are as they were prepared. Raises UserError that names those which are not."""
-    parser = argparse.ArgumentParser(program("verify"), description=(__doc__ or "").partition("`: ")[2])
+    parser = command_parser("verify", __doc__)
     parser.add_argument("folder", type=Path, help="of a prepared data set; the command prepare says where it lies")
     folder: Path = parser.parse_args(argv).folder
     manifest = read_manifest(folder)

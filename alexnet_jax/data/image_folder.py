@@ -39,10 +39,11 @@ class _File(NamedTuple):
 class ImageFolder(Source):
     """A folder of images whose classes are folders, the beginnings of the files' names, or in a table.
 
-    The folders of classes may lie in folders of splits. Without those of validation and test both splits are taken from
-    the training images, by a hash of each file's content: copies of a file stay in one split, and adding files does not
-    move others. With validation alone there is no test split; with test alone the validation split is taken from the
-    training images. A split without labels, such as the test images of ImageNet, is left out.
+    The folders of classes may lie in folders of splits. Without those of validation and test both splits are taken
+    from the training images, by a hash of each file's content: copies of a file stay in one split, and adding files
+    does not move others, except in a small class, see `Splitting`. With validation alone there is no test split;
+    with test alone the validation split is taken from the training images. A split without labels, such as the test
+    images of ImageNet, is left out.
 
     Attributes:
       files: the images, in the order of their splits.
@@ -147,9 +148,8 @@ class ImageFolder(Source):
         trained = {file.class_name for file in files if file.split == "train"}
         kept = [f for f in files if f.class_name in trained or not _ILSVRC_VALIDATION.fullmatch(Path(f.path).name)]
         if len(kept) < len(files):
-            self._ignored["validation images of ILSVRC-2012 in classes without training images"] += len(files) - len(
-                kept
-            )
+            kind = "validation images of ILSVRC-2012 in classes without training images"
+            self._ignored[kind] = len(files) - len(kept)
         return kept
 
     def _files_of_split(self, folder: Path, split: str) -> list[_File]:

@@ -34,8 +34,8 @@ class Splitting:
     """
 
     def __init__(self, source: Source, fractions: Mapping[str, float], max_pixels: float):
-        self._fractions = {name: fractions[name] for name in ("test", "validation") if name in source.held_out}
-        self._fractions = {name: fraction for name, fraction in self._fractions.items() if fraction}
+        names = [name for name in ("test", "validation") if name in source.held_out]
+        self._fractions = {name: fractions[name] for name in names if fractions[name]}
         is_needed = self._fractions and source.is_stratified
         self._of_small_classes = self._assign_small_classes(source, max_pixels) if is_needed else {}
 

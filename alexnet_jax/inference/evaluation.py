@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import metrics
 from alexnet_jax.data.dataset import BUILT_IN, Dataset, find_prepared
 from alexnet_jax.data.loader import eval_batches
+from alexnet_jax.data.manifest import damaged_error
 from alexnet_jax.data.storage import Records
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_storage_options, open_dataset
@@ -237,7 +238,7 @@ def evaluate(run: TrainedRun, dataset: Dataset, split: str | None = None, views:
     records, table = dataset.splits[split], dataset.directory / f"{split}_files.json"
     files = read_json(table, list)
     if len(files) != len(records.labels) or not all(isinstance(file, str) for file in files):
-        raise UserError(f"{table} is damaged: delete its folder, and it is prepared again")
+        raise damaged_error(dataset.directory, f"{table.name} (other files than its images)")
     views = run.config.test_views if views is None else views
     return Evaluation(
         run, split, views, files, np.asarray(records.labels), *predict_records(run, records, views, split)

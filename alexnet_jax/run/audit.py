@@ -7,18 +7,17 @@ metrics.jsonl. It does not depend on restarts, batch size, devices or hosts.
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alexnet_jax.data.loader import epoch_order
-from alexnet_jax.errors import UserError, check_keys
+from alexnet_jax.errors import UserError
+from alexnet_jax.run.record_kinds import Needed, check_metrics
 
-_NEEDED: dict[str, dict[str, Any]] = {
-    "start": {"seed": int, "train_examples": int},
-    "epoch": {"epoch": (int, float)},
-}
-"""What is read of a record, by its kind."""
+_AUDITED: Needed = {"start": {"seed": int, "train_examples": int}, "epoch": {"epoch": (int, float)}}
+"""What an audit reads of a record: less than a report, so that runs of every version can be audited."""
 
 
 def chain(digest: str, epochs: np.ndarray, ids: np.ndarray) -> str:
@@ -58,8 +57,7 @@ def check(records: Sequence[Mapping[str, Any]]) -> Iterator[Stretch]:
 
     Raises UserError if the record of the run's start is missing.
     """
-    for number, record in enumerate(records, start=1):
-        check_keys(f"metrics.jsonl, line {number}", record, _NEEDED.get(record["kind"], {}))
+    check_metrics(Path("metrics.jsonl"), records, _AUDITED)
     start = next((record for record in records if record["kind"] == "start"), None)
     if start is None or not start["train_examples"]:
         raise UserError("metrics.jsonl is missing, or has no record of the start of the run")

@@ -8,13 +8,17 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from alexnet_jax.errors import UserError, check_keys, reason
 from alexnet_jax.run import record_chain
 from alexnet_jax.system.files import make_folder, naming, write_text
+
+_METRICS: Mapping[str, type] = {"kind": str, "examples_seen": int}
+_TIMING: Mapping[str, type] = {"examples_seen": int}
+"""What every record of metrics.jsonl and of timing.jsonl must hold."""
 
 
 class MetricWriter:
@@ -29,8 +33,8 @@ class MetricWriter:
     def __init__(self, workdir: Path, examples_seen: int):
         """Opens the files at a position of the run; records after it are dropped, for they will be written again."""
         board = make_folder(workdir / "tensorboard")
-        self._metrics, kept = _reopen(workdir / "metrics.jsonl", read_metrics(workdir), examples_seen)
-        self._timing, _ = _reopen(workdir / "timing.jsonl", read_timing(workdir), examples_seen)
+        self._metrics, kept = _reopen(workdir / "metrics.jsonl", _METRICS, examples_seen)
+        self._timing, _ = _reopen(workdir / "timing.jsonl", _TIMING, examples_seen)
         self.digest = record_chain.last_digest(kept)
         self._board = _Board(board, examples_seen + 1)
 
@@ -117,7 +121,8 @@ class _Board:
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The complete records of metrics.jsonl, without their digests. Raises UserError if it is damaged."""
-    records = _read(workdir / "metrics.jsonl", {"kind": str, "examples_seen": int})
+    path = workdir / "metrics.jsonl"
+    records = _records(path, _lines(path), _METRICS)
     for record in records:
         record.pop("digest", None)
     return records
@@ -137,13 +142,14 @@ def find_fault(workdir: Path, expected: str) -> str:
 
 def read_timing(workdir: Path) -> list[dict[str, Any]]:
     """The complete records of timing.jsonl. Raises UserError if it is damaged."""
-    return _read(workdir / "timing.jsonl", {"examples_seen": int})
+    path = workdir / "timing.jsonl"
+    return _records(path, _lines(path), _TIMING)
 
 
-def _read(path: Path, kinds: Mapping[str, type]) -> list[dict[str, Any]]:
-    """The complete records of a file, which must hold values of these types."""
+def _records(path: Path, lines: Sequence[str], kinds: Mapping[str, type]) -> list[dict[str, Any]]:
+    """The records in the lines of a file, which must hold values of these types."""
     records = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         try:
             records.append(json.loads(line))
@@ -175,13 +181,14 @@ def _check_present(file: TextIO) -> None:
         raise UserError(f"{path} was removed or replaced while the run was writing to it: the run ends here")
 
 
-def _reopen(path: Path, records: list[dict[str, Any]], examples_seen: int) -> tuple[TextIO, list[str]]:
+def _reopen(path: Path, kinds: Mapping[str, type], examples_seen: int) -> tuple[TextIO, list[str]]:
     """Drops records after a position and a line that a kill cut short.
 
     Returns:
       The file, opened to append to it, and its lines.
     """
-    lines = zip(_lines(path), records, strict=True)
-    kept = [line for line, record in lines if record["examples_seen"] <= examples_seen]
+    lines = _lines(path)
+    records = zip(lines, _records(path, lines, kinds), strict=True)
+    kept = [line for line, record in records if record["examples_seen"] <= examples_seen]
     write_text(path, "".join(line + "\n" for line in kept))
     return path.open("a"), kept

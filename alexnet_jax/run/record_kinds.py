@@ -8,7 +8,10 @@ from alexnet_jax.errors import check_keys
 
 _NUMBER = (int, float)
 
-_NEEDED: dict[str, dict[str, Any]] = {
+Needed = Mapping[str, Mapping[str, Any]]
+"""The types of the values that a record must hold, by its kind and their names."""
+
+SHOWN: Needed = {
     "start": {"seed": int, "train_examples": int},
     "step": {"loss": _NUMBER, "learning_rate": _NUMBER},
     "division": {"learning_rate": _NUMBER, "reason": str},
@@ -22,16 +25,16 @@ _NEEDED: dict[str, dict[str, Any]] = {
     },
     "test": {"split": str, "top1_error": _NUMBER, "top5_error": (*_NUMBER, type(None)), "count": int},
 }
-"""What is read of a record of metrics.jsonl, by its kind."""
+"""What a report shows of a record of metrics.jsonl."""
 
 _SPEED = ("seconds", "images_per_second", "input_share")
 """What a record of timing.jsonl has together."""
 
 
-def check_metrics(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+def check_metrics(path: Path, records: Sequence[Mapping[str, Any]], needed: Needed = SHOWN) -> None:
     """Raises UserError that names the line if a record of metrics.jsonl lacks something or has it in a wrong type."""
     for number, record in enumerate(records, start=1):
-        check_keys(f"{path}, line {number}", record, _NEEDED.get(record["kind"], {}))
+        check_keys(f"{path}, line {number}", record, needed.get(record["kind"], {}))
 
 
 def check_timing(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

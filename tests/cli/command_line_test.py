@@ -395,8 +395,9 @@ def test_the_default_workdir_is_another_where_the_experiment_is(flags: list[str]
     assert re.sub("-[0-9a-f]{8}$", "-#", default_workdir(str(CONFIG_FILE), changes)) == f"runs/alexnet{workdir}"
 
 
-def test_home_is_expanded_in_flags_and_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+def test_home_is_expanded_in_flags_and_their_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = str(tmp_path)
+    monkeypatch.setenv("HOME", home)
     words = ["--workdir=~/runs", "~/a.jpg", "--config.data.dir=~", "--config.x=a~b", "a=~", "--output", "~/x"]
-    expanded = ["--workdir=/home/me/runs", "/home/me/a.jpg", "--config.data.dir=/home/me", "--config.x=a~b", "a=~"]
-    assert flags_lib.expand_words(words) == [*expanded, "--output", "/home/me/x"]
+    expanded = [f"--workdir={home}/runs", f"{home}/a.jpg", f"--config.data.dir={home}", "--config.x=a~b", "a=~"]
+    assert flags_lib.expand_words(words) == [*expanded, "--output", f"{home}/x"]
