@@ -54,7 +54,7 @@ def test_mutations_differ_and_can_be_repeated() -> None:
 
 
 def test_unchanged_seeds_of_images_are_decoded() -> None:
-    assert len(image_seeds()) == 15
+    assert len(image_seeds()) == 28
     for content in image_seeds().values():
         assert resize_image(content, 16, 1e6).pixels.shape == (16, 16, 3)
 
@@ -97,5 +97,5 @@ def test_the_short_form(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     kinds = json.loads(output.read_text())["results"]["kinds"]
-    assert [counts["tries"] for counts in kinds.values()] == [15] * 5
+    assert [counts["tries"] for counts in kinds.values()] == [15] * 6
     assert f"| damage | 15 | {kinds['damage']['clean']} |" in ended.stdout

@@ -87,7 +87,7 @@ def _rows(table: Path) -> Iterator[Row]:
             if split and not name:
                 raise UserError(f"{table}, line {line}: {split!r} is no split; there are: train, validation, test")
             yield Row(line, file.replace("\\", "/").removeprefix("./"), label, name.split if name else "")
-    except (OSError, ValueError, csv.Error, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, csv.Error, AttributeError) as error:
         raise UserError(f"{table} is no table of labels (CSV, TSV or JSON lines): {reason(error)}") from error
 
 

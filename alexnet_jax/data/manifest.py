@@ -93,7 +93,7 @@ def read_manifest(directory: Path) -> Manifest | None:
         return Manifest(directory, files, content["digest"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
         raise damaged_error(directory, f"{MANIFEST} ({error})") from error
 
 

@@ -12,6 +12,7 @@ Kinds of tries, each reproducible by its kind and number:
            reads them: it makes what it should, or says what is wrong
   image    an image file is mutated and decoded
   weights  a file of weights is mutated and read
+  labels   a table of labels is mutated and read
 
 Faults, and kills before a file operation, need a C compiler named cc. Writes a table and results/attack.json.
 """
@@ -19,14 +20,16 @@ Faults, and kills before a file operation, need a C compiler named cc. Writes a 
 import argparse
 import collections
 import dataclasses
+import hashlib
 import importlib
 import json
 import multiprocessing.connection
 import os
+import pickle
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +37,8 @@ import numpy as np
 
 from alexnet_jax.cli.main import COMMANDS
 from alexnet_jax.experiments.results import write_results
+from alexnet_jax.inference import report_figures
+from alexnet_jax.system.files import write_bytes
 from alexnet_jax.system.machine import available_cores
 from benchmarks import tables
 from benchmarks.attack import mutations, shim, tries
@@ -47,6 +52,7 @@ KINDS = {
     "damage": tries.damage,
     "image": mutations.image,
     "weights": mutations.weights,
+    "labels": mutations.labels,
 }
 
 FOLDER = "ATTACK_FOLDER"
@@ -67,6 +73,7 @@ def main() -> None:
         _restart(Path(tempfile.mkdtemp(prefix="attack")))
     folder = Path(os.environ[FOLDER])
     _import_all()
+    _draw_once(folder / "figures")
     target = Target(folder, has_shim="LD_PRELOAD" in os.environ)
     if options.only:
         kind, _, number = options.only.partition(":")
@@ -100,8 +107,22 @@ def _import_all() -> None:
     """Imports what commands import, so that forked processes need not."""
     for name in (*(f"alexnet_jax.cli.{command}" for command in COMMANDS), "alexnet_jax.train"):
         importlib.import_module(name)
-    for name in ("matplotlib.pyplot", "onnx", "optuna", "tensorboardX"):
+    for name in ("matplotlib.pyplot", "onnx", "optuna", "pi_heif", "tensorboardX"):
         importlib.import_module(name)
+
+
+def _draw_once(folder: Path) -> None:
+    """Makes reports take figures of the same data from a folder: drawing is most of their work and touches no files."""
+    folder.mkdir()
+    draw_and_encode = report_figures.render
+
+    def render(draw: Callable[..., None], data: tuple[Any, ...], theme: str) -> bytes:
+        path = folder / hashlib.sha256(pickle.dumps((draw.__name__, data, theme))).hexdigest()
+        if not path.exists():
+            write_bytes(path, draw_and_encode(draw, data, theme))
+        return path.read_bytes()
+
+    report_figures.render = render
 
 
 def _attack(target: Target, kind: str, options: argparse.Namespace) -> list[Result]:

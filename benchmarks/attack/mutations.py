@@ -1,7 +1,9 @@
-"""Tries against decoders: images and weights with random mutations."""
+"""Tries against decoders: images, weights and tables of labels with random mutations."""
 
+import functools
 import hashlib
 import io
+import json
 import resource
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ from flax import traverse_util
 from PIL import Image
 
 from alexnet_jax.data.images import resize_image
+from alexnet_jax.data.label_table import read_labels
 from alexnet_jax.errors import UserError, reason
 from alexnet_jax.inference.loaded_run import load_run
 from alexnet_jax.inference.weight_files import read_arrays
@@ -19,9 +22,25 @@ from benchmarks.attack.processes import forked
 from benchmarks.attack.target import Target
 from benchmarks.attack.tries import Result, judge
 
-OWN_WEIGHTS = ("run.safetensors", "weights.npz")
-TORCH_FILES = Path(__file__).parents[2] / "tests" / "inference" / "torch_files"
-"""The weights that are mutated: files of ours, and of torch."""
+TESTS = Path(__file__).parents[2] / "tests"
+OWN_WEIGHTS = ("run.safetensors", "weights.npz", "weights.safetensors")
+OTHER_WEIGHTS = sorted((TESTS / "inference").glob("*_files/*"))
+"""The weights that are mutated: files of ours, and of Caffe and torch."""
+
+CHECKED = ("run.safetensors", "weights.npz", "odd-zip.pth", "zip.pth")
+"""Those in whose formats each byte that matters has a checksum."""
+
+HEIC = TESTS / "data" / "image_files" / "two-colours.heic"
+"""Pillow writes all formats but this one."""
+
+LABELS = [{"file": f"a/{number}.png", "label": f"class {number % 3}", "split": "train"} for number in range(12)]
+LABEL_TABLES = {
+    "labels.csv": "\n".join(["file,label,split", *(",".join(row.values()) for row in LABELS)]),
+    "bare.csv": "\r\n".join(f'"{row["file"]}",{row["label"]}' for row in LABELS),
+    "labels.tsv": "\n".join(["label\tfile", *(f"{row['label']}\t{row['file']}" for row in LABELS)]),
+    "labels.jsonl": "\n".join(map(json.dumps, LABELS)),
+}
+"""The tables of labels that are mutated."""
 
 SECONDS = 10.0
 """Time after which a decoder counts as hanging."""
@@ -38,8 +57,9 @@ EXTREMES = (
     b"\x7f\xff\xff\xff",
     b"\x00" * 8,
     b"\xff" * 8,
+    b"[" * 2000,
 )
-"""What lengths and counts are overwritten with."""
+"""What is overwritten with: lengths and counts, and JSON of too many levels."""
 
 
 def mutate(content: bytes, random: np.random.Generator) -> bytes:
@@ -73,6 +93,7 @@ def mutate(content: bytes, random: np.random.Generator) -> bytes:
     return bytes(data)
 
 
+@functools.cache
 def image_seeds() -> dict[str, bytes]:
     """Small images in all formats and their variants, by name."""
     noise = np.random.default_rng(0).integers(0, 256, (48, 40, 3), np.uint8)
@@ -95,8 +116,20 @@ def image_seeds() -> dict[str, bytes]:
         "plain.gif": (colours, {}),
         "animated.gif": (colours, animated),
         "plain.bmp": (colours, {}),
+        "plain.tif": (colours, {}),
+        "lzw.tif": (colours, {"compression": "tiff_lzw"}),
+        "deflate.tif": (colours, {"compression": "tiff_adobe_deflate"}),
+        "float.tif": (Image.fromarray(noise[..., 0].astype(np.float32) / 256), {}),
+        "plain.ppm": (colours, {}),
+        "deep.pgm": (Image.fromarray(noise[..., 0].astype(np.uint16) * 257), {}),
+        "bits.pbm": (colours.convert("1"), {}),
+        "plain.avif": (colours, {}),
+        "transparent.avif": (Image.fromarray(np.dstack([noise, noise[..., :1]])), {}),
+        "plain.jp2": (colours, {}),
+        "plain.tga": (colours, {"compression": "tga_rle"}),
+        "two.mpo": (colours, animated),
     }
-    encoded = {}
+    encoded = {HEIC.name: HEIC.read_bytes()}
     for name, (picture, options) in variants.items():
         picture.save(file := io.BytesIO(), Image.registered_extensions()[Path(name).suffix], **options)
         encoded[name] = file.getvalue()
@@ -116,12 +149,22 @@ def image(target: Target, number: int, random: np.random.Generator, folder: str)
 
 def weights(target: Target, number: int, random: np.random.Generator, folder: str) -> Result:
     """Reads mutated weights. Where the format has checksums, they must be refused or be the same as before."""
-    seeds = [target.folder / "done" / name for name in OWN_WEIGHTS] + sorted(TORCH_FILES.glob("*.pth"))
+    seeds = [target.folder / "done" / name for name in OWN_WEIGHTS] + OTHER_WEIGHTS
     seed = seeds[number % len(seeds)]
     path = (target.folder / folder).with_suffix(seed.suffix)
     path.write_bytes(mutate(seed.read_bytes(), random))
     read = _digest_of_run if seed.name == "run.safetensors" else _digest_of_arrays
-    return _decoded(read, path, seed, is_checked=read is _digest_of_run or "legacy" not in seed.name)
+    return _decoded(read, path, seed, is_checked=seed.name in CHECKED)
+
+
+def labels(target: Target, number: int, random: np.random.Generator, folder: str) -> Result:
+    """Reads a mutated table of labels."""
+    name = list(LABEL_TABLES)[number % len(LABEL_TABLES)]
+    seed = (target.folder / folder).with_name(f"{folder}-{name}")
+    path = seed.with_name(f"{folder}-mutated-{name}")
+    seed.write_text(LABEL_TABLES[name])
+    path.write_bytes(mutate(seed.read_bytes(), random))
+    return _decoded(_rows_of_labels, path, seed, is_checked=False)
 
 
 def _decoded(read: Callable[[Path], str], path: Path, seed: Path, is_checked: bool) -> Result:
@@ -152,6 +195,10 @@ def _digest_of_pixels(path: Path) -> str:
     except Exception as error:  # as its callers do
         raise UserError(reason(error)) from error
     return hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def _rows_of_labels(path: Path) -> str:
+    return str(read_labels(path, [row["file"] for row in LABELS]))
 
 
 def _digest_of_arrays(path: Path) -> str:

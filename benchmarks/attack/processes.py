@@ -73,6 +73,7 @@ def command(words: Sequence[str], folder: Path, disturbance: shim.Hit | Signal |
     def act() -> None:
         os.chdir(folder)
         sys.argv = ["alexnet", *words]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is in the background without it
         if isinstance(disturbance, shim.Hit):
             shim.arm(folder, disturbance)
         try:

@@ -140,6 +140,7 @@ class Target:
         done = self.copy("new", "done")
         _succeed(TRAIN, done)
         _succeed(("convert", "run", "--layout=caffe", "--output=weights.npz"), done)
+        _succeed(("convert", "run", "--layout=caffe", "--output=weights.safetensors"), done)
         _succeed(("export", "run", "--format=safetensors", "--output=run.safetensors"), done)
 
     def copy(self, state: str, name: str) -> Path:
@@ -152,7 +153,7 @@ class Target:
             once, twice = (self._measured(TASKS[name], hit) for hit in (None, shim.COUNT if self.has_shim else None))
             if once.products != twice.products:
                 raise RuntimeError(f"{name} does not make the same twice: {once.products}, {twice.products}")
-            self._undisturbed[name] = dataclasses.replace(twice, seconds=once.seconds)
+            self._undisturbed[name] = twice
         return self._undisturbed[name]
 
     def _measured(self, task: Task, hit: shim.Hit | None) -> Undisturbed:

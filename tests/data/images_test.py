@@ -1,6 +1,5 @@
 """Decoding and resizing of images from files of many kinds."""
 
-import base64
 import io
 import time
 from collections.abc import Callable
@@ -345,14 +344,7 @@ def test_a_jpeg_without_its_end_marker_is_read_and_counted() -> None:
     assert squared(encoded(waves(40, 56), "JPEG")[:-2])[1] == {"unended"}
 
 
-HEIC = base64.b85decode(
-    r"0000SW^{RQXk}?*00000ZE0pPXk}?*ZE0a<0004eZDn*}000000000XXk=`10000000000aA{+700000000000000000000B57=IV*mgE07O6l"
-    r"0RRC200001pa1~?00000002P%001LtX>Mi!000000RR916=`l}WdZ;I000310BCk&F#rGn01j|zbZr0t000010002|X>f9I0002oX>en20001W"
-    r"Xm(>m0RwOV0058x000009`FGC{rLC*01pFT0096PKmiN^|NjGU00093kN^M!000939=ZZRVE_RDDMA4O18@KU0|1Z!00RI30{|YNAb|yz>aLpR"
-    r";31&EfB*mtfB*mk0EA)y0RRR>0l{;@i2wiq6Ju{|a&BX6cmM$a4FCp!0000KX>)L8000000000$0000$0000eV{Bn?0000O000010000G00001"
-    r"|NsBk00002|NsBc000020000GaA|mH000000|*ER0000OX>e^}0000000001009Mo0s{qv0000<ZDe6|0000zC;_ih8Zm@`@{(@;l>YA^U&!|q"
-    r"W<kEgXtY(iub9C%1~h0XP1Oy0NCNBV^Rcj=j!HnTgg-RosV8dvKm"
-)
+HEIC = (Path(__file__).parent / "image_files" / "two-colours.heic").read_bytes()
 """An image of 24 x 16 pixels, red on the left and blue on the right, as a HEIC file."""
 
 

@@ -9,8 +9,10 @@ import pytest
 from alexnet_jax.data import splitting
 from alexnet_jax.data.dataset import get_dataset
 from alexnet_jax.data.image_folder import ImageFolder
+from alexnet_jax.data.label_table import read_labels
 from alexnet_jax.data.layouts import split_name
 from alexnet_jax.data.preparation import StorageOptions
+from alexnet_jax.errors import UserError
 from tests.helpers.pictures import make_folder, noise, prepared, refused, save
 
 
@@ -97,6 +99,12 @@ def test_a_mistake_in_a_table_is_named(text: str, message: str, tmp_path: Path) 
     save(tmp_path / "sub/b.png", noise(1))
     (tmp_path / "labels.csv").write_text(text)
     assert message in refused(lambda: ImageFolder(str(tmp_path), str(tmp_path / "labels.csv")))
+
+
+def test_json_of_too_many_levels_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "labels.jsonl").write_text("[" * 5000)
+    with pytest.raises(UserError, match=r"labels\.jsonl"):
+        read_labels(tmp_path / "labels.jsonl", ["a.png"])
 
 
 def test_classes_of_digits_sort_as_numbers_and_what_systems_leave_is_ignored(tmp_path: Path) -> None:

@@ -120,7 +120,9 @@ def test_verify_reads_everything(folder: Path, capsys: pytest.CaptureFixture[str
     assert f"2 of {len(files)} files" in message and all(path.name in message for path in files[:2])
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"digest": "", "files": {}}', '{"digest": "", "files": [1]}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"digest": "", "files": {}}', '{"digest": "", "files": [1]}', "[" * 5000]
+)
 def test_a_damaged_manifest_is_told(folder: Path, content: str) -> None:
     (folder / "manifest.json").write_text(content)
     for act in (lambda: open_prepared(folder), lambda: verify.main([str(folder)])):

@@ -96,6 +96,16 @@ def test_layers_of_now_and_of_then(field: str, messages: dict[str, Any], tmp_pat
         np.testing.assert_array_equal(found[name], array, strict=True)
 
 
+FILES = Path(__file__).parent / "caffe_files"
+"""What `network_of` makes of ARRAYS: `layer`, packed, and `layers`, one by one."""
+
+
+@pytest.mark.parametrize("field", WRITERS)
+def test_files_that_do_not_change(field: str) -> None:
+    found = read_arrays(FILES / f"{field}.caffemodel")
+    assert {name: array.tolist() for name, array in found.items()} == {k: v.tolist() for k, v in ARRAYS.items()}
+
+
 def test_doubles(messages: dict[str, Any], tmp_path: Path) -> None:
     net = messages["Net"]()
     net.layer.add(name="a").blobs.add(double_data=[1.5, 2.5]).shape.dim.append(2)
