@@ -129,13 +129,15 @@ Train = Callable[[Setting], Outcome | None]
 class Study:
     """One worker's access to the shared study.
 
-    A worker holds a file lock for each setting that it tries, so that others on the same machine notice at once if it
-    dies. Workers on other machines rely on Optuna's heartbeat, which only databases support.
+    A worker holds a file lock for each setting that it tries, and until it has that, one that lets workers begin
+    settings one after another, so that others on the same machine notice at once if it dies. Workers on other machines
+    rely on Optuna's heartbeat, which only databases support.
     """
 
     def __init__(self, study: Any, plan: SweepPlan, workdir: Path, is_local: bool):
         self._study, self._plan, self._is_local = study, plan, is_local
         self._locks = workdir / ".workers"
+        self._beginning = self._locks / "beginning"
 
     def optimize(self, train: Train, on_end: Callable[[], None] = lambda: None) -> None:
         """Trains settings, those of dead workers first, until all are done or in the hands of other workers.
@@ -147,9 +149,10 @@ class Study:
         import optuna
 
         while self._is_any_left():
-            with contextlib.ExitStack() as lock:  # held until Optuna has stored the result
+            # The lock of a setting is held until Optuna has stored the result.
+            with contextlib.ExitStack() as lock, wait_for_claim(self._beginning) as beginning:
                 try:
-                    self._study.optimize(functools.partial(self._objective, train, lock), n_trials=1)
+                    self._study.optimize(functools.partial(self._objective, train, lock, beginning), n_trials=1)
                 except _LeftOpen as left:
                     if not isinstance(left.args[0], optuna.exceptions.UpdateFinishedTrialError):
                         raise left.args[0] from None
@@ -164,7 +167,9 @@ class Study:
             last.values(), key=lambda one: (order.index(one.state), statistics.mean(one.errors or (2.0,)), one.number)
         )
 
-    def _objective(self, train: Train, lock: contextlib.ExitStack, trial: Any) -> float | None:
+    def _objective(
+        self, train: Train, lock: contextlib.ExitStack, beginning: contextlib.ExitStack, trial: Any
+    ) -> float | None:
         """Trains a setting and returns its mean validation error; None, a failure to Optuna, if there is none."""
         from optuna.exceptions import StorageInternalError, TrialPruned, UpdateFinishedTrialError
 
@@ -174,6 +179,7 @@ class Study:
             return None
         try:
             lock.enter_context(wait_for_claim(self._locks / str(trial.number)))
+            beginning.close()
             trial.set_user_attr("folder", folder)
             self._study.sampler = _make_sampler(self._plan, folder)
             values = {key: range_.suggest(trial, key) for key, range_ in self._plan.space.items()}
@@ -204,12 +210,14 @@ class Study:
     def _is_dead(self, trial: Any) -> bool:
         """Whether the worker of a running trial was on this machine and is dead."""
         lock = self._locks / str(trial.number)
+        if self._is_local and not lock.exists():
+            wait_for_claim(self._beginning).close()  # by then a living worker has made its lock
         if lock.exists():
             with run_folder.claim(lock) or contextlib.nullcontext() as claim:
                 return claim is not None
-        # The worker has not created its lock yet, died before it did, or is of a version without locks.
+        # The worker died before it made its lock, is on another machine, or is of a version without locks.
         is_overdue = time.time() - trial.datetime_start.timestamp() > SILENT_SECONDS
-        return is_overdue and (self._is_local or "worker" in trial.user_attrs)
+        return self._is_local or (is_overdue and "worker" in trial.user_attrs)
 
 
 @contextlib.contextmanager
@@ -258,6 +266,11 @@ def _open_journal(path: Path) -> Any:
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     class Journal(JournalFileBackend):
+        def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+            """Raises UserError if the file cannot be read, which is no result of a setting either."""
+            with naming(path):
+                yield from super().read_logs(log_number_from)
+
         def append_logs(self, logs: list[dict[str, Any]]) -> None:
             """Appends all or nothing. Raises UserError if the file cannot be written, as on a full disk."""
             with naming(path):

@@ -2,10 +2,15 @@
 
 import contextlib
 import dataclasses
+import errno
+import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
@@ -13,9 +18,10 @@ from ml_collections import ConfigDict
 from alexnet_jax.config_keys import RENAMED
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiments import study as study_lib
+from alexnet_jax.experiments import trials
 from alexnet_jax.experiments.search_space import Range, Settings, grid
 from alexnet_jax.experiments.study import Setting, Study, SweepPlan, open_study
-from alexnet_jax.experiments.trials import Outcome, Trial, TrialStoppedError
+from alexnet_jax.experiments.trials import Outcome, Trial, TrialStoppedError, wait_for_claim
 from alexnet_jax.run import run_folder
 from tests.conftest import REPOSITORY, full_disk
 
@@ -274,13 +280,53 @@ def test_a_setting_is_locked_until_its_result_is_known(tmp_path: Path, monkeypat
         assert seen and study.standings()[0].state == "done"
 
 
-def test_a_worker_that_died_before_it_said_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_died_before_it_said_what_it_does(tmp_path: Path) -> None:
     with opened(tmp_path) as dying:
         dying._study.ask()
     with opened(tmp_path) as study:
-        assert values_done(study) == grid(RATES)[1:]
-        monkeypatch.setattr(study_lib, "SILENT_SECONDS", -1)
-        assert values_done(study) == grid(RATES)[:1]
+        assert values_done(study) == grid(RATES)
+
+
+def test_a_worker_that_begins_a_setting_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def claim(folder: Path) -> contextlib.ExitStack:
+        """While the first worker has a setting but no lock of it, another one starts and waits."""
+        if folder.name == "0":
+            waiting.append(pool.submit(other._is_any_left))
+            with pytest.raises(TimeoutError):
+                waiting[0].result(0.05)
+        return wait_for_claim(folder)
+
+    waiting: list[Future[bool]] = []
+    plan = SweepPlan(RATES, "grid", 1)
+    with ThreadPoolExecutor() as pool, opened(tmp_path, plan) as study, opened(tmp_path, plan) as other:
+
+        def train(setting: Setting) -> None:
+            assert waiting[0].result() is False
+            finish(setting)
+
+        monkeypatch.setattr(study_lib, "wait_for_claim", claim)
+        monkeypatch.setattr(trials, "POLL_SECONDS", 0.01)
+        study.optimize(train)
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+def test_a_journal_that_cannot_be_read_for_a_moment_costs_no_setting(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optuna.storages.journal import JournalFileBackend
+
+    def read(backend: JournalFileBackend, log_number_from: int) -> Iterator[dict[str, Any]]:
+        if next(calls) == at:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return plain(backend, log_number_from)
+
+    plain, calls = JournalFileBackend.read_logs, itertools.count(1)
+    with opened(tmp_path) as study, monkeypatch.context() as patch:
+        patch.setattr(JournalFileBackend, "read_logs", read)
+        with pytest.raises(UserError, match=r"study\.log"):
+            study.optimize(finish)
+    with opened(tmp_path) as study:
+        assert values_done(study) == grid(RATES)
 
 
 def test_a_line_that_was_being_written_is_dropped(tmp_path: Path) -> None:
