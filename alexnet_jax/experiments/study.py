@@ -15,7 +15,7 @@ import statistics
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +266,7 @@ def _open_journal(path: Path) -> Any:
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     class Journal(JournalFileBackend):
-        def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
             """Raises UserError if the file cannot be read, which is no result of a setting either."""
             with naming(path):
                 yield from super().read_logs(log_number_from)
