@@ -64,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", default=",".join(KINDS), help="separated by commas; by default all")
     parser.add_argument("--tries", type=int, default=30, help="of each kind")
+    parser.add_argument("--first", type=int, default=0, help="number of the first try, to make them in parts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=available_cores(), help="tries at the same time")
     parser.add_argument("--only", metavar="KIND:NUMBER", help="does one try, prints its output and keeps its folder")
@@ -131,7 +132,7 @@ def _attack(target: Target, kind: str, options: argparse.Namespace) -> list[Resu
         target.undisturbed(name)  # here: what a forked process finds out is lost
     running: dict[Any, tuple[int, Any]] = {}
     found: dict[int, Result] = {}
-    waiting = collections.deque(range(options.tries))
+    waiting = collections.deque(range(options.first, options.first + options.tries))
     while waiting or running:
         while waiting and len(running) < options.workers:
             number = waiting.popleft()
@@ -164,6 +165,8 @@ def _try_and_write(target: Target, kind: str, number: int, seed: int) -> None:
 def _write(results: Mapping[str, Sequence[Result]], options: argparse.Namespace) -> None:
     """Writes and prints the outcomes of each kind; writes the bad tries with the commands that do them again."""
     command = ["-m", "benchmarks.attack", f"--tries={options.tries}", f"--seed={options.seed}"]
+    if options.first:
+        command.append(f"--first={options.first}")
     if options.kinds != ",".join(KINDS):
         command.append(f"--kinds={options.kinds}")
     outcomes = {kind: collections.Counter(result.outcome for result in found) for kind, found in results.items()}
@@ -174,7 +177,7 @@ def _write(results: Mapping[str, Sequence[Result]], options: argparse.Namespace)
     bad = [
         {"try": result.about, "outcome": result.outcome, "again": f"--only={kind}:{number} --seed={options.seed}"}
         for kind, found in results.items()
-        for number, result in enumerate(found)
+        for number, result in enumerate(found, start=options.first)
         if result.outcome not in GOOD
     ]
     outcome = {"kinds": kinds, "bad": bad}
