@@ -156,6 +156,10 @@ class Study:
                 except _LeftOpen as left:
                     if not isinstance(left.args[0], optuna.exceptions.UpdateFinishedTrialError):
                         raise left.args[0] from None
+                except (AssertionError, UnboundLocalError) as error:  # Optuna's own if the result could not be stored
+                    if isinstance(error.__context__, UserError | optuna.exceptions.StorageInternalError):
+                        raise error.__context__ from None
+                    raise
             on_end()
 
     def standings(self) -> list[Standing]:

@@ -162,7 +162,8 @@ def _save_onnx(run: TrainedRun, path: Path) -> None:
 def _load_onnx(path: Path) -> Predict:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    content = path.read_bytes()  # onnxruntime would call a file that the disk does not give a damaged one
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
 
 

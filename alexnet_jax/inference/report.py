@@ -149,8 +149,15 @@ def _read_config(workdir: Path) -> dict[str, Any]:
 
 
 def _faults(workdir: Path) -> Iterator[Part]:
-    """A paragraph if the records are not as the run wrote them, which is also printed."""
-    if fault := find_fault(workdir, newest_metadata(workdir / "checkpoints").get("records", "")):
+    """A paragraph on each file that is not as the run wrote it, which is also printed."""
+    saved = newest_metadata(workdir / "checkpoints")
+    faults = [find_fault(workdir, saved.get("records", ""))]
+    for name in ("config", "versions"):
+        path = workdir / f"{name}.json"
+        if name in saved and read_json(path, dict) != saved[name]:
+            why = "it was edited or damaged, or the run has been started again since"
+            faults.append(f"{path} is not what the newest checkpoint says: {why}")
+    for fault in filter(None, faults):
         console.warn(fault)
         yield report_page.paragraph(fault)
 

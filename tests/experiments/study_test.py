@@ -309,20 +309,21 @@ def test_a_worker_that_begins_a_setting_is_not_taken_for_dead(tmp_path: Path, mo
         study.optimize(train)
 
 
-@pytest.mark.parametrize("at", range(1, 6))
-def test_a_journal_that_cannot_be_read_for_a_moment_costs_no_setting(
-    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("at", [1, 3, 7])
+@pytest.mark.parametrize("operation", ["read_logs", "append_logs"])
+def test_a_journal_that_cannot_be_used_any_more_costs_no_setting(
+    operation: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from optuna.storages.journal import JournalFileBackend
 
-    def read(backend: JournalFileBackend, log_number_from: int) -> Iterator[dict[str, Any]]:
-        if next(calls) == at:
+    def act(backend: JournalFileBackend, argument: Any) -> Any:
+        if next(calls) >= at:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return plain(backend, log_number_from)
+        return plain(backend, argument)
 
-    plain, calls = JournalFileBackend.read_logs, itertools.count(1)
+    plain, calls = getattr(JournalFileBackend, operation), itertools.count(1)
     with opened(tmp_path) as study, monkeypatch.context() as patch:
-        patch.setattr(JournalFileBackend, "read_logs", read)
+        patch.setattr(JournalFileBackend, operation, act)
         with pytest.raises(UserError, match=r"study\.log"):
             study.optimize(finish)
     with opened(tmp_path) as study:

@@ -176,6 +176,12 @@ def test_without_a_package_it_says_how_to_get_it(
     assert package in (REPOSITORY / "requirements-export.txt").read_text() and files(tmp_path) == []
 
 
+@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+def test_a_file_that_cannot_be_read_again_is_an_error_of_the_system(format: str, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="gone"):
+        FORMATS[format].load(tmp_path / "gone")
+
+
 def test_an_export_replaces_what_a_killed_one_left(run: TrainedRun, tmp_path: Path) -> None:
     def killed(run: TrainedRun, path: Path) -> None:
         (path.parent / f"{path.name}.tmp").write_text("half")

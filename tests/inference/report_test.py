@@ -125,6 +125,15 @@ def test_an_edited_record_is_told(run_folder: Path, capsys: pytest.CaptureFixtur
     assert "line 2 was edited" in capsys.readouterr().out.replace("\n", " ")
 
 
+@pytest.mark.parametrize("name", ["config.json", "versions.json"])
+def test_an_edited_description_is_told(name: str, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not list(report_lib._faults(run_folder))
+    path = run_folder / name
+    path.write_text(path.read_text().replace("lenet", "lenot"))
+    (fault,) = report_lib._faults(run_folder)
+    assert name in str(fault) and name in capsys.readouterr().out
+
+
 def test_a_run_that_has_recorded_nothing(run_folder: Path) -> None:
     for name in ("metrics.jsonl", "timing.jsonl"):
         (run_folder / name).unlink()
