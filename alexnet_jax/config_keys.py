@@ -106,6 +106,7 @@ SEED = Rule(lambda value: value < 2**31, "must be less than 2^31")
 ADDRESS = Rule(lambda value: re.fullmatch(r"(.+:\d+|auto)?", value) is not None, "must be HOST:PORT, auto or empty")
 LOCAL = Rule(lambda value: "://" not in value, "must be a folder of this machine")
 DECAYS = rows_of(str, float, text="must be ((pattern, decay), ...), no decay negative")
+WIDTHS = Rule(lambda value: is_row(value, *[int] * len(value)) and min(value, default=1) > 0, "must be numbers > 0")
 FACTORS = rows_of(str, float, float, text="must be ((pattern, from epoch, factor), ...), no factor negative")
 
 KEYS: dict[str, Key] = {
@@ -194,6 +195,7 @@ KEYS: dict[str, Key] = {
         (), "layers to leave out; their pooling stays", row_of(str, "must be names of layers: ('conv3',)")
     ),
     "model.hidden_width": fixed(None, "units in each hidden fully connected layer", at_least(1), kind=int),
+    "model.hidden_widths": fixed((), "units of its hidden fully connected layers in turn; (): the preset's", WIDTHS),
     "model.num_classes": fixed(None, "units of the last layer; None: the data's classes", at_least(1), kind=int),
     "model.compute_dtype": fixed("float32", "type of activations and products", one_of("float32", "bfloat16")),
     # Learning.

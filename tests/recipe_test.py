@@ -1,6 +1,7 @@
 """The modern recipe: label smoothing, mixup and averaged parameters; each alone, together, and in resumed runs."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,12 @@ from alexnet_jax.checkpoint import restore
 from alexnet_jax.cli import evaluate
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import open_experiment
+from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.models.presets import Layer
 from alexnet_jax.optimizer import averaged_params, make_optimizer
 from alexnet_jax.parallel.devices import Devices, data_parallel, mesh_parallel
 from alexnet_jax.run.metrics_log import read_metrics
-from alexnet_jax.steps import example_keys, make_train_step
+from alexnet_jax.steps import augmented, example_keys, make_train_step
 from alexnet_jax.train import train_and_evaluate
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
 from tests.helpers.mesh_run import batches, copied
@@ -63,6 +66,38 @@ def test_smoothed_and_mixed_cross_entropy_by_hand() -> None:
     ]
     losses = metrics.mixed_cross_entropy(logits, labels, others, shares, 0.3)
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
+
+
+def test_squared_error_and_auxiliary_classifiers_by_hand() -> None:
+    config, _, _, preprocessing = setup("lenet,smoke")
+    head, spare = Layer("fc", 0, source="fc1", init=0.1), Layer("fc", 0, init=0.1, auxiliary=True)
+    model = AlexNet((Layer("fc", 4), spare, head), num_classes=10)
+    assert model.auxiliary_logits == ("fc2",)
+    batch = {name: jnp.asarray(values) for name, values in batches(1, 28)[0].items()}
+    shapes = jax.eval_shape(lambda: init(model, config))["params"]
+    optimizer = make_optimizer(with_momentum_alone(config.optimizer), shapes)
+    state = fresh(config, model, optimizer)
+    images = augmented(preprocessing, state.key, batch)[0]
+    targets = jax.nn.one_hot(batch["label"], 10)
+
+    def loss(params: Any, is_squared: bool) -> jax.Array:
+        logits, found = model.apply({"params": params}, images)
+        own, auxiliary = (-(targets * jax.nn.log_softmax(z)).sum(axis=1).mean() for z in (logits, found["fc2"]))
+        return (jnp.square(logits - targets).sum(axis=1).mean() / 2 if is_squared else own) + 0.3 * auxiliary
+
+    for name in ("cross_entropy", "squared_error"):
+        after, sums = make_train_step(model.clone(loss=name), optimizer, preprocessing)(state, batch)
+        gradients = jax.grad(loss)(state.params, name == "squared_error")
+        expected = jax.tree.map(lambda weights, gradient: weights - RATE * gradient, state.params, gradients)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.params, expected)
+        logits = model.apply({"params": state.params}, images)[0]
+        plain = -(targets * jax.nn.log_softmax(logits)).sum()
+        np.testing.assert_allclose(sums["loss_sum"], plain, rtol=1e-5)
+
+
+def with_momentum_alone(optimizer: ConfigDict) -> ConfigDict:
+    optimizer.update({"weight_decay": 0.0, "bias_learning_rate_multiplier": 1.0})
+    return optimizer
 
 
 def test_an_image_is_mixed_with_its_partner() -> None:

@@ -113,9 +113,10 @@ def targets(config: ConfigDict, _: AlexNet) -> Choice:
 
 def layers(config: ConfigDict, model: AlexNet) -> Choice:
     """The layers with weights and their numbers of features."""
-    features = [f"{layer.kind} {layer.features or model.num_classes}" for layer in model.layers]
+    features = [f"{layer.kind} {layer.features or model.outputs}" for layer in model.layers]
     left_out = ", ".join(config.model.without_layers)
-    return Choice("-".join(features), f"without {left_out}" if left_out else "")
+    branches = f"in branches, as those of {config.model.preset}" if any(layer.source for layer in model.layers) else ""
+    return Choice("-".join(features), f"without {left_out}" if left_out else branches)
 
 
 def windows(_: ConfigDict, model: AlexNet) -> Choice:
@@ -177,7 +178,13 @@ def initial_weights(config: ConfigDict, model: AlexNet) -> Choice:
 
 def initial_biases(config: ConfigDict, model: AlexNet) -> Choice:
     """The initial value of biases, by layer."""
-    return _initial(config, model, lambda layer: "torch" if layer.init == "torch" else f"{layer.bias:g}")
+    return _initial(config, model, _bias)
+
+
+def _bias(layer: Layer) -> str:
+    if layer.bias is None:
+        return "none"
+    return "torch" if layer.init == "torch" else f"{layer.bias:g}"
 
 
 def learning_rate(config: ConfigDict, _: AlexNet) -> Choice:
