@@ -132,7 +132,7 @@ KEYS: dict[str, Key] = {
     "profile_steps": free(0, "steps to trace after the first three, into profile/ of the run; 0: none", NOT_NEGATIVE),
     # The images.
     "data.name": fixed("digits", "digits, folder, imagenet2012, synthetic or tfds:NAME"),
-    "data.dir": free("", "folder of photographs, or of ImageNet's tar files", is_shared=False),
+    "data.dir": free("", "folder of photographs, of ImageNet's tar files, or of a set's own files", is_shared=False),
     "data.labels": free("", "table of file and label; for folders in folders: outer or inner", is_shared=False),
     "data.prepared_dir": free("data", "folder of prepared data sets", LOCAL, is_shared=False),
     "data.storage": fixed("auto", "prepared images", one_of("auto (raw up to 4 GB)", "jpeg", "raw (pixels)")),

@@ -1,9 +1,10 @@
 """AlexNet: `--config=configs/alexnet.py:CHOICES`, CHOICES a comma-separated list of a data set, a preset and "smoke".
 
 Data sets: digits (the default; real scans, nothing to download); folder (your own images) and imagenet2012 (its two
-tar files), both with --config.data.dir=DIR; cifar10, mnist, fashion_mnist, imagenette, or tfds:NAME for any other image
-classification set of TFDS; and synthetic. Presets: see PRESETS below; `alexnet_jax/models/presets.toml` cites the
-source of each number of their networks. "smoke" makes a run of a few seconds.
+tar files), both with --config.data.dir=DIR; cifar10, cifar100, mnist, fashion_mnist and imagenette, whose published
+files are read with --config.data.dir=DIR, or which TFDS prepares; tfds:NAME for any other image classification set of
+TFDS; and synthetic. Presets: see PRESETS below; `alexnet_jax/models/presets.toml` cites the source of each number of
+their networks. "smoke" makes a run of a few seconds.
 
 Every key, with its default, unit and bounds, is in `alexnet_jax/config_keys.py`. The defaults are those of paper
 section 5: 90 epochs, batch size 128, momentum 0.9, weight decay 0.0005, learning rate 0.01, divided by 10 when the
@@ -240,6 +241,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "imagenet2012": {"test_views": 10, "data": {"name": "imagenet2012"}},
     "synthetic": {"data": {"name": "synthetic"}},
     "cifar10": {"data": {"name": "tfds:cifar10"}},
+    "cifar100": {"data": {"name": "tfds:cifar100"}},
     "mnist": {"data": {"name": "tfds:mnist", "mirror": False}},
     "fashion_mnist": {"data": {"name": "tfds:fashion_mnist"}},
     "imagenette": {"data": {"name": "tfds:imagenette"}},

@@ -23,7 +23,7 @@ from alexnet_jax.models.presets import Layer
 from alexnet_jax.optimizer import averaged_params, make_optimizer
 from alexnet_jax.parallel.devices import Devices, data_parallel, mesh_parallel
 from alexnet_jax.run.metrics_log import read_metrics
-from alexnet_jax.steps import augmented, example_keys, make_train_step
+from alexnet_jax.steps import example_keys, make_train_step
 from alexnet_jax.train import train_and_evaluate
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
 from tests.helpers.mesh_run import batches, copied
@@ -74,30 +74,27 @@ def test_squared_error_and_auxiliary_classifiers_by_hand() -> None:
     model = AlexNet((Layer("fc", 4), spare, head), num_classes=10)
     assert model.auxiliary_logits == ("fc2",)
     batch = {name: jnp.asarray(values) for name, values in batches(1, 28)[0].items()}
+    preprocessing = dataclasses.replace(preprocessing, mirror=False, color_noise=0.0, crop=28)  # one possible crop
+    config.optimizer.update({"weight_decay": 0.0, "bias_learning_rate_multiplier": 1.0})
     shapes = jax.eval_shape(lambda: init(model, config))["params"]
-    optimizer = make_optimizer(with_momentum_alone(config.optimizer), shapes)
-    state = fresh(config, model, optimizer)
-    images = augmented(preprocessing, state.key, batch)[0]
+    state = fresh(config, model, optimizer := make_optimizer(config.optimizer, shapes))
     targets = jax.nn.one_hot(batch["label"], 10)
 
-    def loss(params: Any, is_squared: bool) -> jax.Array:
-        logits, found = model.apply({"params": params}, images)
+    def loss(params: Any, is_squared: bool) -> tuple[jax.Array, jax.Array]:
+        logits, found = model.apply({"params": params}, augment.testing_images(preprocessing, batch["image"], 1)[0])
         own, auxiliary = (-(targets * jax.nn.log_softmax(z)).sum(axis=1).mean() for z in (logits, found["fc2"]))
-        return (jnp.square(logits - targets).sum(axis=1).mean() / 2 if is_squared else own) + 0.3 * auxiliary
+        return (jnp.square(logits - targets).sum(axis=1).mean() / 2 if is_squared else own) + 0.3 * auxiliary, own
 
-    for name in ("cross_entropy", "squared_error"):
-        after, sums = make_train_step(model.clone(loss=name), optimizer, preprocessing)(state, batch)
-        gradients = jax.grad(loss)(state.params, name == "squared_error")
+    @jax.jit
+    def both(state: TrainState) -> Any:
+        names = ("cross_entropy", "squared_error")
+        steps = [make_train_step(model.clone(loss=name), optimizer, preprocessing)(state, batch) for name in names]
+        return steps, [jax.grad(loss, has_aux=True)(state.params, name == names[1]) for name in names]
+
+    for (after, sums), (gradients, own) in zip(*both(state), strict=True):
         expected = jax.tree.map(lambda weights, gradient: weights - RATE * gradient, state.params, gradients)
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.params, expected)
-        logits = model.apply({"params": state.params}, images)[0]
-        plain = -(targets * jax.nn.log_softmax(logits)).sum()
-        np.testing.assert_allclose(sums["loss_sum"], plain, rtol=1e-5)
-
-
-def with_momentum_alone(optimizer: ConfigDict) -> ConfigDict:
-    optimizer.update({"weight_decay": 0.0, "bias_learning_rate_multiplier": 1.0})
-    return optimizer
+        np.testing.assert_allclose(sums["loss_sum"], 16 * own, rtol=1e-5)
 
 
 def test_an_image_is_mixed_with_its_partner() -> None:
