@@ -10,7 +10,7 @@ import gzip
 import math
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -210,7 +210,7 @@ class Cifar(ArrayFiles):
         images, labels = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
         return {"train": (images, labels), "test": batches[layout.test]}
 
-    def _read_files(self, names: Sequence[str]) -> Mapping[str, bytes]:
+    def _read_files(self, names: Sequence[str]) -> dict[str, bytes]:
         """The contents of files of the data set by name."""
         found: dict[str, bytes] = {}
         try:

@@ -103,12 +103,13 @@ def scale(config: ConfigDict, _: AlexNet) -> Choice:
     return Choice("grey levels as they are" if set(std) == {1.0} else f"divided by {_numbers(std)}")
 
 
-def targets(config: ConfigDict, _: AlexNet) -> Choice:
+def targets(config: ConfigDict, model: AlexNet) -> Choice:
     """Whether the targets are the labels, smoothed or mixed."""
     changes = [f"labels smoothed by {config.label_smoothing:g}"] if config.label_smoothing else []
     changes += [f"images mixed by Beta({config.data.mixup:g})"] if config.data.mixup else []
     changes += [f"boxes of images exchanged by Beta({config.data.cutmix:g})"] if config.data.cutmix else []
-    return Choice(", ".join(changes) or "the labels")
+    loss = "" if model.loss == "cross_entropy" else model.loss.replace("_", " ")
+    return Choice(", ".join(changes) or "the labels", loss)
 
 
 def layers(config: ConfigDict, model: AlexNet) -> Choice:

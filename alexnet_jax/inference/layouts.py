@@ -144,12 +144,13 @@ def _slots(layout: str, model: AlexNet, crop: int) -> Iterator[_Slot]:
     """Yields the layers with weights, in order."""
     variables, shapes = trace_shapes(model, crop)
     inputs = dict(zip(shapes, [(crop, crop, 3), *shapes.values()], strict=False))
-    for index, (layer, (*names, norm)) in enumerate(zip(model.layers, _names(layout, model), strict=True), start=1):
+    for index, (layer, names) in enumerate(zip(model.layers, _names(layout, model), strict=True), start=1):
+        weight, bias, norm = names
         name, is_flat = f"{layer.kind}{index}", layer.kind == "fc"
         *window, features = variables["params"][name]["kernel"].shape
         rows, columns, channels = (1, 1, *inputs[name])[-3:] if is_flat else window
         shape = rows, columns, channels, features
-        yield _Slot(name, *names, (f"bn{index}", norm), shape, is_flat, layout == "caffe" and index == 1)
+        yield _Slot(name, weight, bias, (f"bn{index}", norm), shape, is_flat, layout == "caffe" and index == 1)
 
 
 def _names(layout: str, model: AlexNet) -> Iterator[tuple[str, str, str]]:

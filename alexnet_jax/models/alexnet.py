@@ -202,10 +202,11 @@ class AlexNet(nn.Module):
         """Applies one of `shards` shards of a layer's weights; a fully connected layer flattens its input first."""
         features = (layer.features or self.outputs) // shards
         groups = self.towers // shards if layer.own_tower else 1
-        common: dict[str, Any] = {"dtype": self.dtype, "use_bias": layer.bias is not None, "name": name}
+        has_bias = layer.bias is not None
         if layer.kind == "fc":
             x = x.reshape(x.shape[0], -1)
-            return nn.Dense(features, **_initializers(layer, fan_in=x.shape[-1]), **common)(x)
+            initial = _initializers(layer, fan_in=x.shape[-1])
+            return nn.Dense(features, use_bias=has_bias, dtype=self.dtype, **initial, name=name)(x)
         size, stride = layer.kernel, layer.stride
         rows, columns = (window_padding(extent, size, stride, layer.pad, self.conv_ceil) for extent in x.shape[1:3])
         options: dict[str, Any] = _initializers(layer, fan_in=size * size * x.shape[-1] // groups)
@@ -213,7 +214,7 @@ class AlexNet(nn.Module):
             options |= {"feature_group_count": groups, "conv_general_dilated": _conv}
         module = nn.ConvLocal if layer.kind == "local" else nn.Conv
         window = (size, size), (stride, stride), (rows, columns)
-        return module(features, *window, **options, **common)(x)
+        return module(features, *window, use_bias=has_bias, dtype=self.dtype, **options, name=name)(x)
 
 
 def _join(operation: str, maps: Sequence[Array]) -> Array:
@@ -250,7 +251,7 @@ def _initializers(layer: Layer, fan_in: int) -> dict[str, Any]:
     return {"kernel_init": kernel_init, "bias_init": nn.initializers.constant(layer.bias or 0.0)}
 
 
-_HE = {"he": "fan_in", "he_out": "fan_out"}
+_HE: dict[str | float, Any] = {"he": "fan_in", "he_out": "fan_out"}
 """Initialisations of He et al. 2015, which keep the variance of activations or that of gradients."""
 
 

@@ -9,7 +9,7 @@ github.com/pytorch/vision.
 import dataclasses
 import importlib.resources
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from alexnet_jax.models import inception, residual, vgg
@@ -66,7 +66,11 @@ class Layer:
         return self.kind == "fc" and self.features > 0
 
 
-_FAMILIES = {"vgg": vgg.layers, "residual": residual.layers, "inception": inception.layers}
+_FAMILIES: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    "vgg": vgg.layers,
+    "residual": residual.layers,
+    "inception": inception.layers,
+}
 """Functions that make the lines of `layers` of a network of blocks, by the key of their arguments."""
 
 
