@@ -25,7 +25,8 @@ DATASET_NAMES = ("digits", "folder", "imagenet2012", "synthetic")
 """The names that `get_dataset` accepts in addition to tfds:NAME."""
 
 IMAGENETTE = "tfds:imagenette"
-"""Its own files are a folder of images."""
+PUBLISHED = (*READERS, IMAGENETTE)
+"""Data sets of TFDS that are read as published where a folder is given; that of IMAGENETTE is one of images."""
 
 BUILT_IN = ("digits", "synthetic")
 """The names of those data sets that need no files."""
@@ -64,8 +65,8 @@ def get_dataset(
 
     Args:
       name: one of DATASET_NAMES or "tfds:NAME", where NAME is as in `tfds.builder`, e.g. tfds:cifar10:3.0.2.
-      source_dir: folder of the originals of "folder" and "imagenet2012"; for IMAGENETTE and the sets of `READERS`, the
-        folder of the files as published, or "" for those of TFDS.
+      source_dir: folder of the originals of "folder" and "imagenet2012"; for PUBLISHED ones the folder of the
+        files as published, or "" for those of TFDS.
       prepared_dir: folder of prepared data sets; it is also the first place to look for those of TFDS.
       synthetic_size: size of the synthetic training split.
       options: how images are prepared and stored.
@@ -76,7 +77,7 @@ def get_dataset(
     source_dir, prepared_dir, labels = map(expand_home, (source_dir, prepared_dir, labels))
     folder = Path(source_dir).resolve()
     origin: Any = {"folder": folder, "imagenet2012": folder, "synthetic": synthetic_size}.get(name)
-    if source_dir and name in (*READERS, IMAGENETTE):
+    if source_dir and name in PUBLISHED:
         origin = folder
     identity: tuple[Any, ...] = (
         name,

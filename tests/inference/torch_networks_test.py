@@ -10,7 +10,7 @@ import pytest
 
 from alexnet_jax.inference.layouts import from_layout, last_bias, to_layout
 from alexnet_jax.models.alexnet import AlexNet
-from alexnet_jax.models.presets import read_presets
+from tests.helpers.narrow import NARROW
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -19,27 +19,6 @@ pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-4
 CROP, CLASSES = 64, 7
-
-NARROW = """
-[vgg]
-pool_size = 2
-vgg = { convolutions = [1, 1, 2], widths = [4, 8, 8], hidden = 16 }
-[resnet]
-pool_pad = 1
-residual = { blocks = [1, 2], widths = [4, 8] }
-[bottlenecks]
-pool_pad = 1
-residual = { blocks = [1, 2], widths = [4, 8], bottleneck = true }
-[googlenet]
-pool_ceil = true
-bn_epsilon = 0.001
-dropout_rate = 0.0
-dropout_convention = "inverted"
-[googlenet.inception]
-pooled_before = { 4a = ["max", 2, 2, 0] }
-auxiliary_after = { 4a = "aux1" }
-modules = { 3a = [4, 3, 6, 2, 3, 5], 4a = [4, 3, 6, 2, 3, 5], 4b = [4, 3, 6, 2, 3, 5] }
-"""
 
 
 def vgg() -> Any:
@@ -191,7 +170,7 @@ def random_peer(name: str) -> Any:
 
 @pytest.mark.parametrize("name", PEERS)
 def test_logits(name: str) -> None:
-    peer, model = random_peer(name), AlexNet(**read_presets(NARROW)[name], num_classes=CLASSES)
+    peer, model = random_peer(name), AlexNet(**NARROW[name], num_classes=CLASSES)
     arrays = {key: values.numpy() for key, values in peer.state_dict().items()}
     variables = from_layout("torchvision", model, CROP, arrays)
     back = to_layout("torchvision", model, CROP, variables)
