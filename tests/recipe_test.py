@@ -68,6 +68,7 @@ def test_smoothed_and_mixed_cross_entropy_by_hand() -> None:
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_squared_error_and_auxiliary_classifiers_by_hand() -> None:
     config, _, _, preprocessing = setup("lenet,smoke")
     head, spare = Layer("fc", 0, source="fc1", init=0.1), Layer("fc", 0, init=0.1, auxiliary=True)

@@ -5,6 +5,7 @@ from alexnet_jax.models.presets import read_presets
 NARROW = read_presets("""
 [vgg]
 pool_size = 2
+dropout_convention = "inverted"
 vgg = { convolutions = [1, 1, 2], widths = [4, 8, 8], hidden = 16 }
 [resnet]
 pool_pad = 1

@@ -62,6 +62,7 @@ def test_it_answers_as_the_network_does(
     np.testing.assert_allclose(answers, run.predict(images), atol=0.05 if "bfloat16" in changes.values() else 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NARROW)
 def test_networks_of_blocks(
     name: str, make_config: Callable[..., ConfigDict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -179,11 +179,12 @@ def test_logits(name: str) -> None:
     assert back.keys() == {key for key in arrays if "num_batches" not in key}
     assert all(np.array_equal(back[key], arrays[key]) for key in back)
 
-    images = np.random.default_rng(2).normal(size=(3, CROP, CROP, 3)).astype(np.float32)
-    seen = torch.from_numpy(images).permute(0, 3, 1, 2)
+    pixels = np.random.default_rng(2).normal(size=(3, CROP, CROP, 3)).astype(np.float32)
+    seen = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = peer(seen).numpy()
-    logits, _ = jax.jit(model.apply)(variables, jnp.asarray(images))
+    images = jnp.asarray(pixels)
+    logits, _ = jax.jit(model.apply)(variables, images)
     assert np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
     if name == "googlenet":
         layers = tuple(dataclasses.replace(layer, dropout=None) for layer in model.layers)

@@ -115,8 +115,8 @@ def test_the_last_layer_may_be_wider_than_the_data_but_not_narrower() -> None:
 def test_two_classes_need_one_output_in_the_sigmoid_form() -> None:
     model = AlexNet((Layer("fc", 0),), num_classes=2, sigmoid_output=True)
     images, labels = jnp.linspace(-1.0, 1.0, 5 * 12).reshape(5, 2, 2, 3), jnp.array([0, 1, 1, 0, 1])
-    variables = init(model, crop=2)
-    logits, activations = model.apply(variables, images)
+    params = {"fc1": {"kernel": jnp.linspace(-1.0, 2.0, 12)[:, None], "bias": jnp.ones(1)}}
+    logits, activations = jax.jit(model.apply)({"params": params}, images)
     (z,) = activations["fc1"].T
     np.testing.assert_allclose(jax.nn.softmax(logits)[:, 1], jax.nn.sigmoid(z), rtol=1e-6)
     binary = -jnp.where(labels == 1, jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)).sum()
