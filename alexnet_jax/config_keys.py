@@ -106,6 +106,7 @@ SEED = Rule(lambda value: value < 2**31, "must be less than 2^31")
 ADDRESS = Rule(lambda value: re.fullmatch(r"(.+:\d+|auto)?", value) is not None, "must be HOST:PORT, auto or empty")
 LOCAL = Rule(lambda value: "://" not in value, "must be a folder of this machine")
 DECAYS = rows_of(str, float, text="must be ((pattern, decay), ...), no decay negative")
+WIDTHS = Rule(lambda value: is_row(value, *[int] * len(value)) and min(value, default=1) > 0, "must be numbers > 0")
 FACTORS = rows_of(str, float, float, text="must be ((pattern, from epoch, factor), ...), no factor negative")
 
 KEYS: dict[str, Key] = {
@@ -131,7 +132,7 @@ KEYS: dict[str, Key] = {
     "profile_steps": free(0, "steps to trace after the first three, into profile/ of the run; 0: none", NOT_NEGATIVE),
     # The images.
     "data.name": fixed("digits", "digits, folder, imagenet2012, synthetic or tfds:NAME"),
-    "data.dir": free("", "folder of photographs, or of ImageNet's tar files", is_shared=False),
+    "data.dir": free("", "folder of photographs, of ImageNet's tar files, or of a set's own files", is_shared=False),
     "data.labels": free("", "table of file and label; for folders in folders: outer or inner", is_shared=False),
     "data.prepared_dir": free("data", "folder of prepared data sets", LOCAL, is_shared=False),
     "data.storage": fixed("auto", "prepared images", one_of("auto (raw up to 4 GB)", "jpeg", "raw (pixels)")),
@@ -194,6 +195,7 @@ KEYS: dict[str, Key] = {
         (), "layers to leave out; their pooling stays", row_of(str, "must be names of layers: ('conv3',)")
     ),
     "model.hidden_width": fixed(None, "units in each hidden fully connected layer", at_least(1), kind=int),
+    "model.hidden_widths": fixed((), "units of its hidden fully connected layers in turn; (): the preset's", WIDTHS),
     "model.num_classes": fixed(None, "units of the last layer; None: the data's classes", at_least(1), kind=int),
     "model.compute_dtype": fixed("float32", "type of activations and products", one_of("float32", "bfloat16")),
     # Learning.

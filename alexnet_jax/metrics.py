@@ -42,16 +42,37 @@ def mixed_cross_entropy(
     mixup_weights: Float[Array, " batch"],
     smoothing: float,
 ) -> Float[Array, " batch"]:
-    """Cross-entropy of each example, in nats, with mixed and smoothed labels.
+    """Cross-entropy of each example, in nats, with mixed and smoothed labels; see `mixed_targets`."""
+    targets = mixed_targets(logits.shape[1], labels, partner_labels, mixup_weights, smoothing)
+    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=1)
 
-    The target is (1 - s) (w label + (1 - w) partner) + s / classes, with one-hot labels, mixup weight w (Zhang et al.
-    2018) and smoothing s (Szegedy et al. 2016).
+
+def squared_error(
+    outputs: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    partner_labels: Int[Array, " batch"],
+    mixup_weights: Float[Array, " batch"],
+    smoothing: float,
+) -> Float[Array, " batch"]:
+    """Half the squared distance of each example's outputs from `mixed_targets`."""
+    targets = mixed_targets(outputs.shape[1], labels, partner_labels, mixup_weights, smoothing)
+    return jnp.sum(jnp.square(outputs - targets), axis=1) / 2
+
+
+def mixed_targets(
+    classes: int,
+    labels: Int[Array, " batch"],
+    partner_labels: Int[Array, " batch"],
+    mixup_weights: Float[Array, " batch"],
+    smoothing: float,
+) -> Float[Array, "batch classes"]:
+    """The targets (1 - s) (w label + (1 - w) partner) + s / classes of one-hot labels.
+
+    The mixup weight is w (Zhang et al. 2018), the smoothing s (Szegedy et al. 2016).
     """
-    classes = logits.shape[1]
     weights = jnp.stack([mixup_weights, 1 - mixup_weights], axis=1)[:, :, None]
     one_hot = jax.nn.one_hot(jnp.stack([labels, partner_labels], axis=1), classes)
-    targets = (1 - smoothing) * jnp.sum(weights * one_hot, axis=1) + smoothing / classes
-    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=1)
+    return (1 - smoothing) * jnp.sum(weights * one_hot, axis=1) + smoothing / classes
 
 
 def add(totals: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,9 @@ GradientsStep = Callable[[TrainState, Batch], tuple[Any, tuple[Metrics, Any]]]
 EvalStep = Callable[[Any, Any, Batch], Metrics]
 PredictStep = Callable[[Any, Any, Array], Array]
 
+AUXILIARY_WEIGHT = 0.3
+"""Weight of the loss of an auxiliary classifier (Szegedy et al. 2015, "Going deeper with convolutions", section 5)."""
+
 _MIXING = 2
 """The number folded into an example's key for mixing pairs; `jax.random.split` gives those of crops and dropout."""
 
@@ -56,7 +59,8 @@ def make_train_step(
 
     With mixup, CutMix or label smoothing the loss in the metrics is the cross-entropy with the mixed labels, not
     smoothed, and an example counts as correct if its own label, the one of larger weight, is predicted. Training
-    metrics are then comparable across runs, but worse than those of unmixed images.
+    metrics are then comparable across runs, but worse than those of unmixed images. It is the cross-entropy, too, where
+    `model.loss` is another or auxiliary classifiers add their losses.
 
     Raises UserError for micro-batches of a network with batch normalisation, which averages over the whole batch.
     """
@@ -71,13 +75,18 @@ def make_train_step(
 
         def loss(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            (logits, _), updated = model.apply(variables, images, dropout_keys, axes, mutable=["batch_stats"])
+            (logits, found), updated = model.apply(variables, images, dropout_keys, axes, mutable=["batch_stats"])
             sums = metrics.classification_sums(logits, labels, jnp.ones_like(labels, dtype=bool))
             minimised = sums["loss_sum"]
+            mixed = labels, partner_labels, mixup_weights
             if preprocessing.mixes or label_smoothing:
-                mixed = logits, labels, partner_labels, mixup_weights
-                minimised = jnp.sum(metrics.mixed_cross_entropy(*mixed, label_smoothing))
-                sums["loss_sum"] = jnp.sum(metrics.mixed_cross_entropy(*mixed, 0.0))
+                minimised = jnp.sum(metrics.mixed_cross_entropy(logits, *mixed, label_smoothing))
+                sums["loss_sum"] = jnp.sum(metrics.mixed_cross_entropy(logits, *mixed, 0.0))
+            if model.loss == "squared_error":
+                minimised = jnp.sum(metrics.squared_error(logits, *mixed, label_smoothing))
+            for name in model.auxiliary_logits:
+                auxiliary = metrics.mixed_cross_entropy(found[name].astype(jnp.float32), *mixed, label_smoothing)
+                minimised += AUXILIARY_WEIGHT * jnp.sum(auxiliary)
             return minimised / len(logits), (sums, updated.get("batch_stats", {}))
 
         return jax.grad(loss, has_aux=True)(state.params)

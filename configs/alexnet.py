@@ -1,9 +1,10 @@
 """AlexNet: `--config=configs/alexnet.py:CHOICES`, CHOICES a comma-separated list of a data set, a preset and "smoke".
 
 Data sets: digits (the default; real scans, nothing to download); folder (your own images) and imagenet2012 (its two
-tar files), both with --config.data.dir=DIR; cifar10, mnist, fashion_mnist, imagenette, or tfds:NAME for any other image
-classification set of TFDS; and synthetic. Presets: see PRESETS below; `alexnet_jax/models/presets.toml` cites the
-source of each number of their networks. "smoke" makes a run of a few seconds.
+tar files), both with --config.data.dir=DIR; cifar10, cifar100, mnist, fashion_mnist and imagenette, whose published
+files are read with --config.data.dir=DIR, or which TFDS prepares; tfds:NAME for any other image classification set of
+TFDS; and synthetic. Presets: see PRESETS below; `alexnet_jax/models/presets.toml` cites the source of each number of
+their networks. "smoke" makes a run of a few seconds.
 
 Every key, with its default, unit and bounds, is in `alexnet_jax/config_keys.py`. The defaults are those of paper
 section 5: 90 epochs, batch size 128, momentum 0.9, weight decay 0.0005, learning rate 0.01, divided by 10 when the
@@ -44,10 +45,12 @@ def get_config(choices: str = "") -> ConfigDict:
     config.model.preset = preset
     config.update(PRESETS[preset])
     config.update(DATASETS.get(data, {"data": {"name": data}}))
-    small = preset.startswith(("cifar_", "lenet", "small"))
-    if small:
+    small = preset.startswith(("cifar_", "lenet", "small")) or preset.endswith("_small")
+    if preset in ("linear", "logistic", "mlp", "digit_cnn"):
+        config.data.update({"image_size": 28, "crop": 28})  # MNIST's images as they are
+    elif small:
         # The source's CIFAR-10 networks use 24x24 crops of 32x32 (CHM convdata_cifar.py), too narrow for a digit.
-        wide = data == "digits" or preset.startswith("small")
+        wide = data == "digits" or not preset.startswith(("cifar_", "lenet"))
         config.data.update({"image_size": 32, "crop": 28 if wide else 24})
     elif data == "digits":
         config.model.hidden_width = 512
@@ -59,7 +62,7 @@ def get_config(choices: str = "") -> ConfigDict:
             config.data.name = "synthetic"
         if config.data.image_size > 72:
             config.data.update({"image_size": 72, "crop": 67})
-        if not small:
+        if not small and preset not in ("linear", "logistic"):
             config.model.hidden_width = 32
     return config
 
@@ -86,6 +89,31 @@ _PAPER = {
 }
 
 
+# torchvision references/classification/train.py and its README.md: 8 GPUs x 32 images, decay 1e-4 for all parameters,
+# learning rate / 10 each 30 epochs.
+_TORCHVISION: dict[str, Any] = {
+    "batch_size": 256,
+    "data": {
+        "crop": 224,
+        "cropping": "resized",
+        "mean": (123.675, 116.28, 103.53),
+        "std": (58.395, 57.12, 57.375),
+    },
+    "optimizer": {
+        "weight_decay": 1e-4,
+        "decay_biases": True,
+        "bias_learning_rate_multiplier": 1.0,
+        "schedule": "step",
+        "step_epochs": (30.0, 60.0),
+    },
+}
+# Its learning rate of networks with batch normalisation; the README gives 0.01 for AlexNet and VGG.
+_RESNET = {**_TORCHVISION, "optimizer": {**_TORCHVISION["optimizer"], "learning_rate": 0.1}}
+# Simonyan and Zisserman 2015, section 3.1: batch 256, decay 5e-4, 74 epochs, the learning rate / 10 when the validation
+# error stops improving.
+_VGG = {"batch_size": 256, "epochs": 74.0, "data": _TORCHVISION["data"]}
+
+
 # Methods later than 2012. Schedule, label smoothing and weight decay are close to those of FFCV's ResNet-18
 # (rn18_configs: two epochs of warm-up, then down to 0; smoothing 0.1; decay 5e-5, none for biases and scales). Mixup
 # with alpha 0.2 is from Zhang et al. 2018. With batch normalisation, dropout of 0.2 was better than none in a CaffeNet
@@ -105,6 +133,21 @@ _MODERN: dict[str, Any] = {
 }
 
 
+# The recipe of `modern` with less regularisation, for a small network in a short run.
+_SMALL_MODERN: dict[str, Any] = {
+    **_MODERN,
+    "model": {"dropout_rate": 0.0},
+    "data": {"mixup": 0.1, "std": (64.0, 64.0, 64.0)},
+    "optimizer": {
+        **_MODERN["optimizer"],
+        "learning_rate": 0.05,
+        "weight_decay": 5e-4,
+        "warmup_epochs": 1.0,
+        "ema_decay": 0.999,
+    },
+}
+
+
 def _cifar(*weight_decay_overrides: tuple[str, float]) -> dict[str, Any]:
     """The recipe of CHM example-layers/layer-params-18pct.cfg and the files like it, with their weight decays."""
     return {
@@ -120,6 +163,17 @@ def _cifar(*weight_decay_overrides: tuple[str, float]) -> dict[str, Any]:
     }
 
 
+_UNIT_INPUTS = {"data": {"std": (64.0, 64.0, 64.0)}}
+
+
+def _one_layer(learning_rate: float) -> dict[str, Any]:
+    """A recipe for a network without hidden layers."""
+    return {
+        "data": {"std": (255.0, 255.0, 255.0), "mirror": False},
+        "optimizer": {"learning_rate": learning_rate, "weight_decay": 0.0},
+    }
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "source": _SOURCE,
     "run170": _RUN_170,
@@ -127,34 +181,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "caffe": _CAFFE,
     "caffenet": _CAFFE,
     "single_tower": _PAPER,
-    # torchvision references/classification/README.md: 8 GPUs x 32 images, decay 1e-4 for all parameters, learning rate
-    # / 10 each 30 epochs.
-    "owt": {
-        "batch_size": 256,
-        "data": {
-            "crop": 224,
-            "cropping": "resized",
-            "mean": (123.675, 116.28, 103.53),
-            "std": (58.395, 57.12, 57.375),
-        },
-        "optimizer": {
-            "weight_decay": 1e-4,
-            "decay_biases": True,
-            "bias_learning_rate_multiplier": 1.0,
-            "schedule": "step",
-            "step_epochs": (30.0, 60.0),
-        },
-    },
+    "owt": _TORCHVISION,
     "bn": {},
     "modern": {
         **_MODERN,
         "batch_size": 256,
-        "data": {
-            **_MODERN["data"],
-            "cropping": "resized",
-            "mean": (123.675, 116.28, 103.53),
-            "std": (58.395, 57.12, 57.375),
-        },
+        "data": {**_MODERN["data"], **_TORCHVISION["data"], "crop": 227},
     },
     "cifar_80sec": _cifar(("fc*/kernel", 0.03)),
     "cifar_19pct": _cifar(("fc4/kernel", 3.0)),
@@ -166,21 +198,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"color_noise": 0.1, "mean_form": "image_centre"},
         "optimizer": {"bias_schedule": "constant"},
     },
-    # The recipe of `modern` with less regularisation, for a small network in a short run.
-    "small_modern": {
-        **_MODERN,
-        "model": {"dropout_rate": 0.0},
-        "data": {"mixup": 0.1, "std": (64.0, 64.0, 64.0)},
-        "optimizer": {
-            **_MODERN["optimizer"],
-            "learning_rate": 0.05,
-            "weight_decay": 5e-4,
-            "warmup_epochs": 1.0,
-            "ema_decay": 0.999,
-        },
-    },
+    "small_modern": _SMALL_MODERN,
     # Its initialisation (He) expects inputs of about unit variance; those of the others are made for raw pixels.
     "lenet": {"data": {"std": (64.0, 64.0, 64.0)}, "optimizer": {"learning_rate": 0.002}},
+    # Gradient descent on one layer. Above 2 / the largest eigenvalue of the pixels' second moments, the learning rate
+    # would make the squared error grow.
+    "linear": _one_layer(0.001),
+    "logistic": _one_layer(0.01),
+    "mlp": _UNIT_INPUTS,
+    "digit_cnn": _UNIT_INPUTS,
+    "vgg11": _VGG,
+    "vgg16": _VGG,
+    "vgg_small": {
+        **_SMALL_MODERN,
+        "model": {"dropout_rate": 0.5},
+        "optimizer": {**_SMALL_MODERN["optimizer"], "learning_rate": 0.01},  # it has no batch normalisation
+    },
+    # Grey levels from -1 to 1, as torchvision/models/googlenet.py scales them. Boxes of 8 % to 100 % of the image are
+    # the paper's own (Szegedy et al. 2015, section 6), which gives no learning rate.
+    "googlenet": {**_RESNET, "data": {**_TORCHVISION["data"], "mean": (127.5,) * 3, "std": (127.5,) * 3}},
+    "inception_small": {**_SMALL_MODERN, "model": {"dropout_rate": 0.2}},
+    "resnet18": _RESNET,
+    "resnet50": _RESNET,
+    "resnet_small": _SMALL_MODERN,
 }
 
 DATASETS: dict[str, dict[str, Any]] = {
@@ -201,6 +241,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "imagenet2012": {"test_views": 10, "data": {"name": "imagenet2012"}},
     "synthetic": {"data": {"name": "synthetic"}},
     "cifar10": {"data": {"name": "tfds:cifar10"}},
+    "cifar100": {"data": {"name": "tfds:cifar100"}},
     "mnist": {"data": {"name": "tfds:mnist", "mirror": False}},
     "fashion_mnist": {"data": {"name": "tfds:fashion_mnist"}},
     "imagenette": {"data": {"name": "tfds:imagenette"}},

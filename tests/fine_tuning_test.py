@@ -228,7 +228,7 @@ def test_weights_of_another_program_become_a_start(
     monkeypatch.chdir(REPOSITORY)
     params = jax.tree.map(np.asarray, trained.params)
     weights, source = tmp_path / "weights.npz", tmp_path / "converted"
-    write_arrays(weights, to_layout("caffe", trained.model, trained.preprocessing.crop, params))
+    write_arrays(weights, to_layout("caffe", trained.model, trained.preprocessing.crop, {"params": params}))
     words = [f"--config=configs/alexnet.py:{CHOICES}", "--config.data.mean=(120.0, 120.0, 120.0)"]
     convert.main([str(weights), "--layout=caffe", f"--workdir={source}", *words])
     config = make_config(init_from=str(source), **{"optimizer.learning_rate_multipliers": (("conv*", 0.0, 0.0),)})
@@ -243,7 +243,7 @@ def test_a_file_of_another_program_is_a_start_itself(
     name: str, trained: TrainedRun, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     params = jax.tree.map(np.asarray, trained.params)
-    write_arrays(tmp_path / "a.npz", to_layout("caffe", trained.model, trained.preprocessing.crop, params))
+    write_arrays(tmp_path / "a.npz", to_layout("caffe", trained.model, trained.preprocessing.crop, {"params": params}))
     config = make_config(init_from=str((tmp_path / "a.npz").rename(tmp_path / name)))
     zeros = {"params": jax.tree.map(np.zeros_like, params)}
     numbers = [str(number) for number in range(10)]

@@ -1,6 +1,7 @@
 """The modern recipe: label smoothing, mixup and averaged parameters; each alone, together, and in resumed runs."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from alexnet_jax.checkpoint import restore
 from alexnet_jax.cli import evaluate
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import open_experiment
+from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.models.presets import Layer
 from alexnet_jax.optimizer import averaged_params, make_optimizer
 from alexnet_jax.parallel.devices import Devices, data_parallel, mesh_parallel
 from alexnet_jax.run.metrics_log import read_metrics
@@ -63,6 +66,36 @@ def test_smoothed_and_mixed_cross_entropy_by_hand() -> None:
     ]
     losses = metrics.mixed_cross_entropy(logits, labels, others, shares, 0.3)
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_squared_error_and_auxiliary_classifiers_by_hand() -> None:
+    config, _, _, preprocessing = setup("lenet,smoke")
+    head, spare = Layer("fc", 0, source="fc1", init=0.1), Layer("fc", 0, init=0.1, auxiliary=True)
+    model = AlexNet((Layer("fc", 4), spare, head), num_classes=10)
+    assert model.auxiliary_logits == ("fc2",)
+    batch = {name: jnp.asarray(values) for name, values in batches(1, 28)[0].items()}
+    preprocessing = dataclasses.replace(preprocessing, mirror=False, color_noise=0.0, crop=28)  # one possible crop
+    config.optimizer.update({"weight_decay": 0.0, "bias_learning_rate_multiplier": 1.0})
+    shapes = jax.eval_shape(lambda: init(model, config))["params"]
+    state = fresh(config, model, optimizer := make_optimizer(config.optimizer, shapes))
+    targets = jax.nn.one_hot(batch["label"], 10)
+
+    def loss(params: Any, is_squared: bool) -> tuple[jax.Array, jax.Array]:
+        logits, found = model.apply({"params": params}, augment.testing_images(preprocessing, batch["image"], 1)[0])
+        own, auxiliary = (-(targets * jax.nn.log_softmax(z)).sum(axis=1).mean() for z in (logits, found["fc2"]))
+        return (jnp.square(logits - targets).sum(axis=1).mean() / 2 if is_squared else own) + 0.3 * auxiliary, own
+
+    @jax.jit
+    def both(state: TrainState) -> Any:
+        names = ("cross_entropy", "squared_error")
+        steps = [make_train_step(model.clone(loss=name), optimizer, preprocessing)(state, batch) for name in names]
+        return steps, [jax.grad(loss, has_aux=True)(state.params, name == names[1]) for name in names]
+
+    for (after, sums), (gradients, own) in zip(*both(state), strict=True):
+        expected = jax.tree.map(lambda weights, gradient: weights - RATE * gradient, state.params, gradients)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.params, expected)
+        np.testing.assert_allclose(sums["loss_sum"], 16 * own, rtol=1e-5)
 
 
 def test_an_image_is_mixed_with_its_partner() -> None:

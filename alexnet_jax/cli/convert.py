@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     if options.output:
         refuse_words(["convert", *words])
         run = load_run(options.source, options.checkpoint)
-        arrays = to_layout(options.layout, run.model, run.preprocessing.crop, run.params)
+        arrays = to_layout(options.layout, run.model, run.preprocessing.crop, run.variables)
         write_arrays(options.output, arrays)
         console.show(f"{_described(arrays)} in the layout of {options.layout} lie in {options.output}")
     else:
@@ -66,11 +66,11 @@ def _make_run(options: argparse.Namespace, config: ConfigDict, command: list[str
     class_names = _class_names(options.class_names, outputs)
     model = get_model(config.model, outputs)
     try:
-        params = from_layout(layout, model, config.data.crop, arrays)
+        variables = from_layout(layout, model, config.data.crop, arrays)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    state = create_train_state({"params": params}, make_optimizer(config.optimizer, params), config.seed)
-    learning_rates = make_learning_rates(config, params)
+    state = create_train_state(variables, make_optimizer(config.optimizer, variables["params"]), config.seed)
+    learning_rates = make_learning_rates(config, variables["params"])
     tree = run_folder.checkpoint_tree(state, learning_rates, preprocessing)
     versions, first = describe_environment(command), learning_rates.of_kernels(0.0)
     metadata = run_folder.checkpoint_metadata(config, class_names, "", run_folder.Progress(), first, versions)

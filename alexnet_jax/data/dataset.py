@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_jax.data.array_files import READERS
 from alexnet_jax.data.image_folder import INNER, OUTER, ImageFolder
 from alexnet_jax.data.imagenet import ImageNet
 from alexnet_jax.data.manifest import MANIFEST, damaged_error, read_manifest
@@ -22,6 +23,10 @@ from alexnet_jax.system.files import expand_home
 
 DATASET_NAMES = ("digits", "folder", "imagenet2012", "synthetic")
 """The names that `get_dataset` accepts in addition to tfds:NAME."""
+
+IMAGENETTE = "tfds:imagenette"
+PUBLISHED = (*READERS, IMAGENETTE)
+"""Data sets of TFDS that are read as published where a folder is given; that of IMAGENETTE is one of images."""
 
 BUILT_IN = ("digits", "synthetic")
 """The names of those data sets that need no files."""
@@ -60,7 +65,8 @@ def get_dataset(
 
     Args:
       name: one of DATASET_NAMES or "tfds:NAME", where NAME is as in `tfds.builder`, e.g. tfds:cifar10:3.0.2.
-      source_dir: folder of the originals of "folder" and "imagenet2012".
+      source_dir: folder of the originals of "folder" and "imagenet2012"; for PUBLISHED ones the folder of the
+        files as published, or "" for those of TFDS.
       prepared_dir: folder of prepared data sets; it is also the first place to look for those of TFDS.
       synthetic_size: size of the synthetic training split.
       options: how images are prepared and stored.
@@ -70,7 +76,9 @@ def get_dataset(
     """
     source_dir, prepared_dir, labels = map(expand_home, (source_dir, prepared_dir, labels))
     folder = Path(source_dir).resolve()
-    origin = {"folder": folder, "imagenet2012": folder, "synthetic": synthetic_size}.get(name)
+    origin: Any = {"folder": folder, "imagenet2012": folder, "synthetic": synthetic_size}.get(name)
+    if source_dir and name in PUBLISHED:
+        origin = folder
     identity: tuple[Any, ...] = (
         name,
         str(origin),
@@ -100,7 +108,9 @@ def _get_source(name: str, source_dir: str, prepared_dir: str, synthetic_example
     if name == "synthetic":
         return Synthetic(synthetic_examples)
     is_unpacked = name == "imagenet2012" and (Path(source_dir) / "train").is_dir()
-    if name == "folder" or is_unpacked:
+    if source_dir and name in READERS:
+        return READERS[name](name.removeprefix("tfds:"), source_dir)
+    if name == "folder" or is_unpacked or (source_dir and name == IMAGENETTE):
         return ImageFolder(source_dir, labels)
     if name == "imagenet2012":
         return ImageNet(source_dir)

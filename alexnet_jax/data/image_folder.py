@@ -20,6 +20,7 @@ OUTER, INNER = "outer", "inner"
 
 _NAME_AND_NUMBER = re.compile(r"([^\W\d_][\w -]*?)[\W_]*\d+( ?\(\d+\))?\.\w+")
 _CAMERA_NAMES = ("img", "image", "dsc", "dscn", "dscf", "dcim", "photo", "picture", "pic", "p", "scan", "screenshot")
+_TINY_IMAGENET_TABLE = "val_annotations.txt"
 _ILSVRC_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
 
 
@@ -154,6 +155,8 @@ class ImageFolder(Source):
 
     def _files_of_split(self, folder: Path, split: str) -> list[_File]:
         """The images of a split: in folders of classes, or all in one, with the classes in their names."""
+        if (table := folder / _TINY_IMAGENET_TABLE).is_file():
+            return self._of_tiny_imagenet(table, split)
         real = self._folder.resolve()
         above, loose = frozenset(map(str, (real, *real.parents))), list[str]()
         files = list(self._files_below(folder, split, "", above, loose))
@@ -171,6 +174,14 @@ class ImageFolder(Source):
         elif loose:
             self._notes.append(f"{folder} has {len(loose):,} images without labels, which are not used")
         return []
+
+    def _of_tiny_imagenet(self, table: Path, split: str) -> list[_File]:
+        """The validation images of Tiny ImageNet: a line of the table begins with a file of images/ and its class."""
+        images = table.parent / "images"
+        names = {entry.name for entry in layouts.scan(images)}
+        rows = (line.split("\t") for line in table.read_text("utf-8", "replace").splitlines())
+        found = [(row[0], row[1]) for row in rows if len(row) > 1 and row[0] in names]
+        return [self._file(os.path.relpath(images / name, self._folder), split, synset) for name, synset in found]
 
     def _of_classes(self, folder: Path, files: list[_File]) -> list[_File]:
         """The images with the class that config.data.labels asks for. Raises UserError where it has to be given."""

@@ -85,10 +85,12 @@ def find_splits(root: Path, needs_train: bool = True) -> dict[Path, str]:
 
 
 def _innermost(path: Path) -> Path:
-    """The folder of a split below folders that hold nothing else: training_set/training_set."""
+    """The folder of a split below folders that hold nothing else: training_set/training_set, or test/images."""
     entries = [entry for entry in scan(path) if not ignored_kind(entry.name)]
     if len(entries) != 1 or not is_dir(entries[0]):
         return path
+    if entries[0].name == "images" and not _has_folders(Path(entries[0].path)):
+        return Path(entries[0].path)
     inner, outer = split_name(entries[0].name), split_name(path.name)
     return _innermost(Path(entries[0].path)) if inner and outer and inner.split == outer.split else path
 

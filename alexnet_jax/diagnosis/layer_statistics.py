@@ -63,7 +63,9 @@ def measure_layers(
       labels: the true classes of the images.
     """
     keys = jax.random.split(jax.random.key(0), len(images))
-    numbers = jax.device_get(_measure(model.clone(dropout_rate=0.0), variables, images, labels, keys))
+    layers = tuple(dataclasses.replace(layer, dropout=None) for layer in model.layers)
+    calm = model.clone(layers=layers, dropout_rate=0.0)
+    numbers = jax.device_get(_measure(calm, variables, images, labels, keys))
     rows = []
     for name, row in numbers.items():
         kernel, first = (tree["params"][name]["kernel"] for tree in (variables, initial))
@@ -85,7 +87,8 @@ def _measure(model: AlexNet, variables: dict[str, Any], images: Array, labels: A
     rows = {}
     for index, layer in enumerate(model.layers, start=1):
         name = f"{layer.kind}{index}"
-        kernel, bias, output = params[name]["kernel"], params[name]["bias"], activations[name].astype(jnp.float32)
+        kernel, output = params[name]["kernel"], activations[name].astype(jnp.float32)
+        bias = params[name].get("bias", jnp.zeros(1))
         active = activations.get(f"act{index}", jnp.ones((1, 1)))
         size = _rms(kernel)
         rows[name] = {

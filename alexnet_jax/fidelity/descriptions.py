@@ -103,19 +103,21 @@ def scale(config: ConfigDict, _: AlexNet) -> Choice:
     return Choice("grey levels as they are" if set(std) == {1.0} else f"divided by {_numbers(std)}")
 
 
-def targets(config: ConfigDict, _: AlexNet) -> Choice:
+def targets(config: ConfigDict, model: AlexNet) -> Choice:
     """Whether the targets are the labels, smoothed or mixed."""
     changes = [f"labels smoothed by {config.label_smoothing:g}"] if config.label_smoothing else []
     changes += [f"images mixed by Beta({config.data.mixup:g})"] if config.data.mixup else []
     changes += [f"boxes of images exchanged by Beta({config.data.cutmix:g})"] if config.data.cutmix else []
-    return Choice(", ".join(changes) or "the labels")
+    loss = "" if model.loss == "cross_entropy" else model.loss.replace("_", " ")
+    return Choice(", ".join(changes) or "the labels", loss)
 
 
 def layers(config: ConfigDict, model: AlexNet) -> Choice:
     """The layers with weights and their numbers of features."""
-    features = [f"{layer.kind} {layer.features or model.num_classes}" for layer in model.layers]
+    features = [f"{layer.kind} {layer.features or model.outputs}" for layer in model.layers]
     left_out = ", ".join(config.model.without_layers)
-    return Choice("-".join(features), f"without {left_out}" if left_out else "")
+    branches = f"in branches, as those of {config.model.preset}" if any(layer.source for layer in model.layers) else ""
+    return Choice("-".join(features), f"without {left_out}" if left_out else branches)
 
 
 def windows(_: ConfigDict, model: AlexNet) -> Choice:
@@ -177,7 +179,13 @@ def initial_weights(config: ConfigDict, model: AlexNet) -> Choice:
 
 def initial_biases(config: ConfigDict, model: AlexNet) -> Choice:
     """The initial value of biases, by layer."""
-    return _initial(config, model, lambda layer: "torch" if layer.init == "torch" else f"{layer.bias:g}")
+    return _initial(config, model, _bias)
+
+
+def _bias(layer: Layer) -> str:
+    if layer.bias is None:
+        return "none"
+    return "torch" if layer.init == "torch" else f"{layer.bias:g}"
 
 
 def learning_rate(config: ConfigDict, _: AlexNet) -> Choice:

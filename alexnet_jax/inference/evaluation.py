@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import metrics
-from alexnet_jax.data.dataset import BUILT_IN, Dataset, find_prepared
+from alexnet_jax.data.dataset import BUILT_IN, PUBLISHED, Dataset, find_prepared
 from alexnet_jax.data.loader import eval_batches
 from alexnet_jax.data.manifest import damaged_error
 from alexnet_jax.data.storage import Records
@@ -171,7 +171,7 @@ def open_run_dataset(
         raise UserError(f"--labels={labels}: give --data-dir=FOLDER, too, the folder of the images with these labels")
     data = run.config.data.copy_and_resolve_references()
     data.update({"dir": data_dir or data.dir, "prepared_dir": prepared_dir or data.prepared_dir, "labels": labels})
-    if data.name in BUILT_IN or (data_dir and not data.name.startswith("tfds:")):
+    if data.name in BUILT_IN or (data_dir and (data.name in PUBLISHED or not data.name.startswith("tfds:"))):
         dataset = open_dataset(data)
     else:
         dataset = _find(run, data)

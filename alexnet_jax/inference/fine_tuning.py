@@ -72,7 +72,7 @@ def _from_another_program(path: Path, config: ConfigDict) -> TrainedRun:
     try:
         outputs = count_outputs(layout, network, arrays)
         model = get_model(network, outputs)
-        params = from_layout(layout, model, config.data.crop, arrays)
+        variables = from_layout(layout, model, config.data.crop, arrays)
     except UserError as error:
         raise UserError(f"{path} holds only arrays, in the layout of {layout}: {error}") from error
     return TrainedRun(
@@ -80,8 +80,7 @@ def _from_another_program(path: Path, config: ConfigDict) -> TrainedRun:
         config=config,
         class_names=tuple(default_class_names(outputs)),
         model=model,
-        params=params,
-        batch_stats={},
+        **variables,
         preprocessing=make_preprocessing(config.data, Statistics.unknown(config.data.image_size)),
         examples_seen=0,
         content="",

@@ -19,9 +19,6 @@ from alexnet_jax.ops.windows import window_padding
 OPSET, IR_VERSION = 17, 8
 """Version of ONNX's operations and file format; onnxruntime 1.12 (2022) and later read them."""
 
-_BN_EPSILON = 1e-5
-"""The default epsilon of flax.linen.BatchNorm."""
-
 
 def onnx_model(run: TrainedRun, about: Mapping[str, Any]) -> bytes:
     """Builds and serialises the ONNX model of a run.
@@ -104,12 +101,20 @@ def _crops(graph: _Graph, p: Preprocessing, size: int, views: int) -> str:
 
 
 def _network(graph: _Graph, run: TrainedRun, x: str) -> str:
-    """Adds `AlexNet.__call__` in testing; returns the name of the logits."""
+    """Adds `AlexNet.__call__` in testing, without auxiliary classifiers; returns the name of the logits."""
     model, crop = run.model, run.preprocessing.crop
     shape: tuple[int, ...] = (crop, crop, 3)
+    nodes: dict[str, str] = {}  # by the names of activations
     for index, layer in enumerate(model.layers, start=1):
+        if layer.auxiliary:
+            continue
         name = f"{layer.kind}{index}"
-        x = _weights(graph, run, layer, name, x, shape)
+        if layer.source:
+            x, shape = nodes[layer.source], run.layer_shapes[layer.source]
+        if layer.pooled:
+            x = nodes[f"pooled{index}"] = _pool(graph, x, shape, model.pool_ceil, *layer.pooled)
+            shape = run.layer_shapes[f"pooled{index}"]
+        x = nodes[name] = _weights(graph, run, layer, name, x, shape)
         shape = run.layer_shapes[name]
         for operation in layer.then:
             name = f"{operation}{index}"
@@ -121,24 +126,40 @@ def _network(graph: _Graph, run: TrainedRun, x: str) -> str:
                 case "map_norm" if model.lrn is not None:
                     x = _within_map_norm(graph, *model.map_norm, x)
                 case "pool":
-                    pads = _pads(shape, model.pool_size, 2, 0, model.pool_ceil)
-                    kind = {"max": "MaxPool", "avg": "AveragePool"}[layer.pool]
-                    x = graph.add(kind, x, kernel_shape=[model.pool_size] * 2, strides=[2, 2], pads=pads)
+                    x = _pool(graph, x, shape, model.pool_ceil, layer.pool, model.pool_size, 2, model.pool_pad)
                 case "bn":
                     p, statistics = run.params[name], run.batch_stats[name]
                     arrays = (p["scale"], p["bias"], statistics["mean"], statistics["var"])
-                    x = graph.add("BatchNormalization", x, *map(np.asarray, arrays), epsilon=_BN_EPSILON)
+                    x = graph.add("BatchNormalization", x, *map(np.asarray, arrays), epsilon=model.bn_epsilon)
+                case "add":
+                    x = graph.add("Sum", *(nodes[other] for other in layer.joined), x)
+                case "concat":
+                    x = graph.add("Concat", *(nodes[other] for other in layer.joined), x, axis=1)
+                case "mean":
+                    x = graph.add("Flatten", graph.add("GlobalAveragePool", x))
                 case "dropout" if model.dropout_convention == "2012":
                     x = graph.add("Mul", x, np.array(1.0 - model.dropout_rate))
                 case _:
                     continue
-            shape = run.layer_shapes[name]
+            shape, nodes[name] = run.layer_shapes[name], x
+    if model.outputs < model.num_classes:
+        x = graph.add("Concat", graph.add("Mul", x, np.array(0.0)), x, axis=1)
     return x
+
+
+def _pool(
+    graph: _Graph, x: str, shape: tuple[int, ...], ceil: bool, kind: str, size: int, stride: int, pad: int
+) -> str:
+    """Adds `ops.pooling.pool`; `shape` is that of x for one image."""
+    operation = {"max": "MaxPool", "avg": "AveragePool"}[kind]
+    pads = _pads(shape, size, stride, pad, ceil)
+    return graph.add(operation, x, kernel_shape=[size] * 2, strides=[stride] * 2, pads=pads)
 
 
 def _weights(graph: _Graph, run: TrainedRun, layer: Layer, name: str, x: str, shape: tuple[int, ...]) -> str:
     """Adds a layer with weights; `shape` is that of x for one image, [rows, columns, channels] or [units]."""
-    kernel, bias = (np.asarray(run.params[name][key]) for key in ("kernel", "bias"))
+    kernel = np.asarray(run.params[name]["kernel"])
+    bias = np.asarray(run.params[name].get("bias", np.zeros(kernel.shape[-1])))
     if layer.kind == "fc":
         if len(shape) == 3:
             kernel = kernel.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)

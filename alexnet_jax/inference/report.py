@@ -196,6 +196,8 @@ def _training(records: Records) -> Iterator[Part]:
 def _kernels(run: TrainedRun) -> Figure:
     name = run.layer_names[0]
     filters = np.asarray(run.params[name]["kernel"], np.float32)
+    if filters.ndim == 2:  # the units of a fully connected layer see the whole image
+        filters = filters.reshape(run.preprocessing.crop, run.preprocessing.crop, 3, -1)
     rows, columns, _, count = filters.shape
     text = f"The {count} kernels of {name}, {rows} x {columns} pixels, each scaled by its largest weight (Figure 3)."
     return Figure("kernels", text, report_figures.kernels, (filters,))
@@ -222,7 +224,8 @@ def _predictions(evaluation: Evaluation, dataset: Dataset) -> dict[str, Sequence
             _pictures("mistakes", evaluation, dataset, worst, "whose labels got the lowest probabilities"),
             _mistakes(evaluation, worst.tolist()),
         ]
-    sections["Neighbours"] = [_neighbours(evaluation, dataset, np.sort(rng.permutation(count)[:QUERIES]))]
+    if len(evaluation.run.layer_names) > 1:  # else the images are the input of the last layer
+        sections["Neighbours"] = [_neighbours(evaluation, dataset, np.sort(rng.permutation(count)[:QUERIES]))]
     sections["Activations"] = [_activations(evaluation, dataset)]
     return sections
 

@@ -1,5 +1,6 @@
-"""AlexNet as one Flax module whose fields describe the variant."""
+"""AlexNet, and the networks it is compared with, as one Flax module whose fields describe the variant."""
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,14 +18,14 @@ from alexnet_jax.ops.activations import ACTIVATIONS
 from alexnet_jax.ops.convolution import conv
 from alexnet_jax.ops.dropout import dropout
 from alexnet_jax.ops.normalization import LRN, LRN_CONVENTIONS, cross_map_norm, within_map_norm
-from alexnet_jax.ops.pooling import pool
+from alexnet_jax.ops.pooling import pool, pool_to_grid
 from alexnet_jax.ops.windows import NHWC, Kernel, window_padding
 from alexnet_jax.parallel import collectives
 from alexnet_jax.parallel.collectives import ONE_DEVICE, Axes
 
 
 class AlexNet(nn.Module):
-    """AlexNet and related networks: a sequence of layers that ends in logits.
+    """AlexNet and related networks: layers, in a row or in branches, that end in logits.
 
     Attributes:
       layers: the layers with weights; the last one computes the logits.
@@ -33,10 +34,14 @@ class AlexNet(nn.Module):
       activation: "prelu" or a name in `ops.activations.ACTIVATIONS`.
       lrn: local response normalisation across channels; None removes every response normalisation.
       map_norm: (window, alpha) of response normalisation within a channel.
-      pool_size: side of the pooling window in pixels; the stride is 2.
+      pool_size, pool_pad: side of the pooling window and padding of its input, in pixels; the stride is 2.
       conv_ceil, pool_ceil: the last window may overhang the edge; see `ops.windows.output_size`.
       dropout_rate: probability of dropping a unit.
       dropout_convention: "2012" or "inverted"; see `ops.dropout`.
+      bn_epsilon: added to the variance in batch normalisation.
+      sigmoid_output: with two classes the last layer has one output z, and the logits are 0 and z: their softmax is
+        sigmoid(z), their cross-entropy the binary one.
+      loss: what training minimises; "cross_entropy", or "squared_error" of the outputs from the one-hot labels.
       dtype: type of activations and matrix products; parameters, normalisation and logits are float32.
     """
 
@@ -47,10 +52,14 @@ class AlexNet(nn.Module):
     lrn: LRN | None = None
     map_norm: tuple[int, float] = (5, 0.001 / 25)
     pool_size: int = 3
+    pool_pad: int = 0
     conv_ceil: bool = False
     pool_ceil: bool = False
     dropout_rate: float = 0.5
     dropout_convention: str = "2012"
+    bn_epsilon: float = 1e-5
+    sigmoid_output: bool = False
+    loss: str = "cross_entropy"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -72,12 +81,14 @@ class AlexNet(nn.Module):
         Returns:
           The logits, and the activations by name, in order: "conv1", "act1", "lrn1", "pool1", ... "fc8".
         """
-        train = dropout_keys is not None
         x: Array = images.astype(self.dtype)
         activations: dict[str, Array] = {}
         divided = ONE_DEVICE  # becomes `axes` once x holds only this device's shard of the channels or units
         for index, layer in enumerate(self.layers, start=1):
             name = f"{layer.kind}{index}"
+            x = activations[layer.source] if layer.source else x
+            if layer.pooled:
+                x = activations[f"pooled{index}"] = self._pool_input(x, *layer.pooled)
             if axes.tower and self.is_split(name):
                 x, dropout_keys = self._gather_inputs(layer, x, dropout_keys, axes, is_divided=divided is axes)
                 divided = axes
@@ -92,14 +103,16 @@ class AlexNet(nn.Module):
                     case "map_norm" if self.lrn is not None:
                         x = within_map_norm(x, *self.map_norm)
                     case "pool":
-                        x = pool(x, layer.pool, self.pool_size, 2, self.pool_ceil)
+                        x = pool(x, layer.pool, self.pool_size, 2, self.pool_ceil, self.pool_pad)
                     case "bn":
                         over: Any = (axes.rows if divided.tower else axes.batch) or None
-                        norm = nn.BatchNorm(not train, momentum=0.9, axis_name=over, dtype=jnp.float32, name=name)
-                        x = norm(x.astype(jnp.float32)).astype(self.dtype)
+                        x = self._normalize_batch(x, name, dropout_keys is None, over)
                     case "dropout":
                         keys = None if dropout_keys is None else _fold_in(dropout_keys, index)
-                        x = dropout(x, keys, self.dropout_rate, self.dropout_convention, divided.tower)
+                        rate = self.dropout_rate if layer.dropout is None else layer.dropout
+                        x = dropout(x, keys, rate, self.dropout_convention, divided.tower)
+                    case "add" | "concat" | "mean":
+                        x = _join(operation, [*(activations[other] for other in layer.joined), x])
                     case _:
                         continue
                 activations[name] = x
@@ -107,7 +120,18 @@ class AlexNet(nn.Module):
         if divided.tower:
             combine = collectives.return_images if axes.tower in axes.batch else collectives.gather_features
             x = combine(x, axes)
-        return x, activations
+        return (x if self.outputs == self.num_classes else jnp.pad(x, ((0, 0), (1, 0)))), activations
+
+    @property
+    def outputs(self) -> int:
+        """The outputs of the last layer: one for each class, or a single one; see `sigmoid_output`."""
+        return 1 if self.sigmoid_output and self.num_classes == 2 else self.num_classes
+
+    @property
+    def auxiliary_logits(self) -> tuple[str, ...]:
+        """The activations that are the logits of auxiliary classifiers."""
+        named = enumerate(self.layers, start=1)
+        return tuple(f"fc{index}" for index, layer in named if layer.auxiliary and layer.features == 0)
 
     def is_split(self, name: str) -> bool:
         """Whether tensor parallelism shards the layer or parameter group of that name, like "fc6" or "bn6".
@@ -124,6 +148,11 @@ class AlexNet(nn.Module):
         """Raises UserError if the network cannot be divided into that many shards."""
         if self.towers > 1 and shards not in (1, self.towers):
             raise UserError(f"config.parallel.towers={shards}, but the network has {self.towers} towers: give 1 or 2")
+        if shards > 1 and (self.outputs < self.num_classes or any(layer.source for layer in self.layers)):
+            raise UserError(
+                f"config.parallel.towers={shards}: a network with branches, or with one output for two classes, cannot "
+                "be divided; give config.parallel.towers=1"
+            )
         for index, layer in enumerate(self.layers, start=1):
             features, name = layer.features or self.num_classes, f"{layer.kind}{index}"
             if self.is_split(name) and features % shards:
@@ -155,6 +184,13 @@ class AlexNet(nn.Module):
             return nn.PReLU(negative_slope_init=0.25, name=name)(x)  # one slope per layer, from 0.25: He et al. 2015
         return ACTIVATIONS[self.activation](x)
 
+    def _pool_input(self, x: NHWC, kind: str, size: int, stride: int, pad: int) -> NHWC:
+        return pool_to_grid(x, size) if kind == "grid" else pool(x, kind, size, stride, self.pool_ceil, pad)
+
+    def _normalize_batch(self, x: Array, name: str, uses_averages: bool, over: Any) -> Array:
+        options: dict[str, Any] = {"momentum": 0.9, "epsilon": self.bn_epsilon, "dtype": jnp.float32, "name": name}
+        return nn.BatchNorm(uses_averages, axis_name=over, **options)(x.astype(jnp.float32)).astype(self.dtype)
+
     def _normalize_maps(self, x: NHWC, lrn: LRN, divided: Axes) -> NHWC:
         """Applies `cross_map_norm`; a window that crosses towers needs boundary channels of the other device."""
         if divided.towers == 1 or lrn.per_tower:
@@ -164,11 +200,13 @@ class AlexNet(nn.Module):
 
     def _weights(self, layer: Layer, name: str, x: Array, shards: int) -> Array:
         """Applies one of `shards` shards of a layer's weights; a fully connected layer flattens its input first."""
-        features = (layer.features or self.num_classes) // shards
+        features = (layer.features or self.outputs) // shards
         groups = self.towers // shards if layer.own_tower else 1
+        has_bias = layer.bias is not None
         if layer.kind == "fc":
             x = x.reshape(x.shape[0], -1)
-            return nn.Dense(features, dtype=self.dtype, **_initializers(layer, fan_in=x.shape[-1]), name=name)(x)
+            initial = _initializers(layer, fan_in=x.shape[-1])
+            return nn.Dense(features, use_bias=has_bias, dtype=self.dtype, **initial, name=name)(x)
         size, stride = layer.kernel, layer.stride
         rows, columns = (window_padding(extent, size, stride, layer.pad, self.conv_ceil) for extent in x.shape[1:3])
         options: dict[str, Any] = _initializers(layer, fan_in=size * size * x.shape[-1] // groups)
@@ -176,7 +214,17 @@ class AlexNet(nn.Module):
             options |= {"feature_group_count": groups, "conv_general_dilated": _conv}
         module = nn.ConvLocal if layer.kind == "local" else nn.Conv
         window = (size, size), (stride, stride), (rows, columns)
-        return module(features, *window, dtype=self.dtype, **options, name=name)(x)
+        return module(features, *window, use_bias=has_bias, dtype=self.dtype, **options, name=name)(x)
+
+
+def _join(operation: str, maps: Sequence[Array]) -> Array:
+    """Adds or concatenates maps, or averages those of the last over all positions."""
+    match operation:
+        case "add":
+            return functools.reduce(jnp.add, maps)
+        case "concat":
+            return jnp.concatenate(maps, axis=-1)
+    return maps[-1].mean(axis=(1, 2))
 
 
 _fold_in = jax.vmap(jax.random.fold_in, (0, None))
@@ -196,9 +244,15 @@ def _initializers(layer: Layer, fan_in: int) -> dict[str, Any]:
             "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
             "bias_init": lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
         }
-    he = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-    kernel_init = he if layer.init == "he" else nn.initializers.normal(layer.init)
-    return {"kernel_init": kernel_init, "bias_init": nn.initializers.constant(layer.bias)}
+    if layer.init in _HE:
+        kernel_init = nn.initializers.variance_scaling(2.0, _HE[layer.init], "normal")
+    else:
+        kernel_init = nn.initializers.normal(layer.init)
+    return {"kernel_init": kernel_init, "bias_init": nn.initializers.constant(layer.bias or 0.0)}
+
+
+_HE: dict[str | float, Any] = {"he": "fan_in", "he_out": "fan_out"}
+"""Initialisations of He et al. 2015, which keep the variance of activations or that of gradients."""
 
 
 _CHOICES: dict[str, tuple[str, dict[Any, Any]]] = {
@@ -228,15 +282,30 @@ def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
     for key, (field, values) in _CHOICES.items():
         if (value := getattr(config, key)) is not None:
             fields[field] = values[_known(key, value, values)]
+    layers = preset["layers"]
     if config.dropout_rate is not None:
         fields["dropout_rate"] = config.dropout_rate
-    layers = preset["layers"]
+        layers = [replace(layer, dropout=None) for layer in layers]
     if (pool_kind := config.pool_kind) is not None:
         layers = [replace(layer, pool=_known("pool_kind", pool_kind, ("max", "avg"))) for layer in layers]
     if (width := config.hidden_width) is not None:
         layers = [replace(layer, features=width) if layer.is_hidden else layer for layer in layers]
+    if config.hidden_widths:
+        layers = _with_hidden_layers(layers, config.hidden_widths)
     model = AlexNet(**{**fields, "layers": _without(layers, config.without_layers)})
     return model if config.cross_tower else _separate_towers(model)
+
+
+def _with_hidden_layers(stack: Sequence[Layer], widths: Sequence[int]) -> tuple[Layer, ...]:
+    """Replaces the hidden fully connected layers by layers of these widths, each in all else like the first of them.
+
+    Raises UserError if there are none, or if the network has branches, whose layers know each other's numbers.
+    """
+    hidden = [index for index, layer in enumerate(stack) if layer.is_hidden]
+    if not hidden or any(layer.source for layer in stack):
+        raise UserError(f"config.model.hidden_widths={tuple(widths)} needs a preset of layers in a row, some hidden")
+    new = [replace(stack[hidden[0]], features=width) for width in widths]
+    return (*stack[: hidden[0]], *new, *stack[hidden[-1] + 1 :])
 
 
 def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:
@@ -247,6 +316,8 @@ def _without(stack: Sequence[Layer], names: Sequence[str]) -> tuple[Layer, ...]:
     Raises UserError for a name that is not a layer between the first and the last.
     """
     known = [f"{layer.kind}{index}" for index, layer in enumerate(stack, start=1)]
+    if names and any(layer.source for layer in stack):
+        raise UserError(f"config.model.without_layers={tuple(names)} needs a preset whose layers stand in a row")
     for name in names:
         _known("without_layers", name, known[1:-1])
     kept = [stack[0]]

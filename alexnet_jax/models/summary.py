@@ -1,5 +1,6 @@
 """The table of a network's layers: shapes, parameters and multiply-accumulates."""
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -9,7 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet
+
+LARGEST_NEEDED = 512
+"""Every network bears smaller crops than this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,29 @@ def trace_shapes(model: AlexNet, crop: int) -> tuple[Any, Mapping[str, tuple[int
 
     Returns:
       The variables as a tree of shapes, and the shapes of all activations by name, in order.
+
+    Raises UserError if a window is larger than its map; it names the smallest crop that the network bears.
     """
+    try:
+        return _trace(model, crop)
+    except UserError as error:
+        larger = range(crop + 1, LARGEST_NEEDED)
+        smallest = larger[bisect.bisect_left(larger, True, key=functools.partial(_bears, model))]
+        raise UserError(
+            f"config.data.crop={crop} is too small for the network, which needs {smallest} pixels: increase it, and "
+            "config.data.image_size, or choose a preset for small images"
+        ) from error
+
+
+def _bears(model: AlexNet, crop: int) -> bool:
+    try:
+        _trace(model, crop)
+    except UserError:
+        return False
+    return True
+
+
+def _trace(model: AlexNet, crop: int) -> tuple[Any, Mapping[str, tuple[int, ...]]]:
     shapes: dict[str, tuple[int, ...]] = {}
 
     def init(images: Array) -> Any:

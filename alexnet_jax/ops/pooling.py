@@ -12,7 +12,9 @@ from jaxtyping import Array, Float
 from alexnet_jax.ops.windows import NHWC, Extents, pad_maps, window_padding
 
 
-def pool(x: NHWC, kind: str, size: int, stride: int, ceil: bool) -> Float[Array, "batch rows columns channel"]:
+def pool(
+    x: NHWC, kind: str, size: int, stride: int, ceil: bool, pad: int = 0
+) -> Float[Array, "batch rows columns channel"]:
     """Max or average pooling. Averages count only pixels inside the map, as in cuda-convnet and Caffe.
 
     If several pixels of a window are equal maxima, the first in row-major order gets the gradient, as in XLA and torch.
@@ -23,11 +25,27 @@ def pool(x: NHWC, kind: str, size: int, stride: int, ceil: bool) -> Float[Array,
       size: side of the window in pixels.
       stride: pixels between windows.
       ceil: the last window may overhang the edge; see `ops.windows.output_size`.
+      pad: rows and columns around the map, which never are the maximum; for max pooling only.
     """
+    if pad:
+        x = pad_maps(x, [(pad, pad), (pad, pad)], -jnp.inf)
     padding = [window_padding(extent, size, stride, 0, ceil) for extent in x.shape[1:3]]
     if kind == "max":
         return _max_pool(x, size, stride, (padding[0][1], padding[1][1]), x.shape[1:3])
     return nn.avg_pool(x, window_shape=(size, size), strides=(stride, stride), padding=padding, count_include_pad=False)
+
+
+def pool_to_grid(x: NHWC, cells: int) -> Float[Array, "batch cells cells channel"]:
+    """Averages over a grid of cells, which overlap if they do not divide the map; torch's AdaptiveAvgPool2d."""
+
+    def averages(extent: int) -> Array:
+        first = np.arange(cells) * extent // cells
+        last = -(-np.arange(1, cells + 1) * extent // cells)
+        inside = (np.arange(extent) >= first[:, None]) & (np.arange(extent) < last[:, None])
+        return jnp.asarray(inside / inside.sum(axis=1, keepdims=True), x.dtype)
+
+    rows, columns = map(averages, x.shape[1:3])
+    return jnp.einsum("ir,brwc,jw->bijc", rows, x, columns)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))

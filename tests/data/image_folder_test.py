@@ -358,3 +358,16 @@ def test_the_prepared_copy_serves_when_the_originals_are_gone(
     np.testing.assert_array_equal(images_of(after.splits["train"]), images_of(before.splits["train"]))
     with pytest.raises(MissingSourceError, match="folder"):
         prepared(root, tmp_path / "p", image_size=8)
+
+
+def test_tiny_imagenet(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"train/n01/images": 2, "train/n02/images": 1, "val/images": 2, "test/images": 1})
+    (tmp_path / "train" / "n01" / "n01_boxes.txt").write_text("000.png\t0\t0\t62\t62\n")
+    table = "000.png\tn02\t0\t0\t9\t9\n001.png\tn01\t0\t0\t9\t9\n../../train/n01/images/000.png\tn01\n"
+    (tmp_path / "val" / "val_annotations.txt").write_text(table)
+    found = listed(ImageFolder(str(tmp_path)))
+    assert [row for row in found if row[0] == "validation"] == [
+        ("validation", "n01", "val/images/001.png"),
+        ("validation", "n02", "val/images/000.png"),
+    ]
+    assert len(found) == 5 and "test/images has 1 images without labels" in remarks_of(tmp_path)

@@ -47,6 +47,7 @@ OTHER: dict[str, Any] = {
     "model.dropout_convention": "inverted",
     "model.towers": 1,
     "model.hidden_width": 7,
+    "model.hidden_widths": (7, 7),
     "model.num_classes": 1003,
     "model.without_layers": ("conv4",),
     "model.compute_dtype": "bfloat16",

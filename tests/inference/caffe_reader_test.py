@@ -116,9 +116,9 @@ def test_doubles(messages: dict[str, Any], tmp_path: Path) -> None:
 def test_a_preset_of_caffe_takes_them(messages: dict[str, Any], tmp_path: Path) -> None:
     model = network("lenet")
     params = random_params(model, 28)
-    net = network_of(messages, to_layout("caffe", model, 28, params), "layers")
+    net = network_of(messages, to_layout("caffe", model, 28, {"params": params}), "layers")
     (tmp_path / "a.caffemodel").write_bytes(net.SerializeToString())
-    back = from_layout("caffe", model, 28, read_arrays(tmp_path / "a.caffemodel"))
+    back = from_layout("caffe", model, 28, read_arrays(tmp_path / "a.caffemodel"))["params"]
     for layer, arrays in params.items():
         for name, array in arrays.items():
             np.testing.assert_array_equal(back[layer][name], array)

@@ -36,7 +36,7 @@ def arguments(source: Path, workdir: Path, layout: str = "torchvision", *more: s
 def foreign(layout: str) -> tuple[AlexNet, Any, dict[str, np.ndarray]]:
     model = network(PRESETS[layout])
     params = random_params(model, CROP)
-    return model, params, to_layout(layout, model, CROP, params)
+    return model, params, to_layout(layout, model, CROP, {"params": params})
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
@@ -108,7 +108,7 @@ def test_what_does_not_suit_is_refused_and_nothing_is_written(
 def test_a_network_of_a_thousand_classes_knows_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = network("lenet").clone(num_classes=1000)
     source, workdir = tmp_path / "lenet.npz", tmp_path / "run"
-    write(source, to_layout("caffe", model, 28, random_params(model, 28)))
+    write(source, to_layout("caffe", model, 28, {"params": random_params(model, 28)}))
     config = ["--config=configs/alexnet.py:synthetic,lenet", "--config.data.crop=28", "--config.data.image_size=28"]
     config += ["--config.model.hidden_width=16", "--config.data.mean=(78.0,78.0,78.0)"]
     convert.main([str(source), "--layout=caffe", f"--workdir={workdir}", *config])
@@ -174,7 +174,7 @@ def test_a_converted_run_is_evaluated_without_a_warning(
     tmp_path: Path, prepared_dir: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = network("lenet").clone(num_classes=10)
-    source = write(tmp_path / "a.npz", to_layout("caffe", model, 28, random_params(model, 28)))
+    source = write(tmp_path / "a.npz", to_layout("caffe", model, 28, {"params": random_params(model, 28)}))
     config = ["--config=configs/alexnet.py:synthetic,lenet,smoke", "--config.data.crop=28"]
     config += ["--config.model.hidden_width=16", "--config.data.mean=(78.0,78.0,78.0)"]
     config += [f"--config.data.prepared_dir={prepared_dir}"]

@@ -37,12 +37,12 @@ def random_params(model: AlexNet, crop: int) -> Any:
 def test_there_and_back_is_exact(layout: str, preset: str, crop: int) -> None:
     model = network(preset)
     params = random_params(model, crop)
-    arrays = to_layout(layout, model, crop, params)
+    arrays = to_layout(layout, model, crop, {"params": params})
     assert last_bias(layout, model) == list(arrays)[-1]
-    back = from_layout(layout, model, crop, arrays)
+    back = from_layout(layout, model, crop, arrays)["params"]
     assert jax.tree.structure(back) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, back, params)
-    again = to_layout(layout, model, crop, back)
+    again = to_layout(layout, model, crop, {"params": back})
     assert all(np.array_equal(again[name], array) for name, array in arrays.items())
 
 
@@ -52,7 +52,7 @@ def test_names_and_shapes_of_torchvision() -> None:
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     params = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-    arrays = to_layout("torchvision", model, 224, params)
+    arrays = to_layout("torchvision", model, 224, {"params": params})
     assert {name: array.shape for name, array in arrays.items()} == {
         "features.0.weight": (64, 3, 11, 11),
         "features.0.bias": (64,),
@@ -76,7 +76,7 @@ def test_names_and_shapes_of_torchvision() -> None:
 def test_caffe_has_blue_first_and_half_of_the_channels_in_groups() -> None:
     model, crop = network("caffe"), 95
     params = random_params(model, crop)
-    arrays = to_layout("caffe", model, crop, params)
+    arrays = to_layout("caffe", model, crop, {"params": params})
     assert arrays["conv1.0"].shape == (96, 3, 11, 11) and arrays["conv2.0"].shape == (256, 48, 5, 5)
     np.testing.assert_array_equal(arrays["conv1.0"][5, 0], params["conv1"]["kernel"][:, :, 2, 5])
     np.testing.assert_array_equal(arrays["conv1.0"][5, 2], params["conv1"]["kernel"][:, :, 0, 5])
@@ -89,7 +89,7 @@ def test_caffe_has_blue_first_and_half_of_the_channels_in_groups() -> None:
 
 def test_all_differences_in_one_message() -> None:
     model, crop = network("owt"), 95
-    arrays = to_layout("torchvision", model, crop, random_params(model, crop))
+    arrays = to_layout("torchvision", model, crop, {"params": random_params(model, crop)})
     del arrays["features.0.bias"], arrays["classifier.1.weight"]
     arrays["features.3.weight"] = arrays["features.3.weight"][:, ::2]
     arrays["classifier.6.weight"] = arrays["classifier.6.weight"].reshape(1, 1, 7, 16)

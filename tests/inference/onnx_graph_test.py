@@ -16,11 +16,13 @@ from alexnet_jax.inference.export import FORMATS, export_run
 from alexnet_jax.inference.onnx_graph import onnx_model
 from alexnet_jax.models.presets import PRESETS
 from alexnet_jax.ops.activations import ACTIVATIONS
+from tests.helpers.narrow import NARROW
 from tests.helpers.pictures import refused
 from tests.helpers.random_run import CLASSES, random_run
 
-SAME = ("run170", "caffenet", "modern", "single_tower", "cifar_80sec", "cifar_19pct")
-"""Presets whose layers and conventions all occur in another preset."""
+SAME = ("run170", "caffenet", "modern", "single_tower", "cifar_80sec", "cifar_19pct", "logistic", "linear")
+SAME += ("vgg11", "vgg16", "vgg_small", "googlenet", "inception_small", "resnet18", "resnet50", "resnet_small")
+"""Presets whose layers and conventions all occur in another preset, or in one of NARROW."""
 
 NETWORKS: list[Any] = [
     ("source", {}),
@@ -58,6 +60,25 @@ def test_it_answers_as_the_network_does(
     assert answers.dtype == np.float32 and answers.shape == (3, run.model.num_classes)
     assert answers.std(axis=0).max() > 5e-4  # it depends on the image
     np.testing.assert_allclose(answers, run.predict(images), atol=0.05 if "bfloat16" in changes.values() else 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NARROW)
+def test_networks_of_blocks(
+    name: str, make_config: Callable[..., ConfigDict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, name, NARROW[name])  # type: ignore[arg-type]
+    run = random_run(make_config(**{"model.preset": name, "data.image_size": 40, "data.crop": 33}))
+    assert export_run(run, FORMATS["onnx"], tmp_path / "model.onnx") <= 1e-5
+
+
+def test_one_output_for_two_classes(
+    make_config: Callable[..., ConfigDict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.helpers.random_run.CLASSES", ("cat", "dog"))
+    run = random_run(make_config("synthetic,logistic,smoke"))
+    assert run.model.outputs == 1
+    assert export_run(run, FORMATS["onnx"], tmp_path / "model.onnx") <= 1e-5
 
 
 def test_it_says_what_it_is(make_config: Callable[..., ConfigDict]) -> None:

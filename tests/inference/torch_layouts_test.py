@@ -104,7 +104,7 @@ def difference(actual: Any, expected: Any) -> float:
 def test_logits_and_gradients(layout: str, record_property: Any) -> None:
     preset, make_peer = LAYOUTS[layout]
     model = network(preset, dropout_rate=0.0)
-    peer, random = make_peer(), to_layout(layout, model, CROP, random_params(model, CROP))
+    peer, random = make_peer(), to_layout(layout, model, CROP, {"params": random_params(model, CROP)})
     with torch.no_grad():
         for array, parameter in zip(random.values(), peer.parameters(), strict=True):
             parameter.copy_(torch.tensor(array))
@@ -114,7 +114,7 @@ def test_logits_and_gradients(layout: str, record_property: Any) -> None:
     logits = peer(seen.permute(0, 3, 1, 2))
     nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
 
-    params = from_layout(layout, model, CROP, arrays_of(layout, peer))
+    params = from_layout(layout, model, CROP, arrays_of(layout, peer))["params"]
 
     def loss(params: Any) -> tuple[jax.Array, jax.Array]:
         ours, _ = model.apply({"params": params}, jnp.asarray(images))
@@ -126,7 +126,7 @@ def test_logits_and_gradients(layout: str, record_property: Any) -> None:
     assert all(np.abs(gradient).max() > 0 for gradient in expected.values())
     of_gradients = {
         name: difference(gradient, expected[name])
-        for name, gradient in to_layout(layout, model, CROP, gradients).items()
+        for name, gradient in to_layout(layout, model, CROP, {"params": gradients}).items()
     }
     print(f"{layout}: logits {of_logits:.1e}, gradients {max(of_gradients.values()):.1e}")
     assert of_logits <= TOLERANCE
@@ -139,8 +139,8 @@ def test_what_torch_saves_is_read_and_what_is_written_torch_reads(legacy: bool, 
     torch.save(peer.state_dict(), tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
     arrays = read_arrays(tmp_path / "a.pth")
     model = network("owt")
-    params = from_layout("torchvision", model, CROP, arrays)
-    write_arrays(tmp_path / "b.safetensors", to_layout("torchvision", model, CROP, params))
+    variables = from_layout("torchvision", model, CROP, arrays)
+    write_arrays(tmp_path / "b.safetensors", to_layout("torchvision", model, CROP, variables))
     again = copy.deepcopy(peer)
     with torch.no_grad():
         for parameter in again.parameters():

@@ -1,5 +1,6 @@
 """The options of the network, and its types."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.metrics import classification_sums
 from alexnet_jax.models.alexnet import AlexNet
+from alexnet_jax.models.presets import Layer
 from tests.helpers.models import init, small, variables_of
 
 
@@ -107,3 +110,44 @@ def test_the_last_layer_may_be_wider_than_the_data_but_not_narrower() -> None:
     assert small("lenet", num_classes=1000).num_classes == 1000
     with pytest.raises(UserError, match=r"config\.model\.num_classes=9.* 10 classes"):
         small("lenet", num_classes=9)
+
+
+def test_two_classes_need_one_output_in_the_sigmoid_form() -> None:
+    model = AlexNet((Layer("fc", 0),), num_classes=2, sigmoid_output=True)
+    images, labels = jnp.linspace(-1.0, 1.0, 5 * 12).reshape(5, 2, 2, 3), jnp.array([0, 1, 1, 0, 1])
+    params = {"fc1": {"kernel": jnp.linspace(-1.0, 2.0, 12)[:, None], "bias": jnp.ones(1)}}
+    logits, activations = jax.jit(model.apply)({"params": params}, images)
+    (z,) = activations["fc1"].T
+    np.testing.assert_allclose(jax.nn.softmax(logits)[:, 1], jax.nn.sigmoid(z), rtol=1e-6)
+    binary = -jnp.where(labels == 1, jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)).sum()
+    sums = classification_sums(logits, labels, labels >= 0)
+    np.testing.assert_allclose(sums["loss_sum"], binary, rtol=1e-6)
+    assert model.clone(num_classes=3).outputs == 3
+
+
+def test_hidden_layers_of_other_widths() -> None:
+    model = small("mlp", hidden_widths=(64, 32, 16))
+    assert [layer.features for layer in model.layers] == [64, 32, 16, 0]
+    assert model.layers[2] == dataclasses.replace(model.layers[0], features=16)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "named"),
+    [
+        ("logistic", {"hidden_widths": (5,)}, r"hidden_widths=\(5,\)"),
+        ("googlenet", {"hidden_widths": (5,)}, r"hidden_widths=\(5,\)"),
+        ("resnet_small", {"without_layers": ("conv3",)}, r"without_layers=\('conv3',\)"),
+    ],
+)
+def test_what_a_network_does_not_have(preset: str, changes: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=rf"config\.model\.{named}"):
+        small(preset, **changes)
+
+
+def test_branches_are_not_divided() -> None:
+    model = small("resnet_small")
+    model.check_split(1)
+    with pytest.raises(UserError, match=r"config\.parallel\.towers=2.*towers=1"):
+        model.check_split(2)
+    with pytest.raises(UserError, match=r"config\.parallel\.towers=2.*one output"):
+        small("mlp").clone(num_classes=2).check_split(2)

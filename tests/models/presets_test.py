@@ -1,16 +1,21 @@
 """The presets: exact sizes, wiring and initialisation."""
 
+import string
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alexnet_jax.errors import UserError
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.presets import PRESETS
 from alexnet_jax.models.summary import summarize
 from tests.helpers.models import variables_of
 
 CROPS = {"source": 224, "run170": 224, "owt": 224, "lenet": 28, "small": 28, "small_modern": 28}
+CROPS |= dict.fromkeys(("linear", "logistic", "mlp", "digit_cnn", "vgg_small", "inception_small", "resnet_small"), 28)
+CROPS |= dict.fromkeys(("vgg11", "vgg16", "googlenet", "resnet18", "resnet50"), 224)
 
 # preset: classes, parameters, multiply-accumulates (None where facts of no primary source exist)
 SIZES = {
@@ -41,7 +46,26 @@ SIZES = {
     ),
     # 28 pixels: 6 maps of 14x14, 16 of 5x5
     "lenet": (10, 456 + 2_416 + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10, None),
+    "linear": (10, 2352 * 10 + 10, 23_520),
+    "logistic": (10, 2352 * 10 + 10, 23_520),
+    "mlp": (10, 2352 * 256 + 256 + 256 * 128 + 128 + 128 * 10 + 10, 636_160),
+    # 28 pixels: 16 maps of 24x24, 32 of 8x8, 4x4x32 units
+    "digit_cnn": (10, 76 * 16 + 401 * 32 + 512 * 128 + 128 + 129 * 10, 75 * 16 * 576 + 400 * 32 * 64 + 65_536 + 1280),
+    # torchvision's meta data: num_params, and _ops where it counts no more than convolutions and products
+    "vgg11": (1000, 132_863_336, 7_609_090_048),
+    "vgg16": (1000, 138_357_544, 15_470_264_320),
+    "googlenet": (1000, 6_624_904, 1_498_376_192),
+    "resnet18": (1000, 11_689_512, 1_814_073_344),
+    "resnet50": (1000, 25_557_032, 4_089_184_256),
+    # 28 pixels: 28 to 14, 7 and 3
+    "vgg_small": (10, 452_394, 29_743_872),
+    "inception_small": (10, 133_454, 36_307_552),
+    # 270,896 in 19 convolutions and 650 in the last layer, as usual; 640 + 2,176 in two shortcuts with normalisation
+    "resnet_small": (10, 272_474, 31_247_744),
 }
+
+# Two auxiliary classifiers: a convolution to 128 maps, its normalisation, 2048 to 1024 units, and the classes.
+AUXILIARY = {"googlenet": (512 + 528) * 128 + 2 * 256 + 2 * (2049 * 1024 + 1025 * 1000)}
 
 TWO_TOWER_SHAPES = {
     "conv1": (55, 55, 96),
@@ -77,10 +101,16 @@ def test_every_preset_has_its_size_here() -> None:
 @pytest.mark.parametrize("preset", SIZES)
 def test_parameters_and_macs(preset: str) -> None:
     classes, parameters, macs = SIZES[preset]
-    rows = summarize(AlexNet(**{**PRESETS[preset], "num_classes": classes}), crop_of(preset))
+    model = AlexNet(**{**PRESETS[preset], "num_classes": classes})
+    rows, spare = [], []
+    for row in summarize(model, crop_of(preset)):
+        layer = model.layers[int(row.name.lstrip(string.ascii_letters + "_")) - 1]
+        (spare if layer.auxiliary else rows).append(row)
     assert sum(row.parameters for row in rows) == parameters
     if macs is not None:
         assert sum(row.macs for row in rows) == macs
+    assert sum(row.parameters for row in spare) == AUXILIARY.get(preset, 0)
+    assert [row.shape for row in spare if row.name in model.auxiliary_logits] == [(classes,)] * (2 if spare else 0)
 
 
 @pytest.mark.parametrize("preset", ["source", "paper", "caffe", "caffenet", "single_tower", "owt", "bn"])
@@ -138,3 +168,21 @@ def test_which_layers_see_the_other_tower(name: str, own_tower: bool, channels_s
     kernels = {layer: arrays["kernel"].shape for layer, arrays in variables["params"].items()}
     channels = kernels[f"conv{int(name[-1]) - 1}"][3]
     assert kernels[name][2] == channels_seen == (channels // 2 if own_tower else channels)
+
+
+@pytest.mark.parametrize(("preset", "maps"), [("resnet18", 512), ("resnet50", 2048)])
+def test_each_block_adds_its_input_or_a_projection_of_it(preset: str, maps: int) -> None:
+    model = AlexNet(**PRESETS[preset])
+    shapes = {row.name: row.shape for row in summarize(model, 224)}
+    added = [layer for layer in model.layers if "add" in layer.then]
+    assert len(added) == {"resnet18": 8, "resnet50": 16}[preset]
+    assert sum(layer.joined[0].startswith("bn") for layer in added) == {"resnet18": 3, "resnet50": 4}[preset]
+    assert shapes["pool1"] == (56, 56, 64) and shapes[f"mean{len(model.layers) - 1}"] == (maps,)
+
+
+@pytest.mark.parametrize(("preset", "crop", "smallest"), [("vgg_small", 7, 8), ("paper", 66, 67), ("digit_cnn", 9, 16)])
+def test_a_crop_that_is_too_small(preset: str, crop: int, smallest: int) -> None:
+    model = AlexNet(**PRESETS[preset])
+    with pytest.raises(UserError, match=rf"config\.data\.crop={crop} .* {smallest} pixels"):
+        summarize(model, crop)
+    summarize(model, smallest)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from alexnet_jax.ops.pooling import pool
+from alexnet_jax.ops.pooling import pool, pool_to_grid
 from alexnet_jax.ops.windows import window_padding
 from tests.helpers.arrays import normal32
 
@@ -55,3 +55,21 @@ def test_gradient_of_equal_maxima_goes_to_the_first_as_in_xla(height: int, size:
     np.testing.assert_array_equal(pooled, expected)
     dy = jnp.asarray(normal32(1, *pooled.shape))
     np.testing.assert_allclose(pull_back(dy)[0], pull_back_expected(dy)[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_never_is_the_maximum(stride: int) -> None:
+    x = -1 - np.abs(normal32(0, 2, 6, 7, 3))
+    around = np.pad(x.astype(np.float64), [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-np.inf)
+    pooled = pool(jnp.asarray(x), "max", 3, stride, False, pad=1)
+    np.testing.assert_allclose(pooled, pool_loop(around, "max", 3, stride, False), rtol=1e-6)
+    gradient = jax.grad(lambda x: pool(x, "max", 3, stride, False, pad=1).sum())(jnp.asarray(x))
+    assert float(gradient.sum()) == pooled.size  # none of it is lost in the padding
+
+
+def test_cells_of_a_grid_overlap_where_they_must() -> None:
+    x = normal32(0, 2, 7, 8, 3)
+    pooled = pool_to_grid(jnp.asarray(x), 4)
+    rows, columns = [(0, 2), (1, 4), (3, 6), (5, 7)], [(0, 2), (2, 4), (4, 6), (6, 8)]
+    expected = [[x[:, a:b, c:d].mean(axis=(1, 2)) for c, d in columns] for a, b in rows]
+    np.testing.assert_allclose(pooled, np.array(expected).transpose(2, 0, 1, 3), atol=1e-6)
