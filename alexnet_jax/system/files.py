@@ -148,6 +148,15 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
+def other_content(start: bytes) -> str:
+    """What a failed download left in place of an image or of weights, by its first bytes; "" if it seems none."""
+    if start.lstrip()[:1] == b"<":
+        return "HTML or XML, perhaps an error page in place of the download"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS to the file; fetch it by: git lfs pull"
+    return ""
+
+
 def most_unpacked(packed: int) -> int:
     """Bytes of memory that weights may take whose files have `packed` bytes: 20 times as many, and at least 64 MiB."""
     return max(20 * packed, 2**26)
