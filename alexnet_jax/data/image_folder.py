@@ -18,6 +18,7 @@ from alexnet_jax.errors import MissingSourceError, UserError
 OUTER, INNER = "outer", "inner"
 """Values of config.data.labels for folders within folders: which of them are the classes."""
 
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _NAME_AND_NUMBER = re.compile(r"([^\W\d_][\w -]*?)[\W_]*\d+\)?( ?\(\d+\))?\.\w+")
 _CAMERA_NAMES = ("img", "image", "dsc", "dscn", "dscf", "dcim", "photo", "picture", "pic", "p", "scan", "screenshot")
 _ILSVRC_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
@@ -244,28 +245,24 @@ class ImageFolder(Source):
         """Raises UserError if there are not two classes, and says what may be the reason."""
         if len(self.class_names) > 1:
             return
-        only = ", ".join(
-            f"has only one class, {name!r}, but a classifier needs at least two" for name in self.class_names
-        )
+        few = [f"has only one class, {name!r}, but a classifier needs at least two" for name in self.class_names]
         if self._labels not in ("", OUTER, INNER):
-            raise UserError(f"{self._labels} {only or 'has no training images'}")
+            raise UserError(f"{self._labels} {few[0] if few else 'has no training images'}")
         names = [entry.name for entry in layouts.scan(self._folder)]
         tables = [name for name in names if name.lower().endswith((".csv", ".tsv", ".jsonl"))]
-        archives = [name for name in names if name.lower().endswith(layouts.ARCHIVES)]
-        hint = ""
+        archives = [name for name in names if name.lower().endswith(_ARCHIVES)]
+        hint = f" If the images are in {archives[0]}, unpack it" if archives else ""
         if tables:
-            hint = f". If {tables[0]} has the labels, give --config.data.labels={self._folder / tables[0]}"
-        elif archives:
-            hint = f". If the images are in {archives[0]}, unpack it"
-        if only:
-            raise UserError(f"{self._key} {only}; is DIR one level too high or too low?{hint.removeprefix('.')}")
+            hint = f" If {tables[0]} has the labels, give --config.data.labels={self._folder / tables[0]}"
+        if few:
+            raise UserError(f"{self._key} {few[0]}. Is DIR one level too high or too low?{hint}")
         if self._loose and not hint:
             strange = (path for path in self._loose if not _NAME_AND_NUMBER.fullmatch(Path(path).name))
             raise MissingSourceError(
                 f"{self._key}: {len(self._loose):,} images lie in no folder of a class, and their names tell none "
                 f"({next(strange, self._loose[0])}); make folders of classes, or give --config.data.labels=TABLE"
             )
-        raise MissingSourceError(f"{self._key}: no images ({' '.join(SUFFIXES)}) in train/CLASS/ or CLASS/{hint}")
+        raise MissingSourceError(f"{self._key}: no images ({' '.join(SUFFIXES)}) in train/CLASS/ or CLASS/.{hint}")
 
 
 def _classes_in_names(names: Sequence[str]) -> list[str]:

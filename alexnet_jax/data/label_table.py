@@ -157,7 +157,7 @@ def _cells(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         yield reader.line_num, dict(zip(header, cells, strict=False))
 
 
-@functools.cache
+@functools.lru_cache
 def _columns(header: tuple[str, ...]) -> tuple[str, str, str]:
     """The columns of file, label and split, by their names. Raises ValueError if there is none of files or labels."""
     plain = {re.sub(r"[\W_]+", "", name.lower()): name for name in reversed(header)}

@@ -35,10 +35,6 @@ _SYSTEM_FOLDERS = (
 )
 
 
-ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
-"""Suffixes of files that have to be unpacked before their images can be read."""
-
-
 class SplitName(NamedTuple):
     """A folder's name that means a split: the split, and the words that do not say so, such as "seg" of seg_train."""
 

@@ -78,7 +78,7 @@ def test_what_a_person_should_look_at(tmp_path: Path) -> None:
         ),
         (["train/cat.1.png", "train/dog.1.png", "train/odd.png"], "(train/odd.png)"),
         (["photos.zip"], "If the images are in photos.zip, unpack it"),
-        (["cat/1.png", "dog.zip"], "one class, 'cat', but a classifier needs at least two; is DIR"),
+        (["cat/1.png", "dog.zip"], "one class, 'cat', but a classifier needs at least two. Is DIR"),
     ],
 )
 def test_a_folder_without_classes_is_told_what_it_lacks(files: list[str], message: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference.loaded_run import load_run
 from alexnet_jax.inference.weight_files import read_arrays
+from alexnet_jax.system.files import other_content
 
 TORCH_FILES = Path(__file__).parent / "torch_files"
 ARRAYS = {"features.0.weight": np.float32([1, 2]), "classifier.6.bias": np.float32([3])}
@@ -76,6 +77,11 @@ def test_a_failed_download_is_told(name: str, start: str, what: str, tmp_path: P
     (tmp_path / name).write_text(start)
     with pytest.raises(UserError, match=f"{name} is .*{what}"):
         read_arrays(tmp_path / name)
+
+
+@pytest.mark.parametrize("start", [b"\n<AlexNet", b" <\0\0\0\0\0\0{"], ids=["Caffe", "safetensors"])
+def test_a_length_of_60_is_no_page(start: bytes) -> None:
+    assert other_content(start) == ""
 
 
 def test_a_command_that_needs_a_run_says_how_to_make_one() -> None:
