@@ -42,8 +42,8 @@ def read_caffe(path: Path) -> dict[str, np.ndarray]:
     Raises UserError if the file is damaged or something else.
     """
     try:
-        content = np.memmap(path, np.uint8, "r") if path.stat().st_size else b""  # what is skipped is not read
-        blobs = dict(_blobs(memoryview(content), itertools.count(1)))
+        content = np.memmap(path, np.uint8, "r").data if path.stat().st_size else memoryview(b"")  # skips cost nothing
+        blobs = dict(_blobs(content, itertools.count(1)))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a complete .caffemodel file: {reason(error)}") from error
     if not blobs:

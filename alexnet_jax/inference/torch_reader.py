@@ -174,8 +174,8 @@ def _state_dict(root: Any) -> dict[Any, Any]:
     candidates = [key for key, value in entries.items() if _holds_tensors(value)]
     known = [key for key in NESTED if key in candidates]
     if known or len(candidates) == 1:
-        chosen, *others = [*known, *(key for key in candidates if key not in known)]
-        if others:
+        chosen = (known or candidates)[0]
+        if others := [key for key in candidates if key != chosen]:
             console.show(f"the tensors under {chosen!a} are read, not those under {_listed(others)}")
         return entries[chosen]
     if candidates:
