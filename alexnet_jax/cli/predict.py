@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def _find(names: Sequence[str]) -> Iterator[str]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            skipped: dict[str, int] = {}
+            skipped: Counter[str] = Counter()
             files = sorted(images_below(path, skipped))
             if not files:
                 raise UserError(f"{name} holds no image file ({' '.join(SUFFIXES)})")

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ from alexnet_jax.errors import MissingSourceError, UserError
 OUTER, INNER = "outer", "inner"
 """Values of config.data.labels for folders within folders: which of them are the classes."""
 
-_NAME_AND_NUMBER = re.compile(r"([^\W\d_][\w -]*?)[\W_]*\d+( ?\(\d+\))?\.\w+")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+_NAME_AND_NUMBER = re.compile(r"([^\W\d_][\w -]*?)[\W_]*\d+\)?( ?\(\d+\))?\.\w+")
 _CAMERA_NAMES = ("img", "image", "dsc", "dscn", "dscf", "dcim", "photo", "picture", "pic", "p", "scan", "screenshot")
 _TINY_IMAGENET_TABLE = "val_annotations.txt"
 _ILSVRC_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
@@ -64,10 +65,13 @@ class ImageFolder(Source):
         self._folder, self._labels, self._is_for_training = Path(folder), labels, is_for_training
         if not folder:
             raise UserError("no folder: give --config.data.dir=DIR with DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg")
+        self._key = f"config.data.dir={folder!r}" if is_for_training else f"--data-dir={folder!r}"
         if not self._folder.is_dir():
-            raise MissingSourceError(f"config.data.dir={folder!r} is not a folder")
+            unpack = "; unpack it, and give the folder" if self._folder.is_file() else ""
+            raise MissingSourceError(f"{self._key} is not a folder{unpack}")
         self._ignored: Counter[str] = Counter()
         self._notes: list[str] = []
+        self._loose: list[str] = []
         self.files = self._from_table() if labels not in ("", OUTER, INNER) else self._from_folders()
         present = {file.split for file in self.files}
         self.held_out = tuple(split for split in SPLITS if split not in present)
@@ -76,12 +80,11 @@ class ImageFolder(Source):
         self.class_names = layouts.by_number(
             f.class_name for f in self.files if f.split == "train" or not is_for_training
         )
-        if strange := layouts.look_like_splits(self.class_names):
-            self._notes.append(f"have a look: the classes {', '.join(strange)} are called like splits")
+        self._notes += [f"have a look: {what}" for what in layouts.odd_names(self.class_names)]
         ignored = (f"ignored: {count:,} {what}" for what, count in sorted(self._ignored.items()))
-        self.remarks = (*self._notes, *ignored)
+        self.remarks = (*dict.fromkeys(self._notes), *ignored)
         if is_for_training:
-            self._check(folder)
+            self._check()
 
     def fingerprint(self) -> str:
         """A digest of the paths, sizes and modification times of all files."""
@@ -113,8 +116,9 @@ class ImageFolder(Source):
         rows = read_labels(table, paths)
         if unlabelled := len(paths) - len(rows):
             self._ignored[f"images without a row in {table.name}"] = unlabelled
-        files = [self._file(path, row.split or "train", row.label) for path, row in sorted(rows.items())]
-        return sorted(files, key=lambda file: SPLITS.index(file.split))
+        if columns := sorted({row.column for row in rows.values()} - {"label"}):
+            self._notes.append(f"the classes are in the column {columns[0]!r} of {table.name}")
+        return _in_order(self._file(path, row.split or "train", row.label) for path, row in sorted(rows.items()))
 
     def _file(self, path: str, split: str, class_name: str) -> _File:
         try:
@@ -140,7 +144,7 @@ class ImageFolder(Source):
         files: list[_File] = []
         for path, split in (splits or {root: "train"}).items():
             files += self._files_of_split(path, split)
-        return self._without_untrained_synsets(files)
+        return self._without_untrained_synsets(_in_order(files))
 
     def _without_untrained_synsets(self, files: list[_File]) -> list[_File]:
         """The images without those validation images of ILSVRC-2012 whose class is none of the training images'."""
@@ -157,9 +161,7 @@ class ImageFolder(Source):
         """The images of a split: in folders of classes, or all in one, with the classes in their names."""
         if (table := folder / _TINY_IMAGENET_TABLE).is_file():
             return self._of_tiny_imagenet(table, split)
-        real = self._folder.resolve()
-        above, loose = frozenset(map(str, (real, *real.parents))), list[str]()
-        files = list(self._files_below(folder, split, "", above, loose))
+        files, loose = self._list(folder, split)
         if files:
             if loose:
                 self._ignored["files outside the folders of classes"] += len(loose)
@@ -169,6 +171,7 @@ class ImageFolder(Source):
             self._notes.append(f"the classes are the beginnings of the files' names in {folder}")
             pairs = zip(loose, classes, strict=True)
             return [self._file(path, split, name) for path, name in pairs if name]
+        self._loose += loose
         if loose and split == "train" and folder == self._folder:
             self._ignored["files outside the folders of classes"] += len(loose)
         elif loose:
@@ -187,53 +190,60 @@ class ImageFolder(Source):
         """The images with the class that config.data.labels asks for. Raises UserError where it has to be given."""
         inner: dict[str, set[str]] = defaultdict(set)
         for file in files:
-            below = (self._folder / file.path).relative_to(folder).parts
-            inner[file.class_name].add(below[1] if len(below) > 2 else "")
+            inner[file.class_name].add(self._below_class(folder, file))
         if self._labels == INNER:
             return [file._replace(class_name=(self._folder / file.path).parent.name) for file in files]
-        if not self._labels and len(inner) > 1 and all(len(names) > 1 and "" not in names for names in inner.values()):
+        if self._labels:
+            return files
+        splits = {name: layouts.split_name(name) for name in set().union(*inner.values())}
+        named = {name: found.split for name, found in splits.items() if found}
+        if len(named) == len(splits) and "train" in named.values():
+            self._notes.append("the splits lie in the folders of classes")
+            return [file._replace(split=named[self._below_class(folder, file)]) for file in files]
+        grouped = {group: names for group, names in inner.items() if len(names) > 1 and "" not in names}
+        if len(inner) > 1 and grouped == inner:
             group, names = next(iter(inner.items()))
             raise UserError(
                 f"{folder} has folders within the folders of classes, such as {group}/{min(names)}: which are the "
                 f"classes? Give --config.data.labels={OUTER} for {_some(inner)}, or --config.data.labels={INNER} for "
                 f"{_some(set().union(*inner.values()))}"
             )
+        self._notes += [
+            f"have a look: the images of {group} lie in folders within it ({', '.join(sorted(names)[:4])})"
+            for group, names in sorted(grouped.items())
+        ]
         return files
 
-    def _files_below(
-        self, folder: Path, split: str, class_name: str, above: frozenset[str], loose: list[str]
-    ) -> Iterator[_File]:
-        """Yields the images below a class's folder, or below a split's folder if `class_name` is empty.
+    def _below_class(self, folder: Path, file: _File) -> str:
+        """The folder in that of its class in which an image lies; "" for none."""
+        below = (self._folder / file.path).relative_to(folder).parts
+        return below[1] if len(below) > 2 else ""
 
-        `above` are the real paths of the folders that contain it, so that links cannot make a loop. Images that lie in
-        no class are added to `loose`.
-        """
-        real = os.path.realpath(folder)
-        if class_name and real in above:
-            self._ignored[f"link to a folder above it ({folder})"] += 1
-            return
+    def _list(self, folder: Path, split: str) -> tuple[list[_File], list[str]]:
+        """The images in the folders of classes of a split, and the paths of those that lie in none."""
+        real = self._folder.resolve()
+        above = {*map(str, (real, *real.parents)), os.path.realpath(folder)}
+        files, loose = list[_File](), list[str]()
         for entry in layouts.scan(folder):
             path = os.path.relpath(entry.path, self._folder)
             if kind := layouts.ignored_kind(entry.name):
                 self._ignored[kind] += 1
             elif layouts.is_dir(entry):
-                inner = class_name or entry.name
-                files = list(self._files_below(Path(entry.path), split, inner, above | {real}, loose))
-                if not files and not class_name:
+                paths = list(layouts.images_below(Path(entry.path), self._ignored, above))
+                if not paths:
                     self._ignored[f"folder without images ({entry.path})"] += 1
-                yield from files
-            elif kind := layouts.other_kind(entry):
-                self._ignored[kind if class_name else "files outside the folders of classes"] += 1
-            elif class_name:
-                yield self._file(path, split, class_name)
+                files += [self._file(os.path.relpath(path, self._folder), split, entry.name) for path in paths]
+            elif layouts.other_kind(entry):
+                self._ignored["files outside the folders of classes"] += 1
             elif split == "validation" and (synset := _synset_of(entry.name)):
-                yield self._file(path, split, synset)
+                files.append(self._file(path, split, synset))
             else:
                 loose.append(path)
+        return files, loose
 
-    def _check(self, folder: str) -> None:
+    def _check(self) -> None:
         """Raises UserError if there is nothing to classify, or a class without training images."""
-        self._check_classes(folder)
+        self._check_classes()
         strange = sorted({file.class_name for file in self.files} - set(self.class_names))
         if strange:
             where = next(file for file in self.files if file.class_name == strange[0])
@@ -242,22 +252,28 @@ class ImageFolder(Source):
                 f"add some to train/ or remove the class from {where.split}"
             )
 
-    def _check_classes(self, folder: str) -> None:
-        """Raises UserError if there are not two classes."""
+    def _check_classes(self) -> None:
+        """Raises UserError if there are not two classes, and says what may be the reason."""
         if len(self.class_names) > 1:
             return
-        tables = [e.name for e in layouts.scan(self._folder) if e.name.lower().endswith((".csv", ".tsv", ".jsonl"))]
-        hint = (
-            f". If {tables[0]} has the labels, give --config.data.labels={self._folder / tables[0]}" if tables else ""
-        )
-        if not self.class_names:
+        few = [f"has only one class, {name!r}, but a classifier needs at least two" for name in self.class_names]
+        if self._labels not in ("", OUTER, INNER):
+            raise UserError(f"{self._labels} {few[0] if few else 'has no training images'}")
+        names = [entry.name for entry in layouts.scan(self._folder)]
+        tables = [name for name in names if name.lower().endswith((".csv", ".tsv", ".jsonl"))]
+        archives = [name for name in names if name.lower().endswith(_ARCHIVES)]
+        hint = f" If the images are in {archives[0]}, unpack it" if archives else ""
+        if tables:
+            hint = f" If {tables[0]} has the labels, give --config.data.labels={self._folder / tables[0]}"
+        if few:
+            raise UserError(f"{self._key} {few[0]}. Is DIR one level too high or too low?{hint}")
+        if self._loose and not hint:
+            strange = (path for path in self._loose if not _NAME_AND_NUMBER.fullmatch(Path(path).name))
             raise MissingSourceError(
-                f"config.data.dir={folder!r}: no images ({' '.join(SUFFIXES)}) in train/CLASS/ or CLASS/{hint}"
+                f"{self._key}: {len(self._loose):,} images lie in no folder of a class, and their names tell none "
+                f"({next(strange, self._loose[0])}); make folders of classes, or give --config.data.labels=TABLE"
             )
-        raise UserError(
-            f"config.data.dir={folder!r} has only one class, {self.class_names[0]!r}, but a classifier needs "
-            f"at least two. Is DIR one level too high or too low?{hint}"
-        )
+        raise MissingSourceError(f"{self._key}: no images ({' '.join(SUFFIXES)}) in train/CLASS/ or CLASS/.{hint}")
 
 
 def _classes_in_names(names: Sequence[str]) -> list[str]:
@@ -274,6 +290,11 @@ def _synset_of(name: str) -> str:
     match = _ILSVRC_VALIDATION.fullmatch(name)
     number = int(match[1]) if match else 0
     return validation_synsets()[number - 1] if 0 < number <= len(validation_synsets()) else ""
+
+
+def _in_order(files: Iterable[_File]) -> list[_File]:
+    """The images in the order of their splits."""
+    return sorted(files, key=lambda file: SPLITS.index(file.split))
 
 
 def _some(names: set[str] | dict[str, set[str]]) -> str:

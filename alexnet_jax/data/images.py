@@ -15,6 +15,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from alexnet_jax.system.files import other_content
+
 PROPERTIES = ("grey", "CMYK", "transparent", "animated", "rotated", "tiny", "16-bit", "unended")
 """Unusual properties that a report counts: greyscale, CMYK colours, transparent pixels, several frames, an EXIF
 rotation, fewer pixels than the resized image, grey values of more than 8 bits, a JPEG without its end marker."""
@@ -127,12 +129,17 @@ def decode_jpeg(jpeg: bytes, out: np.ndarray) -> None:
     simplejpeg.decode_jpeg(jpeg, buffer=out)
 
 
-def read_original(path: Path, max_pixels: float) -> bytes:
-    """Reads an image file. Raises ValueError if it has more bytes than an image of `max_pixels` can need."""
-    if path.is_file():
-        _check_bytes(path.stat().st_size, max_pixels)
-        return path.read_bytes()
-    with path.open("rb") as endless:  # perhaps: a pipe or a device
+def read_original(content: bytes | Path | np.ndarray, max_pixels: float) -> bytes | np.ndarray:
+    """What `Original.content` stands for: the bytes of an image file, or what is in memory already.
+
+    Raises ValueError if a file has more bytes than an image of `max_pixels` can need.
+    """
+    if not isinstance(content, Path):
+        return content
+    if content.is_file():
+        _check_bytes(content.stat().st_size, max_pixels)
+        return content.read_bytes()
+    with content.open("rb") as endless:  # perhaps: a pipe or a device
         return endless.read(_most_bytes(max_pixels) + 1)
 
 
@@ -169,7 +176,7 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
             is_jpeg = picture.format in ("JPEG", "MPO")
             if is_jpeg and data.count(_SCAN) > MOST_SCANS:
                 raise ValueError(f"more than {MOST_SCANS} scans would take too long to decode")
-            properties, orientation = _properties(picture), _orientation(picture)
+            properties = _properties(picture)
             if is_jpeg and "progressive" not in picture.info and b"\xff\xd9" not in data[-_TRAILER:]:
                 properties.add("unended")
                 data += b"\xff\xd9"  # the decoder below refuses one that lacks pixels, but not one that lacks scans
@@ -181,9 +188,12 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
                         # An image of more than twice the size is halved while it is decoded.
                         pixels = simplejpeg.decode_jpeg(data, min_height=2 * size, min_width=2 * size, min_factor=2)
                         return pixels, properties, data
-                return _upright(_in_rgb(picture, properties), orientation), properties, None
+                pixels = _in_rgb(picture, properties)
+                return _upright(pixels, _orientation(picture)), properties, None  # Pillow itself has rotated a TIFF
     except UnidentifiedImageError:
-        raise ValueError("not an image of a known format") from None
+        if _MAGIC.match(data[:16]):
+            raise ValueError("a damaged file of a known format, or one that Pillow cannot read") from None
+        raise ValueError(other_content(data) or "not an image of a known format") from None
 
 
 @functools.cache

@@ -3,7 +3,8 @@
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,9 +112,16 @@ def find_root(folder: Path) -> Path:
     return folder
 
 
-def look_like_splits(names: Iterable[str]) -> list[str]:
-    """The names of classes that mean splits, such as "test_2"; a person should look at them."""
-    return [name for name in names if split_name(name)]
+def odd_names(names: Iterable[str]) -> Iterator[str]:
+    """Yields what a person should look at: classes called like splits, such as "test_2", or alike, as Cat and cat."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        alike[" ".join(name.casefold().split())].append(name)
+        if split_name(name):
+            yield f"the class {name} is called like a split"
+    for group in alike.values():
+        if len(group) > 1:
+            yield f"the classes {', '.join(map(repr, group))} are called alike"
 
 
 def by_number(names: Iterable[str]) -> tuple[str, ...]:
@@ -136,24 +144,30 @@ def other_kind(entry: "os.DirEntry[str]") -> str:
     if entry.name.lower().endswith(SUFFIXES):
         kind = stat.S_IFMT(status(entry).st_mode)
         return "" if kind in (stat.S_IFREG, stat.S_IFLNK) else "pipes, sockets and devices"
+    if stat.S_ISLNK(status(entry).st_mode):
+        return "broken links"
     is_other = entry.name.lower().endswith(_NO_IMAGES)
     if not is_other and stat.S_ISREG(status(entry).st_mode) and is_image(Path(entry.path)):
         return ""
     return f"files that are no images ({Path(entry.name).suffix.lower() or 'no suffix'})"
 
 
-def images_below(folder: Path, ignored: dict[str, int]) -> Iterator[str]:
-    """Yields the paths of all images below a folder, sorted; counts in `ignored` what it leaves out, by its kind."""
+def images_below(folder: Path, ignored: Counter[str], above: Set[str] = frozenset()) -> Iterator[str]:
+    """Yields the paths of all images below a folder, sorted; counts in `ignored` what it leaves out, by its kind.
+
+    Links are followed. `above` are the real paths of the folders that contain it, so that links cannot make a loop.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        ignored[f"link to a folder above it ({folder})"] += 1
+        return
     for entry in scan(folder):
-        kind = ignored_kind(entry.name)
-        if not kind and is_dir(entry):
-            if entry.is_symlink():
-                kind = "links to folders"
-            else:
-                yield from images_below(Path(entry.path), ignored)
-                continue
-        if kind := kind or other_kind(entry):
-            ignored[kind] = ignored.get(kind, 0) + 1
+        if kind := ignored_kind(entry.name):
+            ignored[kind] += 1
+        elif is_dir(entry):
+            yield from images_below(Path(entry.path), ignored, above | {real})
+        elif kind := other_kind(entry):
+            ignored[kind] += 1
         else:
             yield entry.path
 

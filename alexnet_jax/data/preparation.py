@@ -249,8 +249,8 @@ class _Job:
     def _prepare_image(self, original: Original, inventory: Inventory) -> PreparedImage | None:
         """Decodes, resizes and counts an image; returns None for an unreadable one."""
         try:
-            content, max_pixels = original.content, self.options.max_megapixels * 1e6
-            data = read_original(content, max_pixels) if isinstance(content, Path) else content
+            max_pixels = self.options.max_megapixels * 1e6
+            data = read_original(original.content, max_pixels)
             resized = resize_image(data, self.options.image_size, max_pixels)
         except Exception as error:  # decoders raise anything on broken data
             if isinstance(error, OSError) and failure_of_the_machine(error):
@@ -272,7 +272,8 @@ class _Job:
             write_table(table, ("split", "file", "reason"), unreadable)
             raise UserError(
                 f"{len(unreadable):,} of {images:,} images are unreadable, more than config.data.max_quarantined="
-                f"{self.options.max_quarantined:g} allows: see {table} ({unreadable[0][1]}: {unreadable[0][2]})"
+                f"{self.options.max_quarantined:g} allows: see {table} ({unreadable[0][1]}: {unreadable[0][2]}); "
+                "remove or replace them, or allow more"
             )
 
     def _name_shards(self) -> storage.Shards:

@@ -5,7 +5,6 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -97,8 +96,7 @@ def digest_of(content: bytes | np.ndarray) -> bytes:
 def _digest_of_file(image: Original, max_pixels: float) -> bytes:
     """The digest of an image that has not been read yet; none of one that cannot be."""
     try:
-        content = image.content
-        return digest_of(read_original(content, max_pixels) if isinstance(content, Path) else content)
+        return digest_of(read_original(image.content, max_pixels))
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and failure_of_the_machine(error):
             raise

@@ -4,6 +4,7 @@ A .caffemodel file is a protocol buffer, a NetParameter of Caffe's src/caffe/pro
 fields, of which this module reads the names of layers and their blobs, and skips the rest.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,10 @@ _SHAPE, _OLD_SHAPE = 7, (1, 2, 3, 4)
 """BlobProto: the field `shape`, and the four sides (num, channels, height, width) in its place in old files."""
 
 MOST_FIELDS = 100_000
-"""Most fields of one message that are read; AlexNet's network has 50."""
+"""Most fields of a file that are read; AlexNet's has some hundreds."""
+
+MOST_SIDES = 32
+"""Most sides of a blob; Caffe allows as many."""
 
 _VARINT, _BYTES = 0, 2
 _FIXED = {1: 8, 5: 4}
@@ -38,7 +42,8 @@ def read_caffe(path: Path) -> dict[str, np.ndarray]:
     Raises UserError if the file is damaged or something else.
     """
     try:
-        blobs = dict(_blobs(memoryview(path.read_bytes())))
+        content = np.memmap(path, np.uint8, "r").data if path.stat().st_size else memoryview(b"")  # skips cost nothing
+        blobs = dict(_blobs(content, itertools.count(1)))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a complete .caffemodel file: {reason(error)}") from error
     if not blobs:
@@ -46,40 +51,45 @@ def read_caffe(path: Path) -> dict[str, np.ndarray]:
     return blobs
 
 
-def _blobs(network: memoryview) -> Iterator[tuple[str, np.ndarray]]:
+def _blobs(network: memoryview, count: Iterator[int]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the blobs of a NetParameter with their names."""
-    for number, layer in _fields(network):
+    for number, layer in _fields(network, count):
         if number in _LAYERS and isinstance(layer, memoryview):
             name_field, blob_field = _LAYERS[number]
-            fields = list(_fields(layer))
+            fields = list(_fields(layer, count))
             name = b"".join(_contents(fields, name_field)).decode()
             for index, blob in enumerate(_contents(fields, blob_field)):
-                yield f"{name}.{index}", _array(blob)
+                yield f"{name}.{index}", _array(blob, count)
 
 
-def _array(blob: memoryview) -> np.ndarray:
+def _array(blob: memoryview, count: Iterator[int]) -> np.ndarray:
     """The array of a BlobProto. Raises ValueError if numbers and shape do not fit together."""
-    fields = list(_fields(blob))
-    numbers = [np.frombuffer(b"".join(_contents(fields, field)), kind) for field, kind in _DATA.items()]
+    fields = list(_fields(blob, count))
+    numbers = [np.frombuffer(_joined(_contents(fields, field)), kind) for field, kind in _DATA.items()]
     data = max(numbers, key=len).astype(np.float32)
     if any(number == _SHAPE for number, _ in fields):
-        shape = _dimensions(b"".join(_contents(fields, _SHAPE)))
+        shape = _dimensions(_joined(_contents(fields, _SHAPE)), count)
     else:
         sides = dict(fields)
         shape = [side for side in map(sides.get, _OLD_SHAPE) if isinstance(side, int)]
         while len(shape) > 1 and shape[0] == 1:  # Caffe wrote a vector as [1, 1, 1, n], a matrix as [1, 1, m, n]
             del shape[0]
-    if math.prod(shape) != len(data):
-        raise ValueError(f"a blob of shape {shape} has {len(data):,} numbers")
+    if len(shape) > MOST_SIDES or math.prod(shape) != len(data):
+        raise ValueError(f"a blob of shape {shape[:MOST_SIDES]} has {len(data):,} numbers")
     return data.reshape(shape)
 
 
-def _dimensions(shape: bytes) -> list[int]:
+def _joined(parts: list[memoryview]) -> memoryview:
+    """The parts of a repeated field as one; mostly there is one, which is not copied."""
+    return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+
+
+def _dimensions(shape: memoryview, count: Iterator[int]) -> list[int]:
     """The sides of a BlobShape, which are stored one by one or together."""
     sides: list[int] = []
-    for _, value in _fields(memoryview(shape)):
+    for _, value in _fields(shape, count):
         position = 0
-        while isinstance(value, memoryview) and position < len(value):
+        while isinstance(value, memoryview) and position < len(value) and len(sides) <= MOST_SIDES:
             side, position = _varint(value, position)
             sides.append(side)
         if isinstance(value, int):
@@ -92,15 +102,17 @@ def _contents(fields: list[tuple[int, int | memoryview]], wanted: int) -> list[m
     return [value for number, value in fields if number == wanted and isinstance(value, memoryview)]
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yields the number and the value of each field of a message. Raises ValueError if it is no message."""
-    position = count = 0
+def _fields(message: memoryview, count: Iterator[int]) -> Iterator[tuple[int, int | memoryview]]:
+    """Yields the number and the value of each field of a message. `count` counts those of the whole file.
+
+    Raises ValueError if it is no message, or if the file has too many.
+    """
+    position = 0
     while position < len(message):
-        count += 1
         tag, position = _varint(message, position)
         number, wire_type = tag >> 3, tag & 7
-        if count > MOST_FIELDS:
-            raise ValueError(f"a message has more than {MOST_FIELDS:,} fields")
+        if next(count) > MOST_FIELDS:
+            raise ValueError(f"it has more than {MOST_FIELDS:,} fields")
         if number == 0 or wire_type not in (_VARINT, _BYTES, *_FIXED):
             raise ValueError(f"no field can begin with {tag}")
         if wire_type == _VARINT:

@@ -14,6 +14,9 @@ from alexnet_jax.inference.evaluation import Evaluation, predict_records
 from alexnet_jax.inference.loaded_run import TrainedRun
 from alexnet_jax.system import console
 
+MOST_NAMED = 10
+"""Classes that a message names."""
+
 
 class _FileRecords:
     """The images of files as `Records`: they are read and resized when they are needed, and never stored."""
@@ -80,7 +83,8 @@ def _known(run: TrainedRun, folder: Path, images: Sequence[Original], names: Seq
     """The images whose class the run has; names the other classes. Raises UserError if no image is left."""
     known = set(run.class_names)
     counts = Counter(names[image.label] for image in images)
-    found = ", ".join(f"{name} ({count:,})" for name, count in sorted(counts.items()) if name not in known)
+    unknown = [f"{name} ({counts[name]:,})" for name in names if name in counts and name not in known]
+    found = ", ".join(unknown[:MOST_NAMED]) + (f" and {len(unknown) - MOST_NAMED:,} more" * (len(unknown) > MOST_NAMED))
     kept = [image for image in images if names[image.label] in known]
     if not kept:
         has = f"its classes are {', '.join(run.class_names[:5])}{', ...' if len(known) > 5 else ''}"

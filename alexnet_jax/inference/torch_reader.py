@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.system import console
 from alexnet_jax.system.files import open_archive
 
 MOST_INSTRUCTIONS = 100_000
@@ -113,6 +114,8 @@ def _read_archive(archive: zipfile.ZipFile, file_bytes: int) -> dict[str, np.nda
     roots = [name.removesuffix("data.pkl") for name in members if name.split("/")[-1] == "data.pkl"]
     if len(roots) != 1:
         raise _NoStateDictError(f"it has {len(roots)} members named data.pkl, a file of torch.save has one")
+    if roots[0] + "constants.pkl" in members:
+        raise _NoStateDictError("it is a program of TorchScript")
     if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
         raise _NoStateDictError("its members are compressed, which torch.save never does")
     order = roots[0] + "byteorder"
@@ -171,12 +174,19 @@ def _state_dict(root: Any) -> dict[Any, Any]:
     candidates = [key for key, value in entries.items() if _holds_tensors(value)]
     known = [key for key in NESTED if key in candidates]
     if known or len(candidates) == 1:
-        return entries[(known or candidates)[0]]
+        chosen = (known or candidates)[0]
+        if others := [key for key in candidates if key != chosen]:
+            console.show(f"the tensors under {chosen!a} are read, not those under {_listed(others)}")
+        return entries[chosen]
     if candidates:
-        raise _NoStateDictError(f"it holds several dictionaries of tensors, {ascii(candidates)[1:80]}")
+        raise _NoStateDictError(f"it holds several dictionaries of tensors, {_listed(candidates)}")
     if not _holds_tensors(root):
         raise _NoStateDictError("it holds no dictionary of tensors")
     return root
+
+
+def _listed(keys: list[Any]) -> str:
+    return ", ".join(map(ascii, keys))[:80]
 
 
 def _holds_tensors(value: Any) -> bool:

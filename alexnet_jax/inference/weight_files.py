@@ -15,13 +15,10 @@ from safetensors.numpy import save
 from alexnet_jax.errors import UserError, reason
 from alexnet_jax.inference.caffe_reader import read_caffe
 from alexnet_jax.inference.torch_reader import read_torch
-from alexnet_jax.system.files import open_archive, write_bytes
+from alexnet_jax.system.files import open_archive, other_content, write_bytes
 
 _HEADER = "alexnet_jax"
 """The metadata key under which our .safetensors files describe the run."""
-
-WRAPPERS = ("model.", "net.", "network.", "encoder.", "backbone.")
-"""Prefixes of names in a state dict where the network is an attribute of a larger module."""
 
 _INSERTED = ("module", "_orig_mod")
 """Parts that DataParallel and torch.compile insert into names, at any depth."""
@@ -89,12 +86,17 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _content_format(path: Path) -> str | None:
-    """The format that the first bytes of a file show, as one of `_READERS`; None if they show none."""
+    """The format that the first bytes of a file show, as one of `_READERS`; None if they show none.
+
+    Raises UserError for what a failed download leaves.
+    """
     try:
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(64)
     except OSError:
         return None
+    if other := other_content(start):
+        raise UserError(f"{path} is {other}")
     if start.startswith(b"PK\x03\x04"):
         return ".pth" if _is_torch_archive(path) else ".npz"
     if start.startswith(b"\x80\x02"):  # a pickle
@@ -113,13 +115,18 @@ def _is_torch_archive(path: Path) -> bool:
 
 
 def _plain_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Removes what DataParallel and torch.compile put into names, and the names of WRAPPERS that all begin with."""
-    names = {name: ".".join(part for part in name.split(".") if part not in _INSERTED) for name in arrays}
-    while arrays and (wrapper := next((w for w in WRAPPERS if all(n.startswith(w) for n in names.values())), "")):
-        names = {name: plain.removeprefix(wrapper) for name, plain in names.items()}
-    if len(set(names.values())) < len(names):
-        return arrays
-    return {names[name]: array for name, array in arrays.items()}
+    """Removes what DataParallel and torch.compile put into names, and the attributes in which the whole network lies.
+
+    Such an attribute, like "model" or "encoder", is what all names begin with.
+    """
+    parts = {name: [part for part in name.split(".") if part not in _INSERTED] for name in arrays}
+    while parts and min(map(len, parts.values())) > 2:  # a layer and its weight at least are left
+        first = {part[0] for part in parts.values()}
+        if len(first) > 1 or first & {"features", "classifier"}:
+            break
+        parts = {name: part[1:] for name, part in parts.items()}
+    names = {name: ".".join(part) for name, part in parts.items()}
+    return arrays if len(set(names.values())) < len(names) else {names[name]: arrays[name] for name in arrays}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

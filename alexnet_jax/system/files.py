@@ -18,6 +18,8 @@ from alexnet_jax.errors import UserError, disk_hint, reason
 _FORMULA = re.compile(r"[=@\t\r\n]|[+-](?![\d.]+$)")
 """How text begins that a spreadsheet runs, or may: negative numbers are none."""
 
+_MARKUP = re.compile(rb"\s*<(!doctype|html|head|\?xml|svg)", re.IGNORECASE)
+
 
 def expand_home(path: Path | str) -> str:
     """A path with ~ expanded; "" stays as it is, and so does a ~ that is no user's home."""
@@ -146,6 +148,15 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         if len({member.filename for member in members}) < len(members):
             raise ValueError("two of its members have one name")
         yield archive
+
+
+def other_content(start: bytes) -> str:
+    """What a failed download left in place of an image or of weights, by its first bytes; "" if it seems none."""
+    if _MARKUP.match(start):
+        return "HTML or XML, perhaps an error page in place of the download"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS to the file; fetch it by: git lfs pull"
+    return ""
 
 
 def most_unpacked(packed: int) -> int:

@@ -222,7 +222,7 @@ def test_print_colours_come_out_right(adobe: bool) -> None:
     assert difference(pixels, squared(picture)[0]) < 4
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_turned_upright(orientation: int, kind: str) -> None:
     exif = Image.Exif()
@@ -266,8 +266,15 @@ def test_the_content_decides_what_a_file_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "the file is empty"), (b"no image", "of a known format"), (bytes(999), "of a known format")],
-    ids=["empty", "text", "zeros"],
+    [
+        (b"", "the file is empty"),
+        (b"no image", "not an image of a known format"),
+        (bytes(999), "not an image of a known format"),
+        (b"\n<!DOCTYPE html>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"II*\0" + bytes(99), "a damaged file of a known format"),
+    ],
+    ids=["empty", "text", "zeros", "page", "pointer", "damaged"],
 )
 def test_what_is_no_image_is_said_to_be_none(data: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

@@ -141,6 +141,26 @@ def test_damaged_files(change: Callable[[bytes], bytes], what: str, messages: di
         read_arrays(tmp_path / "a.caffemodel")
 
 
+def test_a_file_of_many_small_layers_is_not_read_for_ever(
+    messages: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caffe_reader, "MOST_FIELDS", 150)
+    net = messages["Net"]()
+    for _ in range(100):
+        net.layer.add(name="a")
+    (tmp_path / "a.caffemodel").write_bytes(net.SerializeToString())
+    with pytest.raises(UserError, match="150 fields"):
+        read_arrays(tmp_path / "a.caffemodel")
+
+
+def test_a_blob_has_few_sides(messages: dict[str, Any], tmp_path: Path) -> None:
+    net = messages["Net"]()
+    net.layer.add(name="a").blobs.add(data=[1.0]).shape.dim.extend([1] * 50)
+    (tmp_path / "a.caffemodel").write_bytes(net.SerializeToString())
+    with pytest.raises(UserError, match="has 1 numbers"):
+        read_arrays(tmp_path / "a.caffemodel")
+
+
 def test_fields_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caffe_reader, "MOST_FIELDS", 1000)
     (tmp_path / "a.caffemodel").write_bytes(b"\x08\x01" * 1001)

@@ -123,6 +123,9 @@ def test_other_classes_are_refused_with_the_first_that_differs_but_evaluated_by_
     assert [row["class"] for row in rows_of(table)] == ["dog"] * 5
     (table,) = (tmp_path / "run" / "evaluation").glob("confusion-new-*.csv")
     assert sum(int(row["images"]) for row in rows_of(table)) == 5
+    many = make_folder(tmp_path / "many", {str(number): 1 for number in range(12)})
+    with pytest.raises(UserError, match=r"0 \(1\), .*, 9 \(1\) and 2 more; its classes are cat, dog"):
+        program.main([str(tmp_path / "run"), f"--data-dir={many}"])
     with pytest.raises(UserError, match=r"--labels=outer: give --data-dir"):
         program.main([str(tmp_path / "run"), "--labels=outer"])
     save(tmp_path / "unlabelled" / "IMG_1.jpg", noise(0))

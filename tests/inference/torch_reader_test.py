@@ -210,6 +210,22 @@ def test_two_dictionaries_of_tensors_are_not_guessed_between(tmp_path: Path) -> 
         read_arrays(in_zip(tmp_path / "a.pth", whole))
 
 
+def test_tensors_that_are_not_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As torchvision's reference scripts save a network beside its moving average."""
+    inner = b"}(" + text("weight") + tensor() + b"u"
+    whole = b"\x80\x02}(" + text("model_ema") + inner + text("model") + inner + b"u."
+    assert read_arrays(in_zip(tmp_path / "a.pth", whole)).keys() == {"weight"}
+    assert "under 'model' are read, not those under 'model_ema'" in capsys.readouterr().out
+
+
+def test_a_program_of_torchscript_is_called_so(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.pt", program(tensor()))
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("archive/constants.pkl", b"")
+    with pytest.raises(UserError, match="TorchScript"):
+        read_arrays(path)
+
+
 @pytest.mark.parametrize("key", ["state_dict", "model", "net", "weights_of_mine"])
 def test_a_state_dict_within_a_checkpoint(key: str, tmp_path: Path) -> None:
     """As training scripts save it: from DataParallel, beside other objects."""

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from alexnet_jax.errors import UserError
 from alexnet_jax.inference.loaded_run import load_run
 from alexnet_jax.inference.weight_files import read_arrays
+from alexnet_jax.system.files import other_content
 
 TORCH_FILES = Path(__file__).parent / "torch_files"
 ARRAYS = {"features.0.weight": np.float32([1, 2]), "classifier.6.bias": np.float32([3])}
@@ -39,7 +40,11 @@ def test_other_content_is_refused(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "model.", "net.", "encoder.", "backbone.", "_orig_mod.", "module.model.", "model._orig_mod."]
+    "prefix",
+    [
+        *("module.", "model.", "net.", "encoder.", "backbone.", "student.", "_orig_mod.", "module.model."),
+        "model._orig_mod.",
+    ],
 )
 def test_prefixes_of_programs_around_the_network(prefix: str, tmp_path: Path) -> None:
     save_file({prefix + name: array for name, array in ARRAYS.items()}, tmp_path / "a.safetensors")
@@ -56,6 +61,27 @@ def test_names_that_would_become_one_stay(tmp_path: Path) -> None:
     arrays = {"module.weight": np.ones(2, np.float32), "weight": np.zeros(2, np.float32)}
     save_file(arrays, tmp_path / "a")
     assert read_arrays(tmp_path / "a").keys() == arrays.keys()
+
+
+def test_a_part_of_the_network_alone_keeps_its_names(tmp_path: Path) -> None:
+    names = {"model.features.0.weight", "model.features.0.bias"}
+    save_file(dict.fromkeys(names, np.ones(2, np.float32)), tmp_path / "a")
+    assert read_arrays(tmp_path / "a").keys() == {name.removeprefix("model.") for name in names}
+
+
+@pytest.mark.parametrize(
+    ("start", "what"), [("<!DOCTYPE html>", "HTML"), ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull")]
+)
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.npz", "a.caffemodel"])
+def test_a_failed_download_is_told(name: str, start: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(start)
+    with pytest.raises(UserError, match=f"{name} is .*{what}"):
+        read_arrays(tmp_path / name)
+
+
+@pytest.mark.parametrize("start", [b"\n<AlexNet", b" <\0\0\0\0\0\0{"], ids=["Caffe", "safetensors"])
+def test_a_length_of_60_is_no_page(start: bytes) -> None:
+    assert other_content(start) == ""
 
 
 def test_a_command_that_needs_a_run_says_how_to_make_one() -> None:
