@@ -120,6 +120,28 @@ def _cifar(*weight_decay_overrides: tuple[str, float]) -> dict[str, Any]:
     }
 
 
+_MEDIUM: dict[str, Any] = {
+    **_MODERN,
+    "batch_size": 64,
+    "epochs": 60.0,
+    "model": {"dropout_rate": 0.3},
+    "data": {
+        "image_size": 108,
+        "crop": 96,
+        "cropping": "resized",
+        "resized_min_area": 0.35,
+        "mixup": 0.2,
+        "std": (64.0, 64.0, 64.0),
+    },
+    "optimizer": {
+        **_MODERN["optimizer"],
+        "learning_rate": 0.05,
+        "weight_decay": 5e-4,
+        "warmup_epochs": 2.0,
+        "ema_decay": 0.99,
+    },
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "source": _SOURCE,
     "run170": _RUN_170,
@@ -179,6 +201,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "ema_decay": 0.999,
         },
     },
+    "medium": _MEDIUM,
+    "medium_b": _MEDIUM,
     # Its initialisation (He) expects inputs of about unit variance; those of the others are made for raw pixels.
     "lenet": {"data": {"std": (64.0, 64.0, 64.0)}, "optimizer": {"learning_rate": 0.002}},
 }
