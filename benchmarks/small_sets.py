@@ -2,11 +2,11 @@
 
     python -m benchmarks.small_sets --cifar10=CIFAR10.zip --photographs=PHOTOGRAPHS --fashion-mnist=FOLDER
 
-CIFAR10.zip holds train/CLASS/*.jpg and test/CLASS/*.jpg, PHOTOGRAPHS (a folder or a tar) JPEGs, FOLDER the four .gz files
-of Fashion-MNIST; sets whose flag is missing are left out. Both networks train on the same images and are tested on the
-same ones, which are used for nothing else; validation images are those that the data set `folder` holds out. Of the
-tutorial's CNN (benchmarks/tutorial_cnn.py) the learning rate with the lowest validation error counts, and of each run
-the epoch with the lowest. Runs that the results file already holds are not repeated.
+CIFAR10.zip holds train/CLASS/*.jpg and test/CLASS/*.jpg, PHOTOGRAPHS (a folder or a tar) JPEGs, FOLDER the four .gz
+files of Fashion-MNIST; sets whose flag is missing are left out. Both networks train and are tested on the same images;
+validation images are those that the data set `folder` holds out, and nothing is chosen by test images. Of the tutorial's
+CNN (benchmarks/tutorial_cnn.py) the learning rate with the lowest validation error counts, and of each of its runs the
+epoch with the lowest. Runs that the results file already holds are not repeated.
 """
 
 import argparse
@@ -152,8 +152,8 @@ def _train_ours(workdir: Path, name: str, folder: Path, seed: int, words: list[s
 
 def _train_tutorial(workdir: Path, folder: Path, side: int, learning_rate: float, seed: int) -> dict[str, Any]:
     """Trains the tutorial's CNN on the images at their own size."""
-    from alexnet_jax.experiment import open_dataset
     from alexnet_jax.data.storage import read_images
+    from alexnet_jax.experiment import open_dataset
     from benchmarks import tutorial_cnn
     from configs import alexnet
 

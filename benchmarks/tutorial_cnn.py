@@ -1,8 +1,8 @@
 """The network of TensorFlow's tutorial on image classification, with its augmentation, in PyTorch.
 
-tensorflow.org/tutorials/images/classification: pixels divided by 255; three 3x3 convolutions of 16, 32 and 64 maps, each
-with ReLU and 2x2 max pooling; dropout of 0.2; 128 units with ReLU; Adam on batches of 32. Training images are mirrored,
-rotated by up to 36 degrees and zoomed by up to 10 %; what they do not cover is filled with their mirror image.
+tensorflow.org/tutorials/images/classification: pixels divided by 255; three 3x3 convolutions of 16, 32 and 64 maps,
+each with ReLU and 2x2 max pooling; dropout of 0.2; 128 units with ReLU; Adam on batches of 32. Training images are
+mirrored, rotated by up to 36 degrees and zoomed by up to 10 %; what is outside them is filled with their mirror image.
 """
 
 import copy

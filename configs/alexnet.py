@@ -120,6 +120,7 @@ def _cifar(*weight_decay_overrides: tuple[str, float]) -> dict[str, Any]:
     }
 
 
+# The recipe of `modern` for some thousand photographs and a CPU: small batches make many steps of few images.
 _MEDIUM: dict[str, Any] = {
     **_MODERN,
     "batch_size": 64,
@@ -135,7 +136,7 @@ _MEDIUM: dict[str, Any] = {
     },
     "optimizer": {
         **_MODERN["optimizer"],
-        "learning_rate": 0.05,
+        "learning_rate": 0.1,
         "weight_decay": 5e-4,
         "warmup_epochs": 2.0,
         "ema_decay": 0.99,
@@ -202,7 +203,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     "medium": _MEDIUM,
-    "medium_b": _MEDIUM,
+    "large": {**_MEDIUM, "data": {**_MEDIUM["data"], "image_size": 144, "crop": 128}},
     # Its initialisation (He) expects inputs of about unit variance; those of the others are made for raw pixels.
     "lenet": {"data": {"std": (64.0, 64.0, 64.0)}, "optimizer": {"learning_rate": 0.002}},
 }
