@@ -4,12 +4,13 @@
 
 CIFAR10.zip holds train/CLASS/*.jpg and test/CLASS/*.jpg, PHOTOGRAPHS (a folder or a tar) JPEGs, FOLDER the four .gz
 files of Fashion-MNIST; sets whose flag is missing are left out. Both networks train and are tested on the same images;
-validation images are those that the data set `folder` holds out, and nothing is chosen by test images. Of the tutorial's
-CNN (benchmarks/tutorial_cnn.py) the learning rate with the lowest validation error counts, and of each of its runs the
-epoch with the lowest. Runs that the results file already holds are not repeated.
+validation images are those that the data set `folder` holds out, and nothing is chosen by test images. The tutorial's
+CNN (benchmarks/tutorial_cnn.py) has the learning rate with the lowest validation error of the first seed, and of each
+run the epoch with the lowest. Runs that the results file already holds are not repeated.
 """
 
 import argparse
+import dataclasses
 import gzip
 import io
 import itertools
@@ -26,12 +27,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from alexnet_jax.data.storage import read_images
+from alexnet_jax.experiment import open_dataset
+from alexnet_jax.experiments.results import write_results
+from alexnet_jax.run.metrics_log import read_metrics
 from benchmarks.photographs import read_photographs
+from benchmarks.tables import best_learning_rate, table
+from configs import alexnet
 
 SEEDS = (0, 1, 2)
 LEARNING_RATES = (0.0003, 0.001, 0.003)
 TUTORIAL_EPOCHS = 30
-PATCHES, PATCH, CELL = 5, 64, 72
+PATCHES, PATCH, CELL = 4, 64, 72
 """Patches of a photograph along each axis, their side in pixels, and the distance between their corners."""
 
 Files = Iterator[tuple[str, bytes]]
@@ -44,23 +51,26 @@ def main() -> None:
     for name in ("cifar10", "photographs", "fashion-mnist"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--networks", nargs="+", choices=("ours", "tutorial"), default=["ours", "tutorial"])
     parser.add_argument("--workdir", type=Path, default=Path("runs/small_sets"), help="folder of images and runs")
     parser.add_argument("--output", type=Path, default=Path("results/small_sets.json"))
     options = parser.parse_args()
     results = json.loads(options.output.read_text())["results"] if options.output.exists() else {}
     for name in options.sets:
-        flag, side, words, files = SETS[name]
-        if (given := getattr(options, flag)) is None:
+        small_set = SETS[name]
+        if (originals := getattr(options, small_set.flag)) is None:
             continue
         folder = options.workdir / "images" / name
         if not folder.exists():
-            _write_files(files(given), folder)
-        result = results.setdefault(name, {"side": side, "words": list(words), "ours": [], "tutorial": []})
-        for run in _missing_runs(options.workdir, name, folder, result):
-            print(name, run, flush=True)
-            _write_results(options.output, results)
-    from benchmarks.tables import table
-
+            _write_files(small_set.files(originals), folder)
+        about = {"what": small_set.what, "side": small_set.side, "words": list(small_set.words)}
+        result = results.setdefault(name, {**about, "ours": [], "tutorial": []})
+        runs = {"ours": _our_runs, "tutorial": _tutorial_runs}
+        for network in options.networks:
+            for run in runs[network](options.workdir, folder, result):
+                result[network].append(run)
+                print(name, network, run, flush=True)
+                _write_results(options.output, results)
     print("\n".join(table(options.output)))
 
 
@@ -83,14 +93,14 @@ def cats_and_dogs(archive: Path) -> Files:
 def patches(photographs: Path) -> Files:
     """Patches of photographs: each photograph is a class, and no pixel of it is in two patches.
 
-    The central square of a photograph is scaled to 360 pixels and divided into 5 x 5 cells; of each the middle 64 x 64
+    The central square of a photograph is scaled to 288 pixels and divided into 4 x 4 cells; of each the middle 64 x 64
     pixels are a patch, so that patches are 8 pixels apart. One cell of each row and column is for testing.
     """
     for number, content in enumerate(read_photographs(photographs)):
         picture = ImageOps.fit(Image.open(io.BytesIO(content)).convert("RGB"), (PATCHES * CELL,) * 2)
         for row, column in itertools.product(range(PATCHES), repeat=2):
             left, top = (place * CELL + (CELL - PATCH) // 2 for place in (column, row))
-            split = "test" if (row + 2 * column) % PATCHES == 0 else "train"
+            split = "test" if column == (1, 3, 0, 2)[row] else "train"
             patch = picture.crop((left, top, left + PATCH, top + PATCH))
             yield f"{split}/photograph{number:03d}/{row}{column}.png", _png(patch)
 
@@ -106,56 +116,74 @@ def fashion_mnist(folder: Path) -> Files:
                 yield f"{split}/{label}/{index:05d}.png", _png(picture)
 
 
+@dataclasses.dataclass(frozen=True)
+class SmallSet:
+    """A set of images.
+
+    Attributes:
+      what: its description.
+      flag: the flag that names the originals.
+      side: the side of the images, in pixels.
+      words: what our command is given.
+      files: makes its files from the originals.
+    """
+
+    what: str
+    flag: str
+    side: int
+    words: tuple[str, ...]
+    files: Callable[[Path], Files]
+
+
 SMALL = ("--config.data.image_size=72", "--config.data.crop=64")
-SETS: dict[str, tuple[str, int, tuple[str, ...], Callable[[Path], Files]]] = {
-    "cifar10_500": ("cifar10", 32, SMALL, cifar10),
-    "cats_and_dogs": ("cifar10", 32, SMALL, cats_and_dogs),
-    "patches": ("photographs", 64, SMALL, patches),
-    "fashion_200": ("fashion_mnist", 28, SMALL, fashion_mnist),
+SETS = {
+    "cifar10_500": SmallSet("CIFAR-10, 500 a class", "cifar10", 32, (*SMALL, "--config.epochs=20"), cifar10),
+    "cats_and_dogs": SmallSet(
+        "CIFAR-10's cats and dogs, 1,000 each", "cifar10", 32, (*SMALL, "--config.epochs=30"), cats_and_dogs
+    ),
+    "patches": SmallSet(
+        "patches of 200 photographs, 12 each", "photographs", 64, (*SMALL, "--config.epochs=30"), patches
+    ),
+    "fashion_200": SmallSet(
+        "Fashion-MNIST, 200 a class", "fashion_mnist", 28, (*SMALL, "--config.epochs=30"), fashion_mnist
+    ),
 }
-"""By name: the flag of the originals, the side of the images, what our command is given, and what makes the files."""
 
 
-def _missing_runs(workdir: Path, name: str, folder: Path, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Does the runs of a set that its results lack, and adds each."""
-    for seed in SEEDS:
-        if not any(run["seed"] == seed for run in result["ours"]):
-            run = {"seed": seed, **_train_ours(workdir, name, folder, seed, result["words"])}
-            result["ours"].append(run)
-            yield run
-    for seed, rate in itertools.product(SEEDS, LEARNING_RATES):
-        about = {"seed": seed, "learning_rate": rate}
-        if not any(about.items() <= run.items() for run in result["tutorial"]):
-            run = {**about, **_in_child(_train_tutorial, workdir, folder, result["side"], rate, seed)}
-            result["tutorial"].append(run)
-            yield run
-
-
-def _train_ours(workdir: Path, name: str, folder: Path, seed: int, words: list[str]) -> dict[str, Any]:
+def _our_runs(workdir: Path, folder: Path, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Runs the command of the documentation; the seconds are those of the whole command, preparation included."""
-    from alexnet_jax.run.metrics_log import read_metrics
-
-    run = workdir / "runs" / f"{name}-{seed}"
-    began = time.perf_counter()
-    command = [f"--config.data.dir={folder}", f"--config.data.prepared_dir={workdir / 'prepared'}"]
-    command += [f"--config.seed={seed}", f"--workdir={run}", *words]
-    program = [sys.executable, "main.py", "--config=configs/alexnet.py:folder,medium"]
-    subprocess.run([*program, *command], check=True, stdout=subprocess.DEVNULL)
-    seconds = round(time.perf_counter() - began)
-    records = {record["kind"]: record for record in read_metrics(run)}
-    errors = {
-        "validation_error": records["epoch"]["validation_top1_error"],
-        "test_error": records["test"]["top1_error"],
-    }
-    return {**errors, "seconds": seconds}
+    for seed in SEEDS:
+        if any(run["seed"] == seed for run in result["ours"]):
+            continue
+        run = workdir / "runs" / f"{folder.name}-{seed}"
+        command = [f"--config.data.dir={folder}", f"--config.data.prepared_dir={workdir / 'prepared'}"]
+        command += [f"--config.seed={seed}", f"--workdir={run}", *result["words"]]
+        program = [sys.executable, "main.py", "--config=configs/alexnet.py:folder,medium"]
+        began = time.perf_counter()
+        subprocess.run([*program, *command], check=True, stdout=subprocess.DEVNULL)
+        seconds = round(time.perf_counter() - began)
+        records = {record["kind"]: record for record in read_metrics(run)}
+        validation, test = records["epoch"]["validation_top1_error"], records["test"]["top1_error"]
+        yield {"seed": seed, "validation_error": validation, "test_error": test, "seconds": seconds}
 
 
-def _train_tutorial(workdir: Path, folder: Path, side: int, learning_rate: float, seed: int) -> dict[str, Any]:
+def _tutorial_runs(workdir: Path, folder: Path, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Trains the tutorial's CNN with each learning rate, and with the other seeds at the best of them."""
+    runs: list[dict[str, Any]] = result["tutorial"]
+
+    def missing(about: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if not any(about.items() <= run.items() for run in runs):
+            yield {**about, **_in_child(_train_tutorial, workdir, folder, result["side"], about)}
+
+    for rate in LEARNING_RATES:
+        yield from missing({"seed": SEEDS[0], "learning_rate": rate})
+    for seed in SEEDS[1:]:
+        yield from missing({"seed": seed, "learning_rate": best_learning_rate(runs)})
+
+
+def _train_tutorial(workdir: Path, folder: Path, side: int, about: dict[str, Any]) -> dict[str, Any]:
     """Trains the tutorial's CNN on the images at their own size."""
-    from alexnet_jax.data.storage import read_images
-    from alexnet_jax.experiment import open_dataset
-    from benchmarks import tutorial_cnn
-    from configs import alexnet
+    from benchmarks import tutorial_cnn  # here, as it imports torch
 
     config = alexnet.get_config("folder,medium")
     config.data.update({"dir": str(folder), "prepared_dir": str(workdir / "prepared"), "image_size": side})
@@ -164,7 +192,7 @@ def _train_tutorial(workdir: Path, folder: Path, side: int, learning_rate: float
         split: (read_images(records, np.arange(len(records.labels))), records.labels)
         for split, records in dataset.splits.items()
     }
-    return tutorial_cnn.train(images, dataset.num_classes, learning_rate, seed, TUTORIAL_EPOCHS)
+    return tutorial_cnn.train(images, dataset.num_classes, epochs=TUTORIAL_EPOCHS, **about)
 
 
 def _in_child(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
@@ -190,10 +218,8 @@ def _write_files(files: Files, folder: Path) -> None:
 
 
 def _write_results(path: Path, results: dict[str, Any]) -> None:
-    from alexnet_jax.experiments.results import write_results
-
     data = f"folders of images; tutorial: {TUTORIAL_EPOCHS} epochs, best of {', '.join(map(str, LEARNING_RATES))}"
-    command = ["-m", "benchmarks.small_sets", "--cifar10=cifar10.zip", "--photographs=imagenet-samples-200.tar"]
+    command = ["-m", "benchmarks.small_sets", "--cifar10=cifar10.zip", "--photographs=photographs.tar"]
     write_results(path, [*command, "--fashion-mnist=fashion-mnist"], data, SEEDS, results)
 
 
