@@ -1,17 +1,16 @@
 """Small sets of images as folders: the preset `medium` beside the tutorial's CNN; prints a table.
 
-    python -m benchmarks.small_sets --cifar10=CIFAR10.zip --photographs=PHOTOGRAPHS --fashion-mnist=FOLDER
+    python -m benchmarks.small_sets --cifar10=CIFAR10.zip --photographs=PHOTOGRAPHS
 
-CIFAR10.zip holds train/CLASS/*.jpg and test/CLASS/*.jpg, PHOTOGRAPHS (a folder or a tar) JPEGs, FOLDER the four .gz
-files of Fashion-MNIST; sets whose flag is missing are left out. Both networks train and are tested on the same images;
-validation images are those that the data set `folder` holds out, and nothing is chosen by test images. The tutorial's
-CNN (benchmarks/tutorial_cnn.py) has the learning rate with the lowest validation error of the first seed, and of each
-run the epoch with the lowest. Runs that the results file already holds are not repeated.
+CIFAR10.zip holds train/CLASS/*.jpg and test/CLASS/*.jpg, PHOTOGRAPHS (a folder or a tar) JPEGs; sets whose flag is
+missing are left out. Both networks train and are tested on the same images; validation images are those that the data
+set `folder` holds out, and nothing is chosen by test images. The tutorial's CNN (benchmarks/tutorial_cnn.py) has the
+learning rate with the lowest validation error of the first seed, and of each run the epoch with the lowest. Runs that
+the results file already holds are not repeated.
 """
 
 import argparse
 import dataclasses
-import gzip
 import io
 import itertools
 import json
@@ -48,8 +47,8 @@ Files = Iterator[tuple[str, bytes]]
 def main() -> None:
     """Makes the folders, does the missing runs and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("cifar10", "photographs", "fashion-mnist"):
-        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--cifar10", type=Path)
+    parser.add_argument("--photographs", type=Path)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--networks", nargs="+", choices=("ours", "tutorial"), default=["ours", "tutorial"])
     parser.add_argument("--workdir", type=Path, default=Path("runs/small_sets"), help="folder of images and runs")
@@ -58,7 +57,8 @@ def main() -> None:
     results = json.loads(options.output.read_text())["results"] if options.output.exists() else {}
     for name in options.sets:
         small_set = SETS[name]
-        if (originals := getattr(options, small_set.flag)) is None:
+        originals = getattr(options, small_set.flag) if small_set.flag else Path()
+        if originals is None:
             continue
         folder = options.workdir / "images" / name
         if not folder.exists():
@@ -105,15 +105,14 @@ def patches(photographs: Path) -> Files:
             yield f"{split}/photograph{number:03d}/{row}{column}.png", _png(patch)
 
 
-def fashion_mnist(folder: Path) -> Files:
-    """The first 200 training images of each class of Fashion-MNIST, and the first 200 test images."""
-    for split, prefix in (("train", "train"), ("test", "t10k")):
-        labels = np.frombuffer(gzip.decompress((folder / f"{prefix}-labels-idx1-ubyte.gz").read_bytes())[8:], np.uint8)
-        pixels = np.frombuffer(gzip.decompress((folder / f"{prefix}-images-idx3-ubyte.gz").read_bytes())[16:], np.uint8)
-        for label in range(10):
-            for index in np.flatnonzero(labels == label)[:200]:
-                picture = Image.fromarray(pixels.reshape(-1, 28, 28)[index])
-                yield f"{split}/{label}/{index:05d}.png", _png(picture)
+def digits(_: Path) -> Files:
+    """The 1,797 scanned digits that scikit-learn ships, 8 x 8 pixels; every fourth is for testing."""
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    for number, (levels, label) in enumerate(zip(scans.images, scans.target, strict=True)):
+        split = "train" if number % 4 else "test"
+        yield f"{split}/{label}/{number:04d}.png", _png(Image.fromarray(np.uint8(levels * (255 / 16))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +121,8 @@ class SmallSet:
 
     Attributes:
       what: its description.
-      flag: the flag that names the originals.
-      side: the side of the images, in pixels.
+      flag: the flag that names the originals; "" if there is none.
+      side: of the images that the tutorial's CNN is given, in pixels.
       words: what our command is given.
       files: makes its files from the originals.
     """
@@ -144,9 +143,7 @@ SETS = {
     "patches": SmallSet(
         "patches of 200 photographs, 12 each", "photographs", 64, (*SMALL, "--config.epochs=30"), patches
     ),
-    "fashion_200": SmallSet(
-        "Fashion-MNIST, 200 a class", "fashion_mnist", 28, (*SMALL, "--config.epochs=30"), fashion_mnist
-    ),
+    "digits": SmallSet("1,797 scanned digits", "", 32, (*SMALL, "--config.epochs=30"), digits),
 }
 
 
@@ -182,7 +179,7 @@ def _tutorial_runs(workdir: Path, folder: Path, result: dict[str, Any]) -> Itera
 
 
 def _train_tutorial(workdir: Path, folder: Path, side: int, about: dict[str, Any]) -> dict[str, Any]:
-    """Trains the tutorial's CNN on the images at their own size."""
+    """Trains the tutorial's CNN on the images at about their own size."""
     from benchmarks import tutorial_cnn  # here, as it imports torch
 
     config = alexnet.get_config("folder,medium")
@@ -220,7 +217,7 @@ def _write_files(files: Files, folder: Path) -> None:
 def _write_results(path: Path, results: dict[str, Any]) -> None:
     data = f"folders of images; tutorial: {TUTORIAL_EPOCHS} epochs, best of {', '.join(map(str, LEARNING_RATES))}"
     command = ["-m", "benchmarks.small_sets", "--cifar10=cifar10.zip", "--photographs=photographs.tar"]
-    write_results(path, [*command, "--fashion-mnist=fashion-mnist"], data, SEEDS, results)
+    write_results(path, command, data, SEEDS, results)
 
 
 if __name__ == "__main__":
