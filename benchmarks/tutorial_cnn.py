@@ -73,9 +73,9 @@ def _tensors(pixels: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(labels).long()
 
 
-@torch.no_grad()
 def _error(network: nn.Module, pictures: Tensor, labels: Tensor) -> float:
     """The fraction of pictures that are classified wrongly."""
     network.eval()
-    predicted = torch.cat([network(part).argmax(1) for part in pictures.split(256)])
+    with torch.no_grad():
+        predicted = torch.cat([network(part).argmax(1) for part in pictures.split(256)])
     return (predicted != labels).float().mean().item()
