@@ -113,8 +113,8 @@ class Run:
         elif config.init_from:
             self._start_from_another()
         seen = self.position
-        epochs = f", continued from epoch {self._epoch(seen)}" if seen else ""
-        display.show_header(self.experiment, f"{workdir}{epochs}", self.command_line, self.fresh_layers)
+        continued_from = self._epoch(seen) if seen else ""
+        display.show_header(self.experiment, workdir, self.command_line, self.fresh_layers, continued_from)
         finished = [record for record in found["tests"] if record["examples_seen"] == seen]
         if self._ended_by() and finished:
             self._show_end(finished[-1], "is finished already")

@@ -33,6 +33,7 @@ def table(path: Path) -> list[str]:
         "attack": attack,
         "faults": _faults,
         "figure1": _figure1,
+        "small": _small_sets,
         "starting": _starting,
     }
     return [*makers[kind](results), "", _about(content)]
@@ -96,6 +97,32 @@ def _faults(results: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|"
     for fault in results["faults"]:
         yield f"| {fault['fault']}, `{fault['config']}` | {fault['diagnosis']} |"
+
+
+def _small_sets(results: dict[str, Any]) -> Iterator[str]:
+    yield "| images | `medium`: test error | seconds | tutorial: test error | learning rate | seconds | difference |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    for result in results.values():
+        ours, best = result["ours"], best_learning_rate(result["tutorial"])
+        theirs = [run for run in result["tutorial"] if run["learning_rate"] == best]
+        difference = 100 * (_mean(ours, "test_error") - _mean(theirs, "test_error"))
+        cells = [result["what"], _errors(ours), f"{_mean(ours, 'seconds'):.0f}"]
+        cells += [_errors(theirs), f"{best:g}", f"{_mean(theirs, 'seconds'):.0f}", f"{difference:+.2f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def best_learning_rate(runs: list[dict[str, Any]]) -> float:
+    """The learning rate with the lowest validation error of the first seed, the only one that has tried all."""
+    first = [run for run in runs if run["seed"] == runs[0]["seed"]]
+    return min(first, key=lambda run: run["validation_error"])["learning_rate"]
+
+
+def _mean(runs: list[dict[str, Any]], key: str) -> float:
+    return Spread.of([run[key] for run in runs]).mean
+
+
+def _errors(runs: list[dict[str, Any]]) -> str:
+    return Spread.of([run["test_error"] for run in runs]).text(".2%")
 
 
 def attack(results: Mapping[str, Any]) -> Iterator[str]:

@@ -174,6 +174,30 @@ def _one_layer(learning_rate: float) -> dict[str, Any]:
     }
 
 
+# The recipe of `modern` for some thousand photographs and a CPU: small batches make many steps of few images.
+_MEDIUM: dict[str, Any] = {
+    **_MODERN,
+    "batch_size": 64,
+    "epochs": 60.0,
+    "test_views": 2,
+    "model": {"dropout_rate": 0.3},
+    "data": {
+        "image_size": 108,
+        "crop": 96,
+        "cropping": "resized",
+        "resized_min_area": 0.4,
+        "mixup": 0.1,
+        "std": (64.0, 64.0, 64.0),
+    },
+    "optimizer": {
+        **_MODERN["optimizer"],
+        "learning_rate": 0.1,
+        "weight_decay": 5e-4,
+        "warmup_epochs": 3.0,
+        "ema_decay": 0.99,
+    },
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "source": _SOURCE,
     "run170": _RUN_170,
@@ -199,6 +223,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": {"bias_schedule": "constant"},
     },
     "small_modern": _SMALL_MODERN,
+    "medium": _MEDIUM,
+    "large": {**_MEDIUM, "data": {**_MEDIUM["data"], "image_size": 144, "crop": 128}},
     # Its initialisation (He) expects inputs of about unit variance; those of the others are made for raw pixels.
     "lenet": {"data": {"std": (64.0, 64.0, 64.0)}, "optimizer": {"learning_rate": 0.002}},
     # Gradient descent on one layer. Above 2 / the largest eigenvalue of the pixels' second moments, the learning rate

@@ -259,7 +259,7 @@ def test_the_header_shows_how_each_layer_starts(make_config: MakeConfig, capsys:
     rules = (("conv*", 0.0, 0.0), ("fc3/*", 0.0, 0.1), ("fc4/kernel", 0.0, 0.0))
     changes = {"learning_rate": 0.01, "bias_learning_rate_multiplier": 2.0, "learning_rate_multipliers": rules}
     config = make_config(init_from="a", **{f"optimizer.{key}": value for key, value in changes.items()})
-    display.show_header(open_experiment(config), "runs/a", "python main.py", fresh_layers=["fc5"])
+    display.show_header(open_experiment(config), Path("runs/a"), "python main.py", fresh_layers=["fc5"])
     shown = capsys.readouterr().out
     assert "fc5 starts afresh, as the classes differ; parameters of a " in shown
     table = {cells[0]: cells for cells in map(str.split, shown.splitlines()) if cells}

@@ -9,20 +9,28 @@ from ml_collections import ConfigDict
 from alexnet_jax.experiment import Experiment
 from alexnet_jax.models.summary import LayerSummary
 from alexnet_jax.parallel import hosts
+from alexnet_jax.run.proposal import propose
 from alexnet_jax.system import console
 
 SLOW_INPUT = 0.1
 """Fraction of the time spent waiting for images from which on it is shown."""
 
 
-def show_header(experiment: Experiment, run: str, command: str, fresh_layers: Sequence[str] | None = None) -> None:
+def show_header(
+    experiment: Experiment,
+    workdir: Path,
+    command: str,
+    fresh_layers: Sequence[str] | None = None,
+    continued_from: str = "",
+) -> None:
     """Prints what is trained, on which devices, for how long, and what the line of an epoch holds.
 
     Args:
       experiment: the network, the data and the devices.
-      run: the folder of the run, and the epoch from which it is continued.
+      workdir: the folder of the run.
       command: the command line.
       fresh_layers: the layers that start afresh where the others are loaded from `config.init_from`; None elsewhere.
+      continued_from: the epoch from which the run is continued; "" for a new run.
     """
     config, dataset, layers, plan = experiment.config, experiment.dataset, experiment.layers, experiment.plan
     sizes = ", ".join(f"{len(records.labels):,} {split}" for split, records in dataset.splits.items())
@@ -31,7 +39,7 @@ def show_header(experiment: Experiment, run: str, command: str, fresh_layers: Se
     place = {"disk": str(dataset.directory), "host": "memory", "device": "the device's memory"}[experiment.source.cache]
     counted = " (evaluations without improvement)" if config.optimizer.schedule == "plateau" else ""
     facts = {
-        "run": run,
+        "run": f"{workdir}, continued from epoch {continued_from}" if continued_from else str(workdir),
         "command": command,
         "network": f"{config.model.preset}, {parameters:,} parameters, {macs:,} MACs an image",
         "data": f"{config.data.name}: {sizes}; {dataset.num_classes} classes",
@@ -47,6 +55,8 @@ def show_header(experiment: Experiment, run: str, command: str, fresh_layers: Se
         facts["start"] = f"{afresh}parameters of {config.init_from}"
     console.show_facts(facts)
     show_layers(layers, None if fresh_layers is None else _starts(experiment, fresh_layers))
+    if not continued_from and (line := propose(experiment)):
+        console.show(line)
     if dataset.num_classes <= 5:
         console.show("With 5 or fewer classes every top-5 prediction is right: top-5 error is left out.")
 

@@ -16,6 +16,7 @@ from tests.helpers.models import variables_of
 CROPS = {"source": 224, "run170": 224, "owt": 224, "lenet": 28, "small": 28, "small_modern": 28}
 CROPS |= dict.fromkeys(("linear", "logistic", "mlp", "digit_cnn", "vgg_small", "inception_small", "resnet_small"), 28)
 CROPS |= dict.fromkeys(("vgg11", "vgg16", "googlenet", "resnet18", "resnet50"), 224)
+CROPS |= {"medium": 96, "large": 128}
 
 # preset: classes, parameters, multiply-accumulates (None where facts of no primary source exist)
 SIZES = {
@@ -43,6 +44,18 @@ SIZES = {
         10,
         76 * 16 + 401 * 32 + 289 * 48 + 433 * 48 + 433 * 32 + 2 * 129 * 128 + 129 * 10 + 2 * 432,
         75 * 16 * 256 + 400 * 32 * 64 + 288 * 48 * 16 + 432 * 48 * 16 + 432 * 32 * 16 + 2 * 128 * 128 + 128 * 10,
+    ),
+    # 96 pixels: maps of 24x24, 12x12 and 6x6; 128 pixels: of 32x32, 16x16 and 8x8
+    "medium": (
+        10,
+        193 * 48 + 433 * 96 + 865 * 128 + 2 * 1153 * 128 + 4609 * 256 + 257 * 10 + 2 * (48 + 96 + 3 * 128 + 256),
+        576 * (192 * 48 + 432 * 96) + 144 * 128 * (864 + 2 * 1152) + 4608 * 256 + 2560,
+    ),
+    "large": (
+        10,
+        (193 * 64 + 577 * 128 + 1153 * 192 + 1729 * (192 + 128) + 8193 * 512 + 513 * 10)
+        + 2 * (64 + 128 + 2 * 192 + 128 + 512),
+        1024 * (192 * 64 + 576 * 128) + 256 * (1152 * 192 + 1728 * (192 + 128)) + 8192 * 512 + 5120,
     ),
     # 28 pixels: 6 maps of 14x14, 16 of 5x5
     "lenet": (10, 456 + 2_416 + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10, None),
