@@ -200,7 +200,7 @@ class _Local(nn.Module):
         kernels = self.param("kernel", self.kernel_init, (*places, inputs, self.features), jnp.float32)
         biases = self.param("bias", self.bias_init, (*places, self.features), jnp.float32)
         x, kernels, biases = (array.astype(self.dtype) for array in (x, kernels, biases))
-        return conv_local(x, kernels, self.size, self.stride, self.padding) + biases
+        return conv_local(x, kernels, self.size, self.stride, self.padding) + biases[None]
 
 
 _fold_in = jax.vmap(jax.random.fold_in, (0, None))
