@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from ml_collections import ConfigDict
 
-from alexnet_jax.system.machine import peak_memory_bytes
+from alexnet_jax.system.machine import keep_freed_memory, peak_memory_bytes
 
 # Neither JAX nor torch may be imported at the top: a child process inherits the peak memory of its parent (Linux counts
 # from the fork), and no contender should load the other's library.
@@ -79,6 +79,7 @@ def _serve(connection: Connection, make_steps: Callable[[], Steps]) -> None:
 
     If an exception occurs, its text is sent and the process ends.
     """
+    keep_freed_memory()  # as this project's programs do; PyTorch also gains by it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         run = make_steps()

@@ -41,6 +41,7 @@ class TorchAlexNet(nn.Module):
         extent, channels = crop, 3
         for index, layer in enumerate(model.layers, start=1):
             name, features = f"{layer.kind}{index}", layer.features or model.num_classes
+            normalisation: Callable[[int], nn.Module] = nn.BatchNorm2d
             if layer.kind == "conv":
                 groups = model.towers if layer.own_tower else 1
                 window = extent, layer.kernel, layer.stride, layer.pad, model.conv_ceil
@@ -52,16 +53,21 @@ class TorchAlexNet(nn.Module):
                 )
                 self.kernels[name] = layer.kernel, layer.kernel, channels // groups
                 extent = output_size(*window)
-            elif layer.kind == "fc":
+            elif layer.kind == "local":
+                extent = output_size(extent, layer.kernel, layer.stride, layer.pad, model.conv_ceil)
+                weighted = Local(channels, features, layer.kernel, layer.stride, layer.pad, extent)
+                self.kernels[name] = layer.kernel, layer.kernel, channels
+            else:
                 self.operations.append(nn.Flatten())
                 weighted = nn.Linear(channels * extent**2, features)
                 self.kernels[name] = extent, extent, channels
-                extent = 1
-            else:
-                raise ValueError(f"{name}: only conv and fc are implemented in PyTorch")
+                extent, normalisation = 1, nn.BatchNorm1d
             self.operations.add_module(name, weighted)
             for operation in layer.then:
-                self.operations.extend(_operation(operation, model, layer.pool))
+                if operation == "bn":
+                    self.operations.add_module(f"bn{index}", normalisation(features))
+                else:
+                    self.operations.extend(_operation(operation, model, layer.pool))
             if "pool" in layer.then:
                 extent = output_size(extent, model.pool_size, 2, 0, model.pool_ceil)
             channels = features
@@ -79,11 +85,16 @@ class TorchAlexNet(nn.Module):
     def load_flax(self, params: Mapping[str, Any]) -> None:
         """Copies the parameters of the Flax network, whose first fully connected layer flattens NHWC, not NCHW."""
         with torch.no_grad():
-            for name, window in self.kernels.items():
+            for name, arrays in params.items():
                 layer: Any = self.operations.get_submodule(name)
-                kernel = np.asarray(params[name]["kernel"]).reshape(*window, -1).transpose(3, 2, 0, 1)
+                kernel, bias = (
+                    np.asarray(arrays["kernel" if name in self.kernels else "scale"]),
+                    np.asarray(arrays["bias"]),
+                )
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    kernel = kernel.reshape(*self.kernels[name], -1).transpose(3, 2, 0, 1)
                 layer.weight.copy_(torch.tensor(kernel.reshape(layer.weight.shape)))
-                layer.bias.copy_(torch.tensor(np.asarray(params[name]["bias"])))
+                layer.bias.copy_(torch.tensor(bias.reshape(layer.bias.shape)))
 
 
 def _operation(name: str, model: "AlexNet", pool: str) -> list[nn.Module]:
@@ -107,6 +118,21 @@ def _operation(name: str, model: "AlexNet", pool: str) -> list[nn.Module]:
             return [nn.Dropout(float(model.dropout_rate)), Scale(1 - float(model.dropout_rate))]
         case _:
             raise ValueError(f"{name} (activation {model.activation}) is not implemented in PyTorch")
+
+
+class Local(nn.Module):
+    """A layer with kernels of its own at each place: `F.unfold`, then one matrix product per place."""
+
+    def __init__(self, channels: int, features: int, size: int, stride: int, pad: int, extent: int) -> None:
+        super().__init__()
+        self.window, self.extent = {"kernel_size": size, "stride": stride, "padding": pad}, extent
+        self.weight = nn.Parameter(torch.empty(extent**2, channels * size**2, features))
+        self.bias = nn.Parameter(torch.empty(extent**2, 1, features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Computes [batch, features, extent, extent]."""
+        maps = torch.baddbmm(self.bias, F.unfold(x, **self.window).permute(2, 0, 1), self.weight)
+        return maps.permute(1, 2, 0).unflatten(2, (self.extent, self.extent))
 
 
 class CrossMapNorm(nn.Module):

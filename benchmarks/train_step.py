@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 from ml_collections import ConfigDict
 
+from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.system.machine import available_cores, processor_name
 from benchmarks.contenders import Child, our_steps, save_network, spread, torch_steps
 from configs import alexnet
@@ -57,17 +58,29 @@ class Workload:
 
     @property
     def has_lrn(self) -> bool:
-        """Whether the network has response normalisation, which the presets used here have by default."""
-        return self.config.model.lrn != "none"
+        """Whether the network has response normalisation."""
+        model = get_model(self.config.model, self.config.model.num_classes)
+        return model.lrn is not None and any("lrn" in layer.then for layer in model.layers)
 
 
 _CAFFE = {"model.num_classes": 1000, "batch_size": 128}
+_SMALL = ("lenet", "small", "small_modern", "cifar_18pct", "cifar_13pct", "cifar_11pct")
+_ONE_TOWER = ("owt", "bn")
 WORKLOADS = {
     "caffe without LRN": Workload("synthetic,caffe", {**_CAFFE, "model.lrn": "none"}),
     "caffe": Workload("synthetic,caffe", _CAFFE),
     "caffe forward without LRN": Workload("synthetic,caffe", {**_CAFFE, "model.lrn": "none"}, training=False),
     "caffe forward": Workload("synthetic,caffe", _CAFFE, training=False),
     "digits": Workload("digits", {"model.num_classes": 10}),
+    **{name: Workload(f"synthetic,{name}", {"model.num_classes": 10}) for name in _SMALL},
+    **{name: Workload(f"synthetic,{name}", _CAFFE) for name in _ONE_TOWER},
+    **{
+        f"{name} forward, {images} image{'s' * (images > 1)}": Workload(
+            f"synthetic,{name}", {**_CAFFE, "batch_size": images}, training=False
+        )
+        for name in ("caffe", *_ONE_TOWER)
+        for images in (1, 16)
+    },
 }
 
 

@@ -30,6 +30,9 @@ def run_program(main: Main, argv: list[str]) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored, as after nohup
         signal.signal(signal.SIGINT, _interrupt)
     sys.unraisablehook = _interrupt_again
+    from alexnet_jax.system.machine import keep_freed_memory
+
+    keep_freed_memory()
     try:
         exit_on_user_error(main)(argv)
     except SystemExit as end:

@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.models.presets import PRESETS, Layer
 from alexnet_jax.ops.activations import ACTIVATIONS
-from alexnet_jax.ops.convolution import conv
+from alexnet_jax.ops.convolution import conv, conv_local
 from alexnet_jax.ops.dropout import dropout
 from alexnet_jax.ops.normalization import LRN, LRN_CONVENTIONS, cross_map_norm, within_map_norm
 from alexnet_jax.ops.pooling import pool, pool_to_grid
-from alexnet_jax.ops.windows import NHWC, Kernel, window_padding
+from alexnet_jax.ops.windows import NHWC, Kernel, Padding, window_padding
 from alexnet_jax.parallel import collectives
 from alexnet_jax.parallel.collectives import ONE_DEVICE, Axes
 
@@ -210,11 +210,11 @@ class AlexNet(nn.Module):
         size, stride = layer.kernel, layer.stride
         rows, columns = (window_padding(extent, size, stride, layer.pad, self.conv_ceil) for extent in x.shape[1:3])
         options: dict[str, Any] = _initializers(layer, fan_in=size * size * x.shape[-1] // groups)
-        if layer.kind == "conv":
-            options |= {"feature_group_count": groups, "conv_general_dilated": _conv}
-        module = nn.ConvLocal if layer.kind == "local" else nn.Conv
+        if layer.kind == "local":
+            return _Local(features, size, stride, (rows, columns), self.dtype, **options, name=name)(x)
+        options |= {"feature_group_count": groups, "conv_general_dilated": _conv}
         window = (size, size), (stride, stride), (rows, columns)
-        return module(features, *window, use_bias=has_bias, dtype=self.dtype, **options, name=name)(x)
+        return nn.Conv(features, *window, use_bias=has_bias, dtype=self.dtype, **options, name=name)(x)
 
 
 def _join(operation: str, maps: Sequence[Array]) -> Array:
@@ -225,6 +225,30 @@ def _join(operation: str, maps: Sequence[Array]) -> Array:
         case "concat":
             return jnp.concatenate(maps, axis=-1)
     return maps[-1].mean(axis=(1, 2))
+
+
+class _Local(nn.Module):
+    """`ops.convolution.conv_local` with the parameters of `nn.ConvLocal`, whose convolutions are slower."""
+
+    features: int
+    size: int
+    stride: int
+    padding: Padding
+    dtype: Any
+    kernel_init: Any
+    bias_init: Any
+
+    @nn.compact
+    def __call__(self, x: NHWC) -> NHWC:
+        places = [
+            (extent + sum(pad) - self.size) // self.stride + 1
+            for extent, pad in zip(x.shape[1:3], self.padding, strict=True)
+        ]
+        inputs = x.shape[-1] * self.size**2
+        kernels = self.param("kernel", self.kernel_init, (*places, inputs, self.features), jnp.float32)
+        biases = self.param("bias", self.bias_init, (*places, self.features), jnp.float32)
+        x, kernels, biases = (array.astype(self.dtype) for array in (x, kernels, biases))
+        return conv_local(x, kernels, self.size, self.stride, self.padding) + biases[None]
 
 
 _fold_in = jax.vmap(jax.random.fold_in, (0, None))

@@ -10,13 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array
 
 from alexnet_jax.ops.platforms import by_platform
-from alexnet_jax.ops.windows import NHWC, Kernel, Padding
-from alexnet_jax.ops.winograd import MAX_ROWS, conv_by_tiles
+from alexnet_jax.ops.windows import NHWC, Kernel, Padding, pad_maps
+from alexnet_jax.ops.winograd import MAX_ROWS, NO_PADDING, conv_by_tiles
 
-MIN_CHANNELS = 48
-"""Fewest channels per group for which Winograd's algorithm is faster than XLA."""
+MIN_INPUTS = 432
+"""Fewest inputs of an output, 3 x 3 pixels of 48 channels, for which Winograd's algorithm is faster than XLA."""
+
+MAX_CHANNELS_OF_BLOCKS = 6
+"""Most channels for which several columns of outputs at a time are faster than one."""
 
 _convolve = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
@@ -44,10 +48,55 @@ def conv_by_xla(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups: 
 def conv_on_cpu(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups: int) -> NHWC:
     """`conv` by Winograd's algorithm, or by XLA one group at a time where that is faster."""
     steps = -(-kernel.shape[0] // stride)  # rows of the kernel once stride x stride blocks of pixels are channels
-    if 2 <= steps <= MAX_ROWS and kernel.shape[2] * stride**2 >= MIN_CHANNELS:
+    if 2 <= steps <= MAX_ROWS and kernel.shape[2] * (steps * stride) ** 2 >= MIN_INPUTS:
         return conv_by_tiles(x, kernel, stride, padding, groups)
+    if groups == stride == 1 and kernel.shape[2] <= MAX_CHANNELS_OF_BLOCKS:
+        return _conv_by_columns(x, kernel, padding, columns=max(1, min(4, 128 // kernel.shape[3])))
     by_group = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
     return jnp.concatenate([_conv_in_loops(*group, stride, padding) for group in by_group], axis=-1)
+
+
+def conv_local(x: NHWC, kernels: Array, size: int, stride: int, padding: Padding) -> NHWC:
+    """Computes a convolution with kernels of its own at each place: one matrix product per place.
+
+    Args:
+      x: feature maps.
+      kernels: [rows, columns, channels x size x size, features], by rows and columns of the output.
+      size: side of a kernel in pixels.
+      stride, padding: as for `conv`.
+    """
+    rows, columns, inputs, features = kernels.shape
+    x = pad_maps(x, padding).transpose(1, 2, 0, 3)
+    pixels = [
+        x[row : row + (rows - 1) * stride + 1 : stride, column : column + (columns - 1) * stride + 1 : stride]
+        for row in range(size)
+        for column in range(size)
+    ]
+    by_pixel = kernels.reshape(rows, columns, -1, size * size, features).swapaxes(2, 3)
+    maps = jnp.concatenate(pixels, axis=-1) @ by_pixel.reshape(rows, columns, inputs, features)
+    return maps.transpose(2, 0, 1, 3)
+
+
+def _conv_by_columns(x: NHWC, kernel: Kernel, padding: Padding, columns: int) -> NHWC:
+    """`conv_by_xla` of stride 1 that computes adjacent columns of outputs as features of one wider kernel.
+
+    Adjacent columns of pixels become channels. The matrix products are then several times as wide, which for few
+    channels and features outweighs the zeros around the shifted kernels.
+    """
+    size, channels, features = kernel.shape[0], kernel.shape[2], kernel.shape[3]
+    (above, below), (left, right) = padding
+    outputs = x.shape[2] + left + right - size + 1
+    cells, reach = -(-outputs // columns), -(-(size + columns - 1) // columns)
+    width = (cells + reach - 1) * columns
+    x = pad_maps(x, [(above, below), (left, width - left - x.shape[2])])
+    x = x.reshape(*x.shape[:2], width // columns, columns * channels)
+    shifted = [
+        jnp.pad(kernel, ((0, 0), (column, reach * columns - size - column), (0, 0), (0, 0)))
+        for column in range(columns)
+    ]
+    wide = jnp.stack(shifted, axis=3).reshape(size, reach, columns * channels, columns * features)
+    maps = _conv_in_loops(x, wide, 1, NO_PADDING)
+    return maps.reshape(*maps.shape[:2], cells * columns, features)[:, :, :outputs]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -56,6 +56,13 @@ def test_corner_cases(size: int, kernel: int, stride: int, padding: Padding, con
     assert_as_xla(x, weights, convolve, stride=stride, padding=padding, groups=2)
 
 
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((2, 2), (2, 2)), ((0, 3), (1, 0))])
+@pytest.mark.parametrize(("columns", "features"), [(9, 6), (10, 40), (7, 200)])
+def test_few_channels_by_several_columns(columns: int, features: int, padding: Padding) -> None:
+    x, weights = normal64(0, 2, 6, columns, 3), normal64(1, 5, 5, 3, features)
+    assert_as_xla(x, weights, conv_on_cpu, stride=1, padding=padding, groups=1)
+
+
 def test_the_cpu_takes_tiles_where_there_are_channels_and_others_xla() -> None:
     def lowered(platform: str, channels: int) -> str:
         x, kernel = jnp.zeros((1, 8, 8, channels)), jnp.zeros((3, 3, channels, 4))
