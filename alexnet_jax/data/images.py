@@ -177,16 +177,21 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
             if is_jpeg and data.count(_SCAN) > MOST_SCANS:
                 raise ValueError(f"more than {MOST_SCANS} scans would take too long to decode")
             properties = _properties(picture)
-            if is_jpeg and "progressive" not in picture.info and b"\xff\xd9" not in data[-_TRAILER:]:
+            is_progressive = is_jpeg and "progressive" in picture.info
+            is_unended = is_jpeg and b"\xff\xd9" not in data[-_TRAILER:]
+            if is_unended and (not is_progressive or _has_all_scans(data, len(picture.getbands()))):
                 properties.add("unended")
                 data += b"\xff\xd9"  # the decoder below refuses one that lacks pixels, but not one that lacks scans
-            is_plain = is_jpeg and not properties & {"CMYK", "rotated"}
-            is_small = width * height <= _LARGE or (is_plain and "progressive" not in picture.info)
+            is_rotated = "rotated" in properties
+            is_plain = is_jpeg and "CMYK" not in properties and (not is_rotated or "unended" in properties)
+            is_small = width * height <= _LARGE or (is_plain and not is_progressive)
             with contextlib.nullcontext() if is_small else _ONE_LARGE:
                 if is_plain:
                     with contextlib.suppress(ValueError):  # Pillow tolerates more; only what it refuses too is broken
                         # An image of more than twice the size is halved while it is decoded.
                         pixels = simplejpeg.decode_jpeg(data, min_height=2 * size, min_width=2 * size, min_factor=2)
+                        if is_rotated:
+                            return _upright(pixels, _orientation(picture)), properties, None
                         return pixels, properties, data
                 pixels = _in_rgb(picture, properties)
                 return _upright(pixels, _orientation(picture)), properties, None  # Pillow itself has rotated a TIFF
@@ -194,6 +199,17 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
         if _MAGIC.match(data[:16]):
             raise ValueError("a damaged file of a known format, or one that Pillow cannot read") from None
         raise ValueError(other_content(data) or "not an image of a known format") from None
+
+
+def _has_all_scans(jpeg: bytes, components: int) -> bool:
+    """Whether the headers of a progressive JPEG's scans name every coefficient of every component to its last bit."""
+    found: set[tuple[int, int]] = set()
+    for scan in jpeg.split(_SCAN)[1:]:
+        names = 2 * scan[2] if len(scan) > 2 else 0
+        header = scan[3 : 3 + names + 3]  # each component with its tables, first and last coefficient, bits
+        if len(header) == names + 3 and header[-1] & 15 == 0:
+            found |= {(name, number) for name in header[:names:2] for number in range(header[-3], header[-2] + 1)}
+    return len(found) == 64 * components
 
 
 @functools.cache

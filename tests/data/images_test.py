@@ -347,8 +347,19 @@ def test_an_icon_is_no_image() -> None:
         resize_image(encoded(waves(32, 32), "ICO"), SIZE, 1e6)
 
 
-def test_a_jpeg_without_its_end_marker_is_read_and_counted() -> None:
-    assert squared(encoded(waves(40, 56), "JPEG")[:-2])[1] == {"unended"}
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_without_its_end_marker_is_read_and_counted(progressive: bool, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    jpeg = encoded(waves(40, 56), "JPEG", progressive=progressive, exif=exif)
+    whole, _ = squared(jpeg)
+    pixels, properties = squared(jpeg[:-2])
+    assert "unended" in properties
+    np.testing.assert_allclose(pixels.astype(int), whole, atol=1)
+    for cut in (jpeg[:-4], jpeg[: jpeg.rindex(b"\xff\xda")]):
+        with pytest.raises((OSError, ValueError), match="truncated|cannot load"):
+            squared(cut)
 
 
 HEIC = (Path(__file__).parent / "image_files" / "two-colours.heic").read_bytes()
