@@ -17,6 +17,7 @@ from alexnet_jax.schedules import BATCH_SCALINGS
 from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
 from tests.helpers.models import slow_unless
+from tests.helpers.narrow import NARROW
 
 ELSEWHERE = {"parallel.towers", "parallel.num_processes", "parallel.process_id", "optimizer.cooldown"}
 ELSEWHERE |= {"optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"}
@@ -76,15 +77,27 @@ QUICK = {"source", "lenet"}
 """Presets that compile in seconds and together have all kinds of layers but batch normalisation."""
 
 
-FULL_SIZE = {"vgg11", "vgg16", "googlenet", "resnet18", "resnet50"}
-"""Presets that take minutes to compile; the functions that make their layers make those of small ones, too."""
+LIKE_OTHERS = {"logistic", "digit_cnn", "vgg11", "vgg16", "vgg_small", "googlenet", "inception_small"}
+LIKE_OTHERS |= {"resnet18", "resnet50", "resnet_small"}
+"""Presets whose layers all occur in another preset, or in NARROW, whose networks compile much faster."""
 
 
-@pytest.mark.parametrize("preset", slow_unless(QUICK, sorted(set(alexnet.PRESETS) - FULL_SIZE)))
+@pytest.mark.parametrize("preset", slow_unless(QUICK, sorted(set(alexnet.PRESETS) - LIKE_OTHERS)))
 def test_every_preset_trains_a_step(preset: str, tmp_path: Path, prepared_dir: str) -> None:
     config = alexnet.get_config(f"digits,{preset},smoke")
     config.data.prepared_dir = prepared_dir
     config.max_steps = 1
+    assert train_and_evaluate(config, tmp_path / "run")["count"] == 360
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bottlenecks", "googlenet"])
+def test_networks_of_blocks_train_a_step(
+    name: str, tmp_path: Path, prepared_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, name, NARROW[name])  # type: ignore[arg-type]
+    config = alexnet.get_config("digits,small_modern,smoke")
+    config.data.prepared_dir, config.model.preset, config.max_steps = prepared_dir, name, 1
     assert train_and_evaluate(config, tmp_path / "run")["count"] == 360
 
 
