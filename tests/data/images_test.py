@@ -358,7 +358,7 @@ def test_a_jpeg_without_its_end_marker_is_read_and_counted(progressive: bool, or
     assert "unended" in properties
     np.testing.assert_allclose(pixels.astype(int), whole, atol=1)
     for cut in (jpeg[:-4], jpeg[: jpeg.rindex(b"\xff\xda")]):
-        with pytest.raises((OSError, ValueError), match="truncated|cannot load"):
+        with pytest.raises((OSError, ValueError), match=r"truncated|cannot load"):
             squared(cut)
 
 
