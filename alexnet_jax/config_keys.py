@@ -105,6 +105,10 @@ MATRIX = Rule(lambda value: len(value) == 3 and all(map(TRIPLE.holds, value)), "
 SEED = Rule(lambda value: value < 2**31, "must be less than 2^31")
 ADDRESS = Rule(lambda value: re.fullmatch(r"(.+:\d+|auto)?", value) is not None, "must be HOST:PORT, auto or empty")
 LOCAL = Rule(lambda value: "://" not in value, "must be a folder of this machine")
+WEIGHTS = Rule(
+    lambda value: re.fullmatch(r"none|balanced|([^,]+:\d+(\.\d+)?)(,[^,]+:\d+(\.\d+)?)*", value) is not None,
+    "must be none, balanced, or weights by class: cat:2,dog:0.5",
+)
 DECAYS = rows_of(str, float, text="must be ((pattern, decay), ...), no decay negative")
 WIDTHS = Rule(lambda value: is_row(value, *[int] * len(value)) and min(value, default=1) > 0, "must be numbers > 0")
 FACTORS = rows_of(str, float, float, text="must be ((pattern, from epoch, factor), ...), no factor negative")
@@ -139,6 +143,10 @@ KEYS: dict[str, Key] = {
     "data.jpeg_quality": fixed(90, "quality of prepared images, 1 to 100; the 2014 source used 95", up_to(100)),
     "data.validation_fraction": fixed(0.1, "fraction to hold out if there is no validation split", FRACTION),
     "data.test_fraction": fixed(0.1, "the same for testing, if a folder has neither val/ nor test/", BELOW_1),
+    "data.sampling": fixed(
+        "uniform", "images of an epoch", one_of("uniform (each once)", "balanced (each class equally often)")
+    ),
+    "data.class_weights": fixed("none", "weights of training losses: none, balanced, or cat:2,dog:0.5", WEIGHTS),
     "data.max_quarantined": free(0.01, "fraction of unreadable images above which preparing stops", BELOW_1),
     "data.max_megapixels": fixed(100.0, "an image of more pixels counts as unreadable", POSITIVE),
     "data.cache": free("auto", "where training images are cached", one_of("auto", "device", "host", "disk")),

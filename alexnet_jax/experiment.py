@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax import metrics
 from alexnet_jax.augment import Preprocessing
+from alexnet_jax.data.balance import loss_weights, sampled_fractions
 from alexnet_jax.data.dataset import Dataset, get_dataset
 from alexnet_jax.data.loader import TrainSource, eval_batches, make_train_source
 from alexnet_jax.data.preparation import StorageOptions
@@ -104,6 +105,12 @@ class Experiment:
             variables = init_variables(self.model, self.config.data.crop, self.config.seed)
         return self.devices.place(create_train_state(variables, self.optimizer, self.config.seed))
 
+    @property
+    def class_shares(self) -> np.ndarray:
+        """Fraction of the training loss that each class makes up if all are predicted alike, [classes]; sums to 1."""
+        fractions, weights = _class_balance(self.config.data, self.dataset)
+        return fractions if weights is None else fractions * weights
+
     def make_learning_rates(self) -> LearningRates:
         """The learning-rate rules of the run, as they stand before its first epoch."""
         shapes, _ = trace_shapes(self.model, self.config.data.crop)
@@ -126,11 +133,18 @@ def _make_steps(
 ) -> dict[str, Any]:
     """The compiled steps of an experiment: `train_step`, `evaluate` and `test`."""
     micro_batches, smoothing = config.parallel.micro_batches, config.label_smoothing
-    step = make_train_step(model, optimizer, preprocessing, devices.axes, micro_batches, smoothing)
+    _, weights = _class_balance(config.data, dataset)
+    step = make_train_step(model, optimizer, preprocessing, devices.axes, micro_batches, smoothing, weights)
     evaluate = make_evaluate(config, model, dataset, preprocessing, devices)
     views = config.test_views
     test = evaluate if views == 1 else make_evaluate(config, model, dataset, preprocessing, devices, views)
     return {"train_step": devices.compile_train_step(step, source.resident), "evaluate": evaluate, "test": test}
+
+
+def _class_balance(data: ConfigDict, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]:
+    """Fraction of the training examples that each class makes up, and the weight of its losses; None for none."""
+    fractions = sampled_fractions(dataset.splits["train"].labels, data.sampling, dataset.num_classes)
+    return fractions, loss_weights(data.class_weights, fractions, dataset.class_names)
 
 
 def open_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:

@@ -41,9 +41,10 @@ def mixed_cross_entropy(
     partner_labels: Int[Array, " batch"],
     mixup_weights: Float[Array, " batch"],
     smoothing: float,
+    class_weights: Float[Array, " labels"] | None = None,
 ) -> Float[Array, " batch"]:
     """Cross-entropy of each example, in nats, with mixed and smoothed labels; see `mixed_targets`."""
-    targets = mixed_targets(logits.shape[1], labels, partner_labels, mixup_weights, smoothing)
+    targets = mixed_targets(logits.shape[1], labels, partner_labels, mixup_weights, smoothing, class_weights)
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=1)
 
 
@@ -65,14 +66,19 @@ def mixed_targets(
     partner_labels: Int[Array, " batch"],
     mixup_weights: Float[Array, " batch"],
     smoothing: float,
+    class_weights: Float[Array, " labels"] | None = None,
 ) -> Float[Array, "batch classes"]:
     """The targets (1 - s) (w label + (1 - w) partner) + s / classes of one-hot labels.
 
-    The mixup weight is w (Zhang et al. 2018), the smoothing s (Szegedy et al. 2016).
+    The mixup weight is w (Zhang et al. 2018), the smoothing s (Szegedy et al. 2016). What a label contributes is
+    multiplied by the weight of its class.
     """
-    weights = jnp.stack([mixup_weights, 1 - mixup_weights], axis=1)[:, :, None]
-    one_hot = jax.nn.one_hot(jnp.stack([labels, partner_labels], axis=1), classes)
-    return (1 - smoothing) * jnp.sum(weights * one_hot, axis=1) + smoothing / classes
+    both = jnp.stack([labels, partner_labels], axis=1)
+    weights, total = jnp.stack([mixup_weights, 1 - mixup_weights], axis=1)[:, :, None], jnp.float32(1)
+    if class_weights is not None:
+        weights = weights * class_weights[both][:, :, None]
+        total = jnp.sum(weights, axis=1)
+    return (1 - smoothing) * jnp.sum(weights * jax.nn.one_hot(both, classes), axis=1) + smoothing / classes * total
 
 
 def add(totals: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, Any]:

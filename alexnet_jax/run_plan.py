@@ -7,6 +7,7 @@ from fractions import Fraction
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.system import console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,12 @@ class RunPlan:
                 f"config.batch_size={batch_size} does not divide into {num_shards} shards"
                 + (f" times config.parallel.micro_batches={micro_batches}" if micro_batches > 1 else "")
                 + f"; the nearest size: {sizes}"
+            )
+        if batch_size > num_examples:
+            smaller = max(num_examples // 4 // divisor, 1) * divisor
+            console.warn(
+                f"config.batch_size={batch_size} is more than the {num_examples} training images: a step sees each "
+                f"{batch_size / num_examples:.1f} times; with --config.batch_size={smaller} an epoch has more steps"
             )
         total_steps = math.ceil(_exact(config.epochs) * num_examples / batch_size)
         return cls(

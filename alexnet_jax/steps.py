@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int, Key
 
@@ -51,19 +52,25 @@ def make_train_step(
     axes: Axes = ONE_DEVICE,
     micro_batches: int = 1,
     label_smoothing: float = 0.0,
+    class_weights: np.ndarray | None = None,
 ) -> TrainStep:
     """Returns (state, batch) -> (new state, metric sums under the old parameters); see `metrics.classification_sums`.
 
     The batch has image (uint8), label, id and epoch. The loss is the mean cross-entropy over the whole batch, in nats.
-    Its gradient may be accumulated over `micro_batches` micro-batches, which takes less memory.
+    Its gradient may be accumulated over `micro_batches` micro-batches, which takes less memory. With `class_weights`,
+    [classes], of mean 1 over the training examples, the loss of an example is multiplied by the weight of its label, in
+    the metrics, too; the sum is divided by the number of examples, not by their weights.
 
     With mixup, CutMix or label smoothing the loss in the metrics is the cross-entropy with the mixed labels, not
     smoothed, and an example counts as correct if its own label, the one of larger weight, is predicted. Training
     metrics are then comparable across runs, but worse than those of unmixed images. It is the cross-entropy, too, where
     `model.loss` is another or auxiliary classifiers add their losses.
 
-    Raises UserError for micro-batches of a network with batch normalisation, which averages over the whole batch.
+    Raises UserError for micro-batches of a network with batch normalisation, which averages over the whole batch, and
+    for class weights of another loss than the cross-entropy.
     """
+    if class_weights is not None and model.loss != "cross_entropy":
+        raise UserError(f"config.data.class_weights are of the cross-entropy, not of model.loss={model.loss!r}")
     if micro_batches > 1 and any("bn" in layer.then for layer in model.layers):
         raise UserError(
             f"config.parallel.micro_batches={micro_batches}: batch normalisation averages over the whole batch"
@@ -79,13 +86,15 @@ def make_train_step(
             sums = metrics.classification_sums(logits, labels, jnp.ones_like(labels, dtype=bool))
             minimised = sums["loss_sum"]
             mixed = labels, partner_labels, mixup_weights
-            if preprocessing.mixes or label_smoothing:
-                minimised = jnp.sum(metrics.mixed_cross_entropy(logits, *mixed, label_smoothing))
-                sums["loss_sum"] = jnp.sum(metrics.mixed_cross_entropy(logits, *mixed, 0.0))
+            weights = None if class_weights is None else jnp.asarray(class_weights)
+            if preprocessing.mixes or label_smoothing or weights is not None:
+                minimised = jnp.sum(metrics.mixed_cross_entropy(logits, *mixed, label_smoothing, weights))
+                sums["loss_sum"] = jnp.sum(metrics.mixed_cross_entropy(logits, *mixed, 0.0, weights))
             if model.loss == "squared_error":
                 minimised = jnp.sum(metrics.squared_error(logits, *mixed, label_smoothing))
             for name in model.auxiliary_logits:
-                auxiliary = metrics.mixed_cross_entropy(found[name].astype(jnp.float32), *mixed, label_smoothing)
+                logits_of_aux = found[name].astype(jnp.float32)
+                auxiliary = metrics.mixed_cross_entropy(logits_of_aux, *mixed, label_smoothing, weights)
                 minimised += AUXILIARY_WEIGHT * jnp.sum(auxiliary)
             return minimised / len(logits), (sums, updated.get("batch_stats", {}))
 
@@ -106,8 +115,11 @@ def make_train_step(
 
 
 def augmented(preprocessing: Preprocessing, key: Key[Array, ""], batch: Batch) -> tuple[Array, Array, Array, Array]:
-    """Returns augmented images, labels of partners in mixing, weights of own labels and dropout keys."""
-    keys = example_keys(key, batch["epoch"], batch["id"])
+    """Returns augmented images, labels of partners in mixing, weights of own labels and dropout keys.
+
+    Where an epoch may have an image several times, the batch's "seen", by which they differ, takes the epoch's place.
+    """
+    keys = example_keys(key, batch.get("seen", batch["epoch"]), batch["id"])
     augment_keys, dropout_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
     images = augment.training_images(preprocessing, batch["image"], augment_keys, batch["epoch"])
     labels = batch["label"]

@@ -100,7 +100,7 @@ class Run:
         self.measured, self.images_per_second = self.throughput.measured(), 0.0
         self.step_rates = self.learning_rates.at(0.0)
         self.rates_in_state: Any = None
-        self.start_watch = StartWatch(experiment.dataset.splits["train"].labels, self.config.stuck_after_steps)
+        self.start_watch = StartWatch(experiment.class_shares, self.config.stuck_after_steps)
         self.agreed_to_stop, self.has_told_of_chance = False, False
         self.fresh_layers: list[str] | None = None
 
@@ -131,7 +131,7 @@ class Run:
             contextlib.closing(self.trace),
         ):
             if not found["is_started"]:
-                self.writer.write("start", 0, {"seed": config.seed, "train_examples": self.plan.num_examples})
+                self.writer.write("start", 0, audit.start(config.seed, self.experiment.source))
                 log_images(self.experiment, self.writer)
             self.checkpoints.set_aside_after(seen)
             self._train()

@@ -69,8 +69,8 @@ def start(config: ConfigDict, steps: int) -> Run:
     began = time.monotonic()
     with console.muted():
         experiment = open_experiment(config)
-    labels, size = experiment.dataset.splits["train"].labels, experiment.plan.batch_size
-    watch, learning_rates, state = StartWatch(labels, steps), experiment.make_learning_rates(), experiment.init_state()
+    size, watch = experiment.plan.batch_size, StartWatch(experiment.class_shares, steps)
+    learning_rates, state = experiment.make_learning_rates(), experiment.init_state()
     batches = experiment.source.batches(0, batch_size=size, seed=config.seed, rows=slice(None))
     with contextlib.closing(batches):
         for step, batch in enumerate(itertools.islice(batches, steps)):

@@ -66,6 +66,15 @@ def test_smoothed_and_mixed_cross_entropy_by_hand() -> None:
     ]
     losses = metrics.mixed_cross_entropy(logits, labels, others, shares, 0.3)
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    mixed, own, single = (
+        metrics.mixed_cross_entropy(logits, labels, *rest, 0.3)
+        for rest in ((others, shares), (labels, jnp.ones(3)), (others, jnp.zeros(3)))
+    )
+    weights = jnp.array([2.0, 0.5, 3.0])
+    weighted = metrics.mixed_cross_entropy(logits, labels, others, shares, 0.3, weights)
+    parts = shares * weights[labels] * own + (1 - shares) * weights[others] * single
+    np.testing.assert_allclose(weighted, parts, rtol=1e-6)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-6)
 
 
 @pytest.mark.slow

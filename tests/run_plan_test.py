@@ -54,8 +54,11 @@ def test_total_steps(
     epochs: float,
     max_steps: int,
     total_steps: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     plan = make_plan(num_examples, batch_size=batch_size, epochs=epochs, max_steps=max_steps)
+    is_said = f"config.batch_size={batch_size} is more than the {num_examples} " in capsys.readouterr().out
+    assert is_said == (batch_size > num_examples)
     assert plan.total_steps == total_steps
     assert plan.total_examples == total_steps * batch_size
 

@@ -29,5 +29,6 @@ def main(argv: list[str]) -> None:
     if fault := find_fault(run, newest_metadata(run / "checkpoints").get("records", "")):
         raise AuditFailedError(fault)
     epochs, start = int(stretches[-1].epoch), records[0]
-    each = f"each used each of {start['train_examples']:,} images exactly once, in the order of seed {start['seed']}"
+    how = "drew {:,} images, each class equally often" if "labels" in start else "used each of {:,} images exactly once"
+    each = f"each {how.format(start['train_examples'])}, in the order of seed {start['seed']}"
     console.show(f"{epochs} whole epochs: {each}")

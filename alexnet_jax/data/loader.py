@@ -14,12 +14,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.config import check_value
+from alexnet_jax.data.balance import BALANCED, balanced_epoch
 from alexnet_jax.data.storage import InMemoryRecords, Records
 from alexnet_jax.errors import UserError
 from alexnet_jax.system.machine import available_cores, memory_bytes
 
 HostBatch = dict[str, np.ndarray]
-"""image (uint8, [batch, size, size, 3]), label, id, epoch (int32, [batch]) and mask (bool, [batch])."""
+"""image (uint8, [batch, size, size, 3]), label, id, epoch, seen (int32, [batch]) and mask (bool, [batch]).
+
+With balanced sampling, seen is how often the image was drawn before.
+"""
 
 ALL_ROWS = slice(None)
 
@@ -28,12 +32,18 @@ _AHEAD = 3  # batches in memory in addition to the one in use
 
 
 def training_order(
-    size: int, batch_size: int, seed: int, start_example: int, rows: slice = ALL_ROWS
+    size: int,
+    batch_size: int,
+    seed: int,
+    start_example: int,
+    rows: slice = ALL_ROWS,
+    balanced: np.ndarray | None = None,
 ) -> Generator[HostBatch]:
-    """Yields training batches from a position of the endless stream of examples on, with ids and epochs only.
+    """Yields training batches from a position of the endless stream of examples on, without images and labels.
 
-    Position p of the stream is element p % size of a permutation drawn from (seed, epoch p // size). So the order does
-    not depend on threads, interruptions or the batch size. A batch may span two epochs.
+    Position p of the stream is element p % size of the examples of epoch p // size, which the seed determines; see
+    `epoch_examples`. So the order does not depend on threads, interruptions or the batch size. A batch may span two
+    epochs or more.
 
     Args:
       size: number of training images.
@@ -41,30 +51,56 @@ def training_order(
       seed: seed of the run.
       start_example: position of the first example.
       rows: the rows of each batch to yield: those of this process.
+      balanced: see `epoch_examples`.
     """
     first_epoch, skipped = divmod(start_example, size)
-    ids, epochs = np.empty(0, np.int32), np.empty(0, np.int32)
+    ahead: HostBatch = {}
     for number in itertools.count(first_epoch):
-        order = epoch_order(size, seed, number)[skipped:]
+        epoch = {name: values[skipped:] for name, values in epoch_examples(size, seed, number, balanced).items()}
         skipped = 0
-        ids, epochs = np.append(ids, order), np.append(epochs, np.full_like(order, number))
-        whole = len(ids) // batch_size * batch_size
+        ahead = {name: np.append(ahead[name], values) for name, values in epoch.items()} if ahead else epoch
+        whole = len(ahead["id"]) // batch_size * batch_size
         for first in range(0, whole, batch_size):
             chosen = slice(first, first + batch_size)
-            yield {"id": ids[chosen][rows], "epoch": epochs[chosen][rows]}
-        ids, epochs = ids[whole:], epochs[whole:]
+            yield {name: values[chosen][rows] for name, values in ahead.items()}
+        ahead = {name: values[whole:] for name, values in ahead.items()}
+
+
+def epoch_examples(size: int, seed: int, epoch: int, balanced: np.ndarray | None) -> HostBatch:
+    """Returns the examples of an epoch in their order, as many as there are images: "id" and "epoch".
+
+    Args:
+      size: number of training images.
+      seed: seed of the run.
+      epoch: number of the epoch.
+      balanced: class of each image, to draw each class equally often; the result then has "seen", too. None: each image
+        once.
+    """
+    if balanced is None:
+        ids, more = epoch_order(size, seed, epoch), {}
+    else:
+        ids, seen = balanced_epoch(balanced, seed, epoch)
+        more = {"seen": seen}
+    return {"id": ids, "epoch": np.full_like(ids, epoch), **more}
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the ids of all examples in the order of an epoch, int32, [size]."""
+    """Returns the ids of all images in the order of an epoch that has each once, int32, [size]."""
     return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
 
 
 def train_batches(
-    records: Records, *, batch_size: int, seed: int, start_example: int, num_threads: int, rows: slice = ALL_ROWS
+    records: Records,
+    *,
+    batch_size: int,
+    seed: int,
+    start_example: int,
+    num_threads: int,
+    rows: slice = ALL_ROWS,
+    balanced: np.ndarray | None = None,
 ) -> Generator[HostBatch]:
     """Yields the batches of `training_order` with images and labels, read ahead in threads; 0 for one per core."""
-    order = training_order(len(records.labels), batch_size, seed, start_example, rows)
+    order = training_order(len(records.labels), batch_size, seed, start_example, rows, balanced)
     yield from _read(records, order, num_threads)
 
 
@@ -109,16 +145,19 @@ class TrainSource:
       resident: with the cache "device", the images and labels of the whole split for every device to hold; batches then
         have ids only, which the training step looks up. Else None.
       num_threads: threads that read images; 0 for one per core.
+      balanced: with balanced sampling the labels, see `epoch_examples`; else None.
     """
 
     records: Records
     cache: str
     resident: dict[str, np.ndarray] | None
     num_threads: int
+    balanced: np.ndarray | None = None
 
     def batches(self, start_example: int, *, batch_size: int, seed: int, rows: slice) -> Generator[HostBatch]:
         """Yields the given rows of each batch from a position of the stream on; see `training_order`."""
         stream: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "start_example": start_example, "rows": rows}
+        stream["balanced"] = self.balanced
         if self.resident is not None:
             return training_order(len(self.records.labels), **stream)
         return train_batches(self.records, num_threads=self.num_threads, **stream)
@@ -131,7 +170,8 @@ def make_train_source(data: ConfigDict, records: Records, device_memory_bytes: i
         records = in_memory = load_into_memory(records, data.num_threads)
         if cache == "device":
             resident = {"image": in_memory.images, "label": in_memory.labels}
-    return TrainSource(records, cache, resident, data.num_threads)
+    balanced = records.labels if data.sampling == BALANCED else None
+    return TrainSource(records, cache, resident, data.num_threads, balanced)
 
 
 def choose_cache(cache: str, records: Records, device_bytes: int | None, host_bytes: int) -> str:

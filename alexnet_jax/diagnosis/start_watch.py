@@ -16,22 +16,22 @@ STARTED, STANDARD_ERRORS = 0.99, 4
 class StartWatch:
     """Watches training losses until they are significantly below chance level.
 
-    Predictions that do not depend on the image have a cross-entropy of at least the entropy of the labels, which is
-    ln(classes) if all classes are equally frequent. A mean loss significantly below it shows learning, however slow. A
+    Predictions that do not depend on the image have a cross-entropy of at least the entropy of the classes' shares in
+    the loss, which is ln(classes) if all are equal. A mean loss significantly below it shows learning, however slow. A
     run that has started is not watched any longer.
 
     Attributes:
-      chance: chance level, the entropy of the labels in nats.
+      chance: chance level, that entropy in nats.
       after: steps within which a run must start; 0: no limit.
       started_at: the step at which it was found to have started; None so far.
       mean: mean of the latest losses.
       first, highest: the first and the highest loss seen.
     """
 
-    def __init__(self, labels: np.ndarray, after: int):
-        frequencies = np.bincount(labels) / len(labels)
-        frequencies = frequencies[frequencies > 0]
-        self.chance = float(-np.sum(frequencies * np.log(frequencies)))
+    def __init__(self, shares: np.ndarray, after: int):
+        """Shares: fraction of the training loss that each class makes up, if none is predicted better, [classes]."""
+        shares = shares[shares > 0]
+        self.chance = float(-np.sum(shares * np.log(shares)))
         self.after = after
         self.started_at: int | None = None
         self.first, self.highest, self.mean = math.nan, -math.inf, math.nan

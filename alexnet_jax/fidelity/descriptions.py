@@ -104,10 +104,12 @@ def scale(config: ConfigDict, _: AlexNet) -> Choice:
 
 
 def targets(config: ConfigDict, model: AlexNet) -> Choice:
-    """Whether the targets are the labels, smoothed or mixed."""
+    """Whether the targets are the labels, smoothed, mixed or weighted."""
     changes = [f"labels smoothed by {config.label_smoothing:g}"] if config.label_smoothing else []
     changes += [f"images mixed by Beta({config.data.mixup:g})"] if config.data.mixup else []
     changes += [f"boxes of images exchanged by Beta({config.data.cutmix:g})"] if config.data.cutmix else []
+    weights = config.data.class_weights
+    changes += [f"classes weighted: {weights}"] if weights != "none" else []
     loss = "" if model.loss == "cross_entropy" else model.loss.replace("_", " ")
     return Choice(", ".join(changes) or "the labels", loss)
 

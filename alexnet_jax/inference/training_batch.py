@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.augment import Preprocessing, visible
+from alexnet_jax.data.balance import BALANCED
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.loader import training_order
 from alexnet_jax.data.storage import read_images
@@ -37,7 +38,8 @@ class TrainingBatch(NamedTuple):
 def first_training_images(config: ConfigDict, preprocessing: Preprocessing, dataset: Dataset) -> TrainingBatch:
     """The first SHOWN images of the first epoch, with the random numbers of training; the mean is added back."""
     records = dataset.splits["train"]
-    batch = next(training_order(len(records.labels), SHOWN, config.seed, start_example=0))
+    balanced = records.labels if config.data.sampling == BALANCED else None
+    batch = next(training_order(len(records.labels), SHOWN, config.seed, start_example=0, balanced=balanced))
     batch |= {"image": read_images(records, batch["id"]), "label": records.labels[batch["id"]]}
 
     @jax.jit

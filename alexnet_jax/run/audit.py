@@ -1,4 +1,6 @@
-"""Checks that a run used the right images: each once an epoch, in the order that the seed gives.
+"""Checks that a run used the right images, in the order that the seed gives: each once an epoch.
+
+With balanced sampling the order also depends on the labels, which the record of the run's start then holds.
 
 Between two evaluations a run chains the ids of the examples that its devices really used into a hash, which is kept in
 metrics.jsonl. It does not depend on restarts, batch size, devices or hosts.
@@ -12,12 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.data.loader import epoch_order
+from alexnet_jax.config_keys import is_row
+from alexnet_jax.data.loader import TrainSource, epoch_examples
 from alexnet_jax.errors import UserError
 from alexnet_jax.run.record_kinds import Needed, check_metrics
 
 _AUDITED: Needed = {"start": {"seed": int, "train_examples": int}, "epoch": {"epoch": (int, float)}}
 """What an audit reads of a record: less than a report, so that runs of every version can be audited."""
+
+
+def start(seed: int, source: TrainSource) -> dict[str, Any]:
+    """The record of a run's start: what determines the order of its images."""
+    about = {"seed": seed, "train_examples": len(source.records.labels)}
+    return about if source.balanced is None else {**about, "labels": source.balanced.tolist()}
 
 
 def chain(digest: str, epochs: np.ndarray, ids: np.ndarray) -> str:
@@ -61,20 +70,26 @@ def check(records: Sequence[Mapping[str, Any]]) -> Iterator[Stretch]:
     start = next((record for record in records if record["kind"] == "start"), None)
     if start is None or not start["train_examples"]:
         raise UserError("metrics.jsonl is missing, or has no record of the start of the run")
-    size, seed, begin = start["train_examples"], start["seed"], 0
+    size, seed, begin, balanced = start["train_examples"], start["seed"], 0, None
+    if labels := start.get("labels"):
+        if not is_row(labels, *[int] * size):
+            raise UserError("metrics.jsonl is damaged: labels is no list of so many numbers as train_examples says")
+        balanced = np.array(labels, np.int32)
     for record in records:
         if record["kind"] == "epoch":
             end = record["examples_seen"]
-            is_right = chain("", *presentations(size, seed, begin, end)) == record.get("ids_sha256")
+            is_right = chain("", *presentations(size, seed, begin, end, balanced)) == record.get("ids_sha256")
             yield Stretch(record["epoch"], begin, end, is_right)
             begin = end
 
 
-def presentations(size: int, seed: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and ids, [examples], at the positions `begin` to `end` - 1 of training; an epoch has `size` examples."""
+def presentations(
+    size: int, seed: int, begin: int, end: int, balanced: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and ids, [examples], at the positions `begin` to `end` - 1 of training; see `epoch_examples`."""
     numbers = range(begin // size, -(-end // size))
-    orders = [epoch_order(size, seed, number) for number in numbers]
-    if not all(np.array_equal(np.sort(order), np.arange(size)) for order in orders):
+    orders = [epoch_examples(size, seed, number, balanced)["id"] for number in numbers]
+    if balanced is None and not all(np.array_equal(np.sort(order), np.arange(size)) for order in orders):
         raise AssertionError("an epoch's order is no permutation")
     chosen = slice(begin - numbers.start * size, end - numbers.start * size)
     return np.repeat(numbers, size)[chosen], np.concatenate(orders)[chosen]

@@ -24,11 +24,11 @@ from alexnet_jax.train_state import init_variables
 from benchmarks import faults
 from configs import alexnet
 
-LABELS = np.arange(1000, dtype=np.int32) % 10
+SHARES = np.full(10, 0.1)
 
 
-def stuck_at(losses: Sequence[float] | np.ndarray, after: int, labels: np.ndarray = LABELS) -> int | None:
-    watch = StartWatch(labels, after)
+def stuck_at(losses: Sequence[float] | np.ndarray, after: int, shares: np.ndarray = SHARES) -> int | None:
+    watch = StartWatch(shares, after)
     return next((step for step, loss in enumerate(losses, start=1) if watch.is_stuck(step, loss)), None)
 
 
@@ -56,12 +56,12 @@ def test_a_few_lucky_steps_are_no_start_and_a_start_is_for_good() -> None:
     assert stuck_at([1.0] * 200 + [2.4] * 1000, after=500) is None
 
 
-def test_chance_level_is_measured_by_the_frequencies_of_the_labels() -> None:
-    rare = np.repeat(np.arange(3, dtype=np.int32), (900, 50, 50))
+def test_chance_level_is_measured_by_the_shares_of_the_classes() -> None:
+    rare = np.array([0.9, 0.05, 0.0, 0.05])
     entropy = -0.9 * math.log(0.9) - 0.1 * math.log(0.05)
     assert StartWatch(rare, 10).chance == pytest.approx(entropy)
-    assert stuck_at([entropy + 0.001] * 500, after=400, labels=rare) == 400
-    assert StartWatch(np.zeros(5, np.int32), 10).chance == 0
+    assert stuck_at([entropy + 0.001] * 500, after=400, shares=rare) == 400
+    assert StartWatch(np.ones(1), 10).chance == 0
 
 
 def test_a_relation_of_images_and_labels_is_found_if_there_is_one() -> None:

@@ -38,6 +38,8 @@ OTHER: dict[str, Any] = {
     "data.std": (2.0, 2.0, 2.0),
     "data.validation_fraction": 0.2,
     "data.test_fraction": 0.3,
+    "data.sampling": "balanced",
+    "data.class_weights": "balanced",
     "model.preset": "owt",
     "model.activation": "tanh",
     "model.lrn": "none",

@@ -12,10 +12,13 @@ from ml_collections import ConfigDict
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.cli import audit as program
 from alexnet_jax.data import loader
+from alexnet_jax.data.loader import TrainSource
+from alexnet_jax.data.storage import InMemoryRecords
 from alexnet_jax.errors import AuditFailedError, UserError
 from alexnet_jax.run import audit
 from alexnet_jax.run.metrics_log import MetricWriter, read_metrics
 from alexnet_jax.train import train_and_evaluate
+from tests.helpers.pictures import make_folder
 
 MakeConfig = Callable[..., ConfigDict]
 
@@ -58,6 +61,21 @@ def test_presentations_are_those_of_training() -> None:
     np.testing.assert_array_equal(ids, np.concatenate([batch["id"] for batch in batches]))
 
 
+def test_balanced_sampling_is_audited_by_the_labels_in_the_record() -> None:
+    labels = np.array([0] * 9 + [1] * 2, np.int32)
+    records = InMemoryRecords(np.zeros((11, 1, 1, 3), np.uint8), labels)
+    start = {"kind": "start", **audit.start(5, TrainSource(records, "host", None, 1, labels))}
+    batch = next(loader.training_order(11, batch_size=22, seed=5, start_example=0, balanced=labels))
+    used = audit.chain("", batch["epoch"], batch["id"])
+    epoch = {"kind": "epoch", "examples_seen": 22, "epoch": 2.0, "ids_sha256": used}
+    as_recorded = json.loads(json.dumps([start, epoch]))
+    assert [stretch.is_right for stretch in audit.check(as_recorded)] == [True]
+    assert [stretch.is_right for stretch in audit.check([{**start, "labels": [0] * 10 + [1]}, epoch])] == [False]
+    for damaged in ([0, 1], "labels", [None] * 11):
+        with pytest.raises(UserError, match="labels"):
+            list(audit.check([{**start, "labels": damaged}, epoch]))
+
+
 def run(workdir: Path, make_config: MakeConfig, **changes: Any) -> None:
     settings = {"data.synthetic_examples": 101, "batch_size": 8, "epochs": 4.0, "max_steps": 0}
     train_and_evaluate(make_config("synthetic,lenet", **settings | changes), workdir)
@@ -80,6 +98,36 @@ def test_a_run_on_one_then_two_then_one_device_with_other_batches(
     )
     epochs = [record["epoch"] for record in read_metrics(tmp_path) if record["kind"] == "epoch"]
     assert len(epochs) == len(set(epochs)) >= 4 + 3  # an evaluation at each end of a stretch too
+
+
+@pytest.mark.slow
+def test_balanced_and_weighted_classes_on_one_device_or_two(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted or not, from disk or from the device: the same images, and the same bits where the devices are."""
+    source = make_folder(tmp_path / "photos", {f"train/{name}": 3 + 4 * k for k, name in enumerate("abc")})
+    changes = {"data.dir": str(source), "data.sampling": "balanced", "data.class_weights": "a:2", "batch_size": 8}
+    changes |= {
+        "data.image_size": 32,
+        "data.crop": 28,
+        "epochs": 4.0,
+        "max_steps": 0,
+        "data.prepared_dir": str(tmp_path),
+    }
+
+    def train(name: str, **more: Any) -> list[dict[str, Any]]:
+        train_and_evaluate(make_config("folder,lenet", **changes | more), tmp_path / name)
+        program.main([str(tmp_path / name)])
+        return read_metrics(tmp_path / name)
+
+    one = {"parallel.num_devices": 1}
+    whole = train("whole", **one)
+    assert "images, each class equally often, in the order of seed 0" in capsys.readouterr().out
+    train("parts", max_steps=2, **one)
+    assert train("parts", **one, **{"data.cache": "device"})[-1] == whole[-1]
+    both = train("both")
+    assert [r.get("ids_sha256") for r in both] == [r.get("ids_sha256") for r in whole]
+    assert both[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("fault", ["twice", "gap"])
