@@ -135,7 +135,7 @@ KEYS: dict[str, Key] = {
     "compilation_cache_dir": free("data/compiled", 'folder of compiled programs; "": none', is_shared=False),
     "profile_steps": free(0, "steps to trace after the first three, into profile/ of the run; 0: none", NOT_NEGATIVE),
     # The images.
-    "data.name": fixed("digits", "digits, folder, imagenet2012, synthetic or tfds:NAME"),
+    "data.name": fixed("digits", "digits, folder, imagenet2012, synthetic or tfds:NAME; arrays: from Python"),
     "data.dir": free("", "folder of photographs, of ImageNet's tar files, or of a set's own files", is_shared=False),
     "data.labels": free("", "table of file and label; for folders in folders: outer or inner", is_shared=False),
     "data.prepared_dir": free("data", "folder of prepared data sets", LOCAL, is_shared=False),

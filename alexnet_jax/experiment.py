@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax import metrics
 from alexnet_jax.augment import Preprocessing
+from alexnet_jax.data.arrays import ARRAYS, Arrays
 from alexnet_jax.data.balance import loss_weights, sampled_fractions
 from alexnet_jax.data.dataset import Dataset, get_dataset
 from alexnet_jax.data.loader import TrainSource, eval_batches, make_train_source
@@ -30,6 +31,9 @@ from alexnet_jax.steps import make_eval_step, make_train_step
 from alexnet_jax.system import console
 from alexnet_jax.system.signals import ends_after_signal, raise_on_sigterm
 from alexnet_jax.train_state import TrainState, create_train_state, init_variables
+
+Data = Dataset | Arrays
+"""What a run may be given to train on: a data set that is open, or arrays."""
 
 Evaluate = Callable[[Any, Any, str], Iterator[dict[str, Any]]]
 """(params, batch_stats, split) -> the metric totals after each batch; the last are those of the whole split."""
@@ -147,24 +151,27 @@ def _class_balance(data: ConfigDict, dataset: Dataset) -> tuple[np.ndarray, np.n
     return fractions, loss_weights(data.class_weights, fractions, dataset.class_names)
 
 
-def open_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
+def open_experiment(config: ConfigDict, data: Data | None = None) -> Experiment:
     """Checks `config`, prepares its data set and builds the experiment.
 
     Each process of a run calls it; from here on only process 0 prints.
 
     Args:
       config: see configs/alexnet.py.
-      dataset: the data set of `config.data`, if it is already open.
+      data: the data set of `config.data`, if it is already open, or arrays, of which `config.data.name` then tells.
 
     Raises UserError for a mistake in the config; where possible, before the images are prepared.
     """
+    if data is not None and not isinstance(data, Dataset):
+        config = config.copy_and_resolve_references()
+        config.data.name = ARRAYS
     config_lib.check(config.to_dict())
     if not hosts.is_main():
         console.silence()
     use_compilation_cache(config.compilation_cache_dir)
     check_names(config)  # before the data are prepared, which may take long
     with hosts.together():
-        dataset = open_dataset(config.data) if dataset is None else dataset
+        dataset = data if isinstance(data, Dataset) else open_dataset(config.data, data)
     hosts.check_same("settings", config_lib.shared(config.to_dict()))
     hosts.check_same("images", dataset.content)
     return Experiment.create(config, dataset)
@@ -188,11 +195,12 @@ def make_storage_options(data: ConfigDict) -> StorageOptions:
     return StorageOptions(**{field.name: getattr(data, field.name) for field in dataclasses.fields(StorageOptions)})
 
 
-def open_dataset(data: ConfigDict) -> Dataset:
+def open_dataset(data: ConfigDict, arrays: Arrays | None = None) -> Dataset:
     """Opens the data set of `config.data`, preparing it if necessary; meanwhile SIGTERM raises Terminated."""
     with raise_on_sigterm(), ends_after_signal():
         options = make_storage_options(data)
-        return get_dataset(data.name, data.dir, data.prepared_dir, data.synthetic_examples, options, data.labels)
+        places = data.name, data.dir, data.prepared_dir
+        return get_dataset(*places, data.synthetic_examples, options, data.labels, arrays)
 
 
 def make_preprocessing(data: ConfigDict, statistics: Statistics) -> Preprocessing:

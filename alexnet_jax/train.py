@@ -14,12 +14,11 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import metrics
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names
-from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.loader import prefetch_to_device
 from alexnet_jax.diagnosis.diagnosis import diagnose
 from alexnet_jax.diagnosis.start_watch import StartWatch
 from alexnet_jax.errors import TrainingDivergedError, TrainingStuckError
-from alexnet_jax.experiment import Evaluate, Experiment, open_experiment
+from alexnet_jax.experiment import Data, Evaluate, Experiment, open_experiment
 from alexnet_jax.inference.fine_tuning import start_from
 from alexnet_jax.inference.loaded_run import restore_named
 from alexnet_jax.inference.training_batch import log_images
@@ -45,7 +44,7 @@ def train_and_evaluate(
     workdir: str | Path,
     command: Sequence[str] = (),
     on_epoch: OnEpoch = lambda _: None,
-    dataset: Dataset | None = None,
+    data: Data | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says, from the start or from the last checkpoint, and returns the test metrics.
 
@@ -54,7 +53,7 @@ def train_and_evaluate(
       workdir: folder of the run, made if missing; a run of the same config in it is continued.
       command: the command line, which is printed and recorded.
       on_epoch: called with the metrics of each evaluation once they are saved; an exception from it ends the run.
-      dataset: the data set of `config.data`, if it is already open.
+      data: arrays to train on, see `Arrays`, or the data set of `config.data`, if it is already open.
 
     Raises:
       UserError: bad input, or `workdir` holds a run of another config.
@@ -68,7 +67,7 @@ def train_and_evaluate(
     if not config.parallel.coordinator:
         run_folder.check_free(workdir)  # before images are prepared and a device's memory is taken
     with hosts.session(config.parallel), out_of_memory_as_user_error():
-        experiment = open_experiment(config, dataset)
+        experiment = open_experiment(config, data)
         with StopSignals() as stop, hosts.on_main(run_folder.hold, workdir):
             return Run(experiment, workdir, command, stop, on_epoch).execute()
 

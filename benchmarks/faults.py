@@ -162,7 +162,7 @@ def _planted(fault: Fault, config: ConfigDict) -> Iterator[None]:
             config.model.preset = "faulty"
         if fault.shuffled:
             opened = experiment.open_dataset
-            stack.enter_context(mock.patch.object(experiment, "open_dataset", lambda data: _shuffled(opened(data))))
+            stack.enter_context(mock.patch.object(experiment, "open_dataset", lambda *data: _shuffled(opened(*data))))
         yield
 
 

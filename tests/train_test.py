@@ -246,7 +246,7 @@ def test_few_classes_have_no_top5_error(
     images = InMemoryRecords(np.zeros((5, 72, 72, 3), np.uint8), np.zeros(5, np.int32))
     splits = dict.fromkeys(("train", "validation", "test"), images)
     dataset = Dataset(splits, ("only",), Statistics.unknown(72), "content", tmp_path)
-    monkeypatch.setattr("alexnet_jax.experiment.open_dataset", lambda _: dataset)
+    monkeypatch.setattr("alexnet_jax.experiment.open_dataset", lambda *_: dataset)
     result = train_and_evaluate(make_config(max_steps=1), tmp_path)
     assert (result["top1_error"], result["top5_error"]) == (0, None)
     assert "top-5 error is left out" in capsys.readouterr().out
@@ -298,7 +298,7 @@ def test_a_resumed_run_keeps_the_statistics_that_it_began_with(
     dataset = open_dataset(make_config().data)
     mean = tuple(value + 40.0 for value in dataset.statistics.mean)
     edited = dataclasses.replace(dataset, statistics=dataclasses.replace(dataset.statistics, mean=mean))
-    assert train_and_evaluate(make_config(max_steps=2), tmp_path / "parts", dataset=edited) == expected
+    assert train_and_evaluate(make_config(max_steps=2), tmp_path / "parts", data=edited) == expected
     shown = capsys.readouterr().out.replace("\n", " ")
     assert "mean of" in shown and "differ from those of the run" in shown
     (mean_before, mean_after) = (

@@ -67,9 +67,17 @@ def _interrupt_again(unraisable: Any) -> None:
     """Repeats an interrupt that came where no error can be raised, as in JAX's callback of the garbage collector."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         number = signal.SIGTERM if isinstance(unraisable.exc_value, Terminated) else signal.SIGINT
-        threading.Timer(0.01, signal.pthread_kill, [threading.main_thread().ident, number]).start()
+        threading.Timer(0.01, _signal_main_thread, [number]).start()
     else:
         sys.__unraisablehook__(unraisable)
+
+
+def _signal_main_thread(number: signal.Signals) -> None:
+    """Sends a signal to the main thread; where threads get none, as on Windows, Python still answers it in that one."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
 
 
 def exit_on_user_error(main: Main) -> Main:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.data.array_files import READERS
+from alexnet_jax.data.arrays import ARRAYS, Arrays, ArraySource
 from alexnet_jax.data.image_folder import INNER, OUTER, ImageFolder
 from alexnet_jax.data.imagenet import ImageNet
 from alexnet_jax.data.manifest import MANIFEST, damaged_error, read_manifest
@@ -59,24 +60,34 @@ class Dataset:
 
 
 def get_dataset(
-    name: str, source_dir: str, prepared_dir: str, synthetic_size: int, options: StorageOptions, labels: str = ""
+    name: str,
+    source_dir: str,
+    prepared_dir: str,
+    synthetic_size: int,
+    options: StorageOptions,
+    labels: str = "",
+    arrays: Arrays | None = None,
 ) -> Dataset:
     """Opens a data set, after preparing it if it is new or its originals have changed.
 
     Args:
-      name: one of DATASET_NAMES or "tfds:NAME", where NAME is as in `tfds.builder`, e.g. tfds:cifar10:3.0.2.
+      name: one of DATASET_NAMES, or "tfds:NAME", where NAME is as in `tfds.builder`, e.g. tfds:cifar10:3.0.2, or
+        "arrays".
       source_dir: folder of the originals of "folder" and "imagenet2012"; for PUBLISHED ones the folder of the
         files as published, or "" for those of TFDS.
       prepared_dir: folder of prepared data sets; it is also the first place to look for those of TFDS.
       synthetic_size: size of the synthetic training split.
       options: how images are prepared and stored.
       labels: see `ImageFolder`.
+      arrays: the images and labels of "arrays".
 
     Raises UserError if there is no such data set or it cannot be prepared.
     """
     source_dir, prepared_dir, labels = map(expand_home, (source_dir, prepared_dir, labels))
-    folder = Path(source_dir).resolve()
-    origin: Any = {"folder": folder, "imagenet2012": folder, "synthetic": synthetic_size}.get(name)
+    folder, given = Path(source_dir).resolve(), ArraySource(arrays) if arrays is not None else None
+    fingerprint = given.fingerprint() if given else None
+    origins: dict[str, Any] = {"folder": folder, "imagenet2012": folder, "synthetic": synthetic_size}
+    origin = {**origins, ARRAYS: fingerprint}.get(name)
     if source_dir and name in PUBLISHED:
         origin = folder
     identity: tuple[Any, ...] = (
@@ -92,7 +103,7 @@ def get_dataset(
     label = re.sub(r"[^\w.]+", "-", f"{name}-{folder.name}".strip("-") if name == "folder" else name)[:80]
     directory = Path(prepared_dir) / f"{label}-{options.image_size}-{digest}"
     try:
-        source = _get_source(name, source_dir, prepared_dir, synthetic_size, labels)
+        source = given or _get_source(name, source_dir, prepared_dir, synthetic_size, labels)
     except MissingSourceError as error:
         if read_info(directory) is None:
             raise
@@ -114,6 +125,10 @@ def _get_source(name: str, source_dir: str, prepared_dir: str, synthetic_example
         return ImageFolder(source_dir, labels)
     if name == "imagenet2012":
         return ImageNet(source_dir)
+    if name == ARRAYS:
+        raise UserError(
+            "config.data.name='arrays': give train_and_evaluate the arrays: data={'train': (images, labels)}"
+        )
     if name.startswith("tfds:"):
         return Tfds(name.removeprefix("tfds:"), prepared_dir)
     raise UserError(f"config.data.name={name!r} is unknown; there are: {', '.join(DATASET_NAMES)} and tfds:NAME")

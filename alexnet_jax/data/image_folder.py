@@ -112,7 +112,10 @@ class ImageFolder(Source):
                 f"config.data.labels={self._labels!r} is neither {OUTER} nor {INNER} nor a file: give a table of "
                 "file and label (CSV, TSV or JSON lines)"
             )
-        paths = [os.path.relpath(path, self._folder) for path in layouts.images_below(self._folder, self._ignored)]
+        paths = [
+            Path(os.path.relpath(path, self._folder)).as_posix()
+            for path in layouts.images_below(self._folder, self._ignored)
+        ]
         rows = read_labels(table, paths)
         if unlabelled := len(paths) - len(rows):
             self._ignored[f"images without a row in {table.name}"] = unlabelled

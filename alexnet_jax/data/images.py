@@ -119,6 +119,19 @@ def resize_image(original: bytes | np.ndarray, size: int, max_pixels: float) -> 
     return ResizedImage(np.ascontiguousarray(pixels), frozenset(properties), unchanged)
 
 
+def check_pixels(pixels: np.ndarray) -> None:
+    """Raises ValueError, which says what to do, if pixels are not uint8."""
+    if pixels.dtype != np.uint8:
+        of_floats = "values in [0, 1]: (255 * images).round().astype(np.uint8)"
+        advice = of_floats if pixels.dtype.kind == "f" else "values in 0 to 255: images.astype(np.uint8)"
+        raise ValueError(f"pixels are {pixels.dtype}, not uint8, 0 to 255; of {advice}")
+
+
+def pixels_of(picture: Image.Image) -> np.ndarray:
+    """The pixels of a Pillow image as `resize_image` sees those of a file: upright, RGB, on white."""
+    return _upright(_in_rgb(picture, set()), _orientation(picture))
+
+
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
     """Encodes pixels as JPEG, quality 1 to 100, with the usual 4:2:0 chroma subsampling."""
     return simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="420")

@@ -63,7 +63,7 @@ class Inventory:
         with temporary.open("wb") as file:
             np.savez(file, text=text, pixel_sum=self.sums.pixels, product_sum=self.sums.products)
         flush(temporary)
-        temporary.rename(path)
+        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Inventory":

@@ -178,7 +178,8 @@ class _Job:
         needs = {"jpeg": pixels * density + 700 * self.images + empty_shards, "raw": pixels * 3.0}
         chosen = options.storage
         if chosen == "auto":
-            chosen = "raw" if needs["raw"] <= min(RAW_LIMIT, free / 2) else "jpeg"
+            fits = needs["raw"] <= min(RAW_LIMIT, free / 2)
+            chosen = "raw" if fits or not storage.has_array_record() else "jpeg"
         kind = "raw pixels" if chosen == "raw" else f"JPEG of quality {options.jpeg_quality}"
         room = f"about {needs[chosen] / 1e9:.2f} GB, {free / 1e9:.2f} GB free in {self.directory.parent}"
         size = f"{options.image_size} x {options.image_size}"
@@ -285,7 +286,7 @@ class _Job:
             for index, number in enumerate(chosen):
                 path = self.work / storage.final_name(split, index, len(chosen), self.storage)
                 with contextlib.suppress(FileNotFoundError):  # renamed before an interruption
-                    (self.work / storage.working_name(split, number, self.storage)).rename(path)
+                    (self.work / storage.working_name(split, number, self.storage)).replace(path)
                 named.setdefault(split, []).append((path.name, counts[number], path.stat().st_size))
         return named
 

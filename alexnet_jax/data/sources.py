@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from alexnet_jax.data.storage import check_array_record
 from alexnet_jax.errors import MissingSourceError, UserError, reason
 
 SPLITS = ("train", "validation", "test")
@@ -152,6 +153,7 @@ class Tfds(Source):
     """
 
     def __init__(self, name: str, prepared_dir: str):
+        check_array_record()
         wanted = f"config.data.name='tfds:{name}'"
         with _known_features_alone(wanted):
             self._builder = _prepared_builder(name, prepared_dir)

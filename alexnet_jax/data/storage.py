@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib.util
 import json
 import os
 import zlib
@@ -11,13 +12,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.data.images import PreparedImage, decode_jpeg, encode_jpeg
 from alexnet_jax.data.manifest import damaged_error, read_manifest
+from alexnet_jax.errors import UserError
 
 Shards = Mapping[str, Sequence[Sequence[Any]]]
 """(file name, images, bytes) of each shard, by split."""
@@ -92,6 +92,20 @@ class Records(Protocol):
         """Reads images into `out`, uint8, [indices, size, size, 3]. Many threads may read at once."""
 
 
+def has_array_record() -> bool:
+    """Whether the package of ArrayRecord files is installed; there is none for Windows."""
+    return importlib.util.find_spec("array_record") is not None
+
+
+def check_array_record() -> None:
+    """Raises UserError if `has_array_record` does not hold."""
+    if not has_array_record():
+        raise UserError(
+            "array_record is missing, of which there is none for Windows: give --config.data.storage=raw, and a set of "
+            "TFDS as a folder of images"
+        )
+
+
 def read_images(records: Records, ids: np.ndarray) -> np.ndarray:
     """Returns the images of a split with these ids, uint8, [ids, size, size, 3]."""
     pixels = np.empty((len(ids), records.image_size, records.image_size, 3), np.uint8)
@@ -105,6 +119,9 @@ class JpegRecords:
     is_compressed = True
 
     def __init__(self, paths_and_counts: Sequence[tuple[Path, int]], labels: np.ndarray, image_size: int):
+        check_array_record()
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
         self.labels, self.image_size, self._folder = labels, image_size, paths_and_counts[0][0].parent
         # A file given with its range is opened at its first use, not now.
         self._source = ArrayRecordDataSource([f"{path}[0:{count}]" for path, count in paths_and_counts])
@@ -197,6 +214,9 @@ class JpegWriter:
     """Writes one ArrayRecord file for JpegRecords; encodes images that are not JPEG files of the right size already."""
 
     def __init__(self, path: Path, quality: int):
+        check_array_record()
+        from array_record.python.array_record_module import ArrayRecordWriter
+
         self._writer, self._quality = ArrayRecordWriter(str(path), "group_size:1,uncompressed"), quality
 
     def write(self, image: PreparedImage) -> None:

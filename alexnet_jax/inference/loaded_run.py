@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +18,26 @@ from alexnet_jax import augment
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.checkpoint import Restored, checkpoint_names, digest, restore, restore_latest
 from alexnet_jax.config import check, complete_here
-from alexnet_jax.data.images import read_original, resize_image
+from alexnet_jax.data.images import resize_image
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import UserError, reason
 from alexnet_jax.experiment import make_preprocessing
+from alexnet_jax.inference.image_inputs import Image, Images, content_of, one_by_one
 from alexnet_jax.inference.weight_files import compare, read_safetensors, write_safetensors
 from alexnet_jax.models.alexnet import AlexNet, get_model
 from alexnet_jax.models.summary import trace_shapes
 from alexnet_jax.ops.platforms import fast_compilation
 from alexnet_jax.parallel.compilation import compiler_options
+from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.steps import make_predict_step
 from alexnet_jax.system import console
 from alexnet_jax.system.files import expand_home
-
-Image = str | Path | bytes | np.ndarray
-"""A path, the bytes of an image file, or pixels: uint8, [height, width] or [height, width, 1 or 3], RGB."""
-
-Images = Image | Sequence[Image]
-"""One image, a sequence of them, or one array of pixels, uint8, [images, height, width, 1 or 3]."""
-
-_CHANNELS = ((), (1,), (3,))
 
 FEW_IMAGES = 8
 """Up to this batch size, compile time outweighs run time: a slower program that compiles faster answers sooner."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TrainedRun:
     """The network of a checkpoint with everything that its predictions depend on.
 
@@ -68,6 +63,19 @@ class TrainedRun:
     examples_seen: int
     content: str
 
+    def __repr__(self) -> str:
+        """Name, network, data, length, errors and place, a line each."""
+        shown = ", ".join(self.class_names[:8]) + (", ..." if len(self.class_names) > 8 else "")
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        facts = {
+            "network": f"{self.config.model.preset}, {parameters:,} parameters",
+            "data set": f"{self.config.data.name}; {len(self.class_names):,} classes: {shown}",
+            **recorded(self.folder, self.examples_seen),
+            "folder" if self.path.is_dir() else "file": str(self.path.resolve()),
+        }
+        lines = [f"TrainedRun {self.path.name}", *(f"  {name:<10}{value}" for name, value in facts.items())]
+        return console.printable("\n".join(lines), keep="\n")
+
     @property
     def variables(self) -> dict[str, Any]:
         """The variables of `model.apply`: params and batch_stats."""
@@ -88,8 +96,12 @@ class TrainedRun:
         """The name of a class; "" for -1, which stands for no prediction."""
         return self.outputs[label] if label >= 0 else ""
 
-    def resize(self, image: Image) -> np.ndarray:
+    def resize(self, image: Image, name: str = "the image") -> np.ndarray:
         """Resizes an image as for training: upright, RGB, shorter side to `config.data.image_size`, central square.
+
+        Args:
+          image: see `Image`.
+          name: how an error calls it if it is no path.
 
         Returns:
           The resized image, uint8, [size, size, 3].
@@ -98,13 +110,10 @@ class TrainedRun:
         """
         data, max_pixels = self.config.data, self.config.data.max_megapixels * 1e6
         try:
-            content = read_original(Path(image), max_pixels) if isinstance(image, str | Path) else image
-            if isinstance(content, np.ndarray) and (content.dtype != np.uint8 or content.shape[2:] not in _CHANNELS):
-                raise ValueError(f"{content.dtype} of shape {content.shape} is not uint8, [height, width, 1 or 3]")
-            return resize_image(content, data.image_size, max_pixels).pixels
+            return resize_image(content_of(image, max_pixels), data.image_size, max_pixels).pixels
         except Exception as error:  # decoders raise anything on broken data
-            name = str(image) if isinstance(image, str | Path) else "the image"
-            raise UserError(f"{name} cannot be read: {reason(error)}") from error
+            called = str(image) if isinstance(image, str | Path) else name
+            raise UserError(f"{called} cannot be read: {reason(error)}") from error
 
     def predict(self, images: Images, views: int | None = None) -> np.ndarray:
         """Predicts the probability of each class.
@@ -179,17 +188,17 @@ class TrainedRun:
 
         Raises UserError if there are no images, or if one cannot be read.
         """
-        if isinstance(images, str | Path | bytes) or (isinstance(images, np.ndarray) and images.ndim < 4):
-            images = [images]
-        if len(images) == 0:
-            raise UserError("no images were given")
-        most, results = self.config.eval_batch_size, []
-        for first in range(0, len(images), most):
-            batch = np.stack([self.resize(image) for image in images[first : first + most]])
+        numbered = enumerate(one_by_one(images), start=1)
+        most, count, results = self.config.eval_batch_size, 0, []
+        while some := list(itertools.islice(numbered, most)):
+            batch = np.stack([self.resize(image, f"image {number}") for number, image in some])
+            count += len(batch)
             size = min(1 << (len(batch) - 1).bit_length(), most)
             padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
             results.append(jax.device_get(function(self._on_device, padded)))
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(images)], *results)
+        if not results:
+            raise UserError("no images were given")
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *results)
 
     @functools.cached_property
     def _on_device(self) -> Any:
@@ -254,6 +263,23 @@ def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> Traine
     if differences := compare(by_name(run.variables), by_name(trace_shapes(run.model, run.preprocessing.crop)[0])):
         raise UserError(f"its arrays do not match its network: {'; '.join(differences)}")
     return run
+
+
+def recorded(folder: Path, examples_seen: int) -> dict[str, str]:
+    """How long a network was trained, and its errors, as far as the records in its folder tell."""
+    seen, epochs, errors = f"{examples_seen:,} images", "", list[str]()
+    try:
+        for record in read_metrics(folder):
+            position = record.get("checkpoint", record["examples_seen"])
+            if record["kind"] == "start":
+                epochs = f"{examples_seen / record['train_examples']:.4g} epochs, "
+            elif record["kind"] == "epoch" and position == examples_seen:
+                errors = [f"validation {console.percent(record['validation_top1_error'])}"]
+            elif record["kind"] == "test" and position == examples_seen:
+                errors = [*errors[:1], f"{record['split']} {console.percent(record['top1_error'])}"]
+    except (UserError, KeyError, TypeError, ValueError, ZeroDivisionError):  # records are damaged
+        errors = []
+    return {"trained": f"{epochs}{seen}", "errors": ", ".join(errors) or "not recorded"}
 
 
 def by_name(variables: Mapping[str, Any]) -> dict[str, Any]:

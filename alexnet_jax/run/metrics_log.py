@@ -191,4 +191,4 @@ def _reopen(path: Path, kinds: Mapping[str, type], examples_seen: int) -> tuple[
     records = zip(lines, _records(path, lines, kinds), strict=True)
     kept = [line for line, record in records if record["examples_seen"] <= examples_seen]
     write_text(path, "".join(line + "\n" for line in kept))
-    return path.open("a"), kept
+    return path.open("a", newline="\n"), kept

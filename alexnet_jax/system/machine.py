@@ -34,10 +34,12 @@ def memory_bytes() -> int:
 
 def free_memory_bytes() -> int:
     """Bytes of memory that this process may still take: of the machine, of its container, within its own limit."""
-    import resource  # here: Windows has none
-
     process = psutil.Process().memory_info()
     free = min(psutil.virtual_memory().available, memory_bytes() - process.rss)
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return free
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return free if limit == resource.RLIM_INFINITY else min(free, limit - process.vms)
 
@@ -67,8 +69,10 @@ def processor_kind() -> str:
 
 def peak_memory_bytes() -> int:
     """The most bytes of memory that this process has held so far."""
-    import resource  # here: Windows has none
-
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return psutil.Process().memory_info().peak_wset
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

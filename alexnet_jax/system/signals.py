@@ -51,7 +51,8 @@ def ends_after_signal() -> Iterator[None]:
         return
     is_over = threading.Event()
     reading, writing = os.pipe()
-    os.set_blocking(writing, False)
+    if hasattr(os, "set_blocking"):  # Python 3.11 on Windows neither has nor needs it
+        os.set_blocking(writing, False)
     previous = signal.set_wakeup_fd(writing)  # written to at once, whatever Python is waiting for
     watch = threading.Thread(target=_end_unless, args=(is_over, reading), daemon=True)
     watch.start()
@@ -81,6 +82,8 @@ def _end_unless(is_over: threading.Event, numbers: int) -> None:
 class StopSignals:
     """Notes SIGINT or SIGTERM while the context lasts, so that the run can save first; a second one acts at once.
 
+    Without effect outside the main thread: there a run ends with the program.
+
     Attributes:
       received: the signal, once there was one.
     """
@@ -92,7 +95,8 @@ class StopSignals:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -22,6 +23,7 @@ from alexnet_jax.cli import predict
 from alexnet_jax.errors import UnreadableImagesError, UserError
 from alexnet_jax.inference.loaded_run import TrainedRun
 from alexnet_jax.inference.weight_files import write_safetensors
+from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.train import train_and_evaluate
 from tests.conftest import REPOSITORY
 
@@ -33,7 +35,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, prepared_dir: str) -> TrainedR
     config = alexnet.get_config("digits,lenet,smoke")
     config.data.prepared_dir = prepared_dir
     workdir = tmp_path_factory.mktemp("run")
-    train_and_evaluate(config, workdir / "run")
+    with ThreadPoolExecutor() as pool:  # which cannot handle signals
+        pool.submit(train_and_evaluate, config, workdir / "run").result()
     (workdir / "run").rename(workdir / "moved")
     return load_run(workdir / "moved")
 
@@ -113,6 +116,52 @@ def test_pixels_of_another_type_are_refused(run: TrainedRun) -> None:
         run.predict(np.zeros((1, 72, 72, 4), np.uint8))
     with pytest.raises(UserError, match="no images"):
         run.predict([])
+    with pytest.raises(UserError, match=r"float64.*255 \* images"):
+        run.predict([np.zeros((72, 72, 3))])
+    with pytest.raises(UserError, match=r"image 2 .*int64.*astype"):
+        run.predict([np.zeros((72, 72), np.uint8), np.zeros((72, 72), np.int64)])
+    with pytest.raises(UserError, match=r"\(3, 72, 72\).*\(72, 72, 3\) or \(3, 72, 72, 1\)"):
+        run.predict(np.zeros((3, 72, 72), np.uint8))
+    with pytest.raises(UserError, match=r"image 1 .*\(3, 72, 72\)"):
+        run.predict(np.zeros((2, 3, 72, 72), np.uint8))
+    with pytest.raises(UserError, match=r"\(5,\)"):
+        run.predict(np.zeros(5, np.uint8))
+
+
+def test_every_form_of_images_gives_the_same(run: TrainedRun, tmp_path: Path) -> None:
+    file = photo(tmp_path / "a.png", 1, (72, 72), "L")
+    picture = Image.open(file)
+    grey, expected = np.asarray(picture), run.predict([file, file])
+    forms = (
+        np.stack([grey, grey]),
+        np.stack([grey, grey])[..., None],
+        [picture, picture.convert("RGB")],
+        (np.asarray(picture.convert("RGB")) for _ in range(2)),
+        (path for path in (file, str(file))),
+        iter([file.read_bytes(), grey[..., None]]),
+    )
+    for form in forms:
+        np.testing.assert_array_equal(run.predict(form), expected)
+    for one in (picture, grey, grey[..., None], np.asarray(picture.convert("RGB")), file):
+        np.testing.assert_array_equal(run.predict(one).shape, (1, 10))
+    turned, exif = picture.convert("RGBA"), Image.Exif()
+    exif[0x0112] = 6
+    turned.info["exif"] = exif.tobytes()
+    np.testing.assert_array_equal(run.resize(turned), np.rot90(run.resize(picture), -1))
+
+
+def test_a_run_describes_itself_on_one_screen(run: TrainedRun, tmp_path: Path) -> None:
+    lines = repr(run).splitlines()
+    (test,) = [record for record in read_metrics(run.path) if record["kind"] == "test"]
+    assert lines[0] == "TrainedRun moved" and len(lines) == 6
+    assert "lenet, " in lines[1] and "digits; 10 classes: 0, 1, 2" in lines[2]
+    assert f"test {test['top1_error']:.2%}" in lines[4] and "validation " in lines[4]
+    assert lines[3].endswith(f"{run.examples_seen:,} images") and "epochs" in lines[3]
+    assert lines[5].endswith(str(run.path))
+    run.save(tmp_path / "net.safetensors")
+    assert "not recorded" in repr(load_run(tmp_path / "net.safetensors"))
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "examples_seen": 0}\n')
+    assert "not recorded" in repr(dataclasses.replace(run, path=tmp_path))
 
 
 def test_an_exported_file_is_the_same_network(run: TrainedRun, tmp_path: Path) -> None:
