@@ -66,15 +66,9 @@ def make_train_step(
     metrics are then comparable across runs, but worse than those of unmixed images. It is the cross-entropy, too, where
     `model.loss` is another or auxiliary classifiers add their losses.
 
-    Raises UserError for micro-batches of a network with batch normalisation, which averages over the whole batch, and
-    for class weights of another loss than the cross-entropy.
+    Raises UserError for what the network cannot do; see `_check_loss`.
     """
-    if class_weights is not None and model.loss != "cross_entropy":
-        raise UserError(f"config.data.class_weights are of the cross-entropy, not of model.loss={model.loss!r}")
-    if micro_batches > 1 and any("bn" in layer.then for layer in model.layers):
-        raise UserError(
-            f"config.parallel.micro_batches={micro_batches}: batch normalisation averages over the whole batch"
-        )
+    _check_loss(model, micro_batches, class_weights)
 
     def gradients_step(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]:
         images, partner_labels, mixup_weights, dropout_keys = augmented(preprocessing, state.key, batch)
@@ -84,18 +78,17 @@ def make_train_step(
             variables = {"params": params, "batch_stats": state.batch_stats}
             (logits, found), updated = model.apply(variables, images, dropout_keys, axes, mutable=["batch_stats"])
             sums = metrics.classification_sums(logits, labels, jnp.ones_like(labels, dtype=bool))
-            minimised = sums["loss_sum"]
             mixed = labels, partner_labels, mixup_weights
             weights = None if class_weights is None else jnp.asarray(class_weights)
+            minimised = sums["loss_sum"]
             if preprocessing.mixes or label_smoothing or weights is not None:
                 minimised = jnp.sum(metrics.mixed_cross_entropy(logits, *mixed, label_smoothing, weights))
                 sums["loss_sum"] = jnp.sum(metrics.mixed_cross_entropy(logits, *mixed, 0.0, weights))
             if model.loss == "squared_error":
                 minimised = jnp.sum(metrics.squared_error(logits, *mixed, label_smoothing))
-            for name in model.auxiliary_logits:
-                logits_of_aux = found[name].astype(jnp.float32)
-                auxiliary = metrics.mixed_cross_entropy(logits_of_aux, *mixed, label_smoothing, weights)
-                minimised += AUXILIARY_WEIGHT * jnp.sum(auxiliary)
+            for outputs in (found[name].astype(jnp.float32) for name in model.auxiliary_logits):
+                losses = metrics.mixed_cross_entropy(outputs, *mixed, label_smoothing, weights)
+                minimised += AUXILIARY_WEIGHT * jnp.sum(losses)
             return minimised / len(logits), (sums, updated.get("batch_stats", {}))
 
         return jax.grad(loss, has_aux=True)(state.params)
@@ -112,6 +105,16 @@ def make_train_step(
         return dataclasses.replace(state, params=params, batch_stats=batch_stats, opt_state=opt_state), sums
 
     return train_step
+
+
+def _check_loss(model: AlexNet, micro_batches: int, class_weights: np.ndarray | None) -> None:
+    """Raises UserError for micro-batches of a network with batch normalisation and for weights of other losses."""
+    if micro_batches > 1 and any("bn" in layer.then for layer in model.layers):
+        raise UserError(
+            f"config.parallel.micro_batches={micro_batches}: batch normalisation averages over the whole batch"
+        )
+    if class_weights is not None and model.loss != "cross_entropy":
+        raise UserError(f"config.data.class_weights weigh the cross-entropy; this network's loss is {model.loss}")
 
 
 def augmented(preprocessing: Preprocessing, key: Key[Array, ""], batch: Batch) -> tuple[Array, Array, Array, Array]:
