@@ -31,7 +31,7 @@ from alexnet_jax.experiment import open_dataset
 from alexnet_jax.experiments.results import write_results
 from alexnet_jax.run.metrics_log import read_metrics
 from benchmarks.photographs import read_photographs
-from benchmarks.tables import best_learning_rate, table
+from benchmarks.tables import best_learning_rate, small_sets
 from configs import alexnet
 
 SEEDS = (0, 1, 2)
@@ -71,7 +71,7 @@ def main() -> None:
                 result[network].append(run)
                 print(name, network, run, flush=True)
                 _write_results(options.output, results)
-    print("\n".join(table(options.output)))
+    print("\n".join(small_sets(results)))
 
 
 def cifar10(archive: Path) -> Files:

@@ -33,7 +33,7 @@ def table(path: Path) -> list[str]:
         "attack": attack,
         "faults": _faults,
         "figure1": _figure1,
-        "small": _small_sets,
+        "small": small_sets,
         "starting": _starting,
     }
     return [*makers[kind](results), "", _about(content)]
@@ -99,10 +99,13 @@ def _faults(results: dict[str, Any]) -> Iterator[str]:
         yield f"| {fault['fault']}, `{fault['config']}` | {fault['diagnosis']} |"
 
 
-def _small_sets(results: dict[str, Any]) -> Iterator[str]:
+def small_sets(results: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of the table of small sets, of those on which both networks were trained."""
     yield "| images | `medium`: test error | seconds | tutorial: test error | learning rate | seconds | difference |"
     yield "|---|--:|--:|--:|--:|--:|--:|"
     for result in results.values():
+        if not result["ours"] or not result["tutorial"]:
+            continue
         ours, best = result["ours"], best_learning_rate(result["tutorial"])
         theirs = [run for run in result["tutorial"] if run["learning_rate"] == best]
         difference = 100 * (_mean(ours, "test_error") - _mean(theirs, "test_error"))
