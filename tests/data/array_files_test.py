@@ -82,11 +82,12 @@ def test_debians_fashion_mnist() -> None:
         (idx(np.zeros(20)), "begins with 00000801, not 00000803"),
         (b"", "begins with , not 00000803"),
         (b"\xff" * 30, "begins with ffffffff"),
-        (gzip.compress(idx(np.zeros((20, 28, 28))))[:-9], "cannot be read: Compressed file ended"),
+        (gzip.compress(idx(np.zeros((20, 28, 28))), mtime=0)[:-9], "cannot be read: Compressed file ended"),
         (b"\x1f\x8bnothing", "cannot be read"),
         (idx(np.zeros((0, 28, 28))), "0 train images, but 20 labels"),
         (idx(np.zeros((19, 28, 28))), "19 train images, but 20 labels"),
     ],
+    ids=["cut", "longer", "labels", "empty", "no-idx", "gzip-cut", "gzip-damaged", "no-images", "too-few-images"],
 )
 def test_a_damaged_idx_file(content: bytes, what: str, tmp_path: Path) -> None:
     write_mnist(tmp_path)
