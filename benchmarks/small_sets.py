@@ -16,6 +16,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -146,6 +147,7 @@ def _our_runs(workdir: Path, folder: Path, result: dict[str, Any]) -> Iterator[d
         run = workdir / "runs" / f"{folder.name}-{seed}"
         command = [f"--config.data.dir={folder}", f"--config.data.prepared_dir={workdir / 'prepared'}"]
         command += [f"--config.seed={seed}", f"--workdir={run}", *result["words"]]
+        shutil.rmtree(run, ignore_errors=True)  # begun by a call that was interrupted
         program = [sys.executable, "main.py", "--config=configs/alexnet.py:folder,medium"]
         used = _cpu_seconds()
         subprocess.run([*program, *command], check=True, stdout=subprocess.DEVNULL)
