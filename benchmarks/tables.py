@@ -121,7 +121,7 @@ def best_learning_rate(runs: list[dict[str, Any]]) -> float:
 
 
 def _mean(runs: list[dict[str, Any]], key: str) -> float:
-    return Spread.of([run[key] for run in runs]).mean
+    return Spread.of([float(run[key]) for run in runs]).mean
 
 
 def _errors(runs: list[dict[str, Any]]) -> str:
