@@ -58,9 +58,10 @@ class RunPlan:
             )
         if batch_size > num_examples:
             smaller = max(num_examples // 4 // divisor, 1) * divisor
+            advice = f"; with --config.batch_size={smaller} an epoch has more steps" if smaller < batch_size else ""
             console.warn(
                 f"config.batch_size={batch_size} is more than the {num_examples} training images: a step sees each "
-                f"{batch_size / num_examples:.1f} times; with --config.batch_size={smaller} an epoch has more steps"
+                f"{batch_size / num_examples:.1f} times{advice}"
             )
         total_steps = math.ceil(_exact(config.epochs) * num_examples / batch_size)
         return cls(

@@ -40,6 +40,7 @@ _MIXING = 2
 def example_keys(key: Key[Array, ""], epoch: Int[Array, " batch"], id: Int[Array, " batch"]) -> Key[Array, " batch"]:
     """One random key for each example, derived from the seed's key, the epoch and the example's id alone.
 
+    With balanced sampling, how often the image was drawn before takes the place of the epoch; see `augmented`.
     So crops and dropout masks do not depend on the number of devices, hosts or threads, nor on interruptions.
     """
     return jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(key, e), i))(epoch, id)
@@ -56,10 +57,11 @@ def make_train_step(
 ) -> TrainStep:
     """Returns (state, batch) -> (new state, metric sums under the old parameters); see `metrics.classification_sums`.
 
-    The batch has image (uint8), label, id and epoch. The loss is the mean cross-entropy over the whole batch, in nats.
-    Its gradient may be accumulated over `micro_batches` micro-batches, which takes less memory. With `class_weights`,
-    [classes], of mean 1 over the training examples, the loss of an example is multiplied by the weight of its label, in
-    the metrics, too; the sum is divided by the number of examples, not by their weights.
+    The batch has image (uint8), label, id and epoch, with balanced sampling also seen. The loss is the mean
+    cross-entropy over the whole batch, in nats. Its gradient may be accumulated over `micro_batches` micro-batches,
+    which takes less memory. With `class_weights`, [classes], of mean 1 over the training examples, the loss of an
+    example is multiplied by the weight of its label, in the metrics, too; the sum is divided by the number of examples,
+    not by their weights.
 
     With mixup, CutMix or label smoothing the loss in the metrics is the cross-entropy with the mixed labels, not
     smoothed, and an example counts as correct if its own label, the one of larger weight, is predicted. Training

@@ -52,7 +52,7 @@ def get_config(choices: str = "") -> ConfigDict:
         # The source's CIFAR-10 networks use 24x24 crops of 32x32 (CHM convdata_cifar.py), too narrow for a digit.
         wide = data == "digits" or not preset.startswith(("cifar_", "lenet"))
         config.data.update({"image_size": 32, "crop": 28 if wide else 24})
-    elif data == "digits":
+    elif data == "digits" and preset not in ("medium", "large", "googlenet"):
         config.model.hidden_width = 512
     if data == "imagenet2012":
         config.update(ON_IMAGENET.get(preset, {}))

@@ -21,11 +21,13 @@ from alexnet_jax.inference.layouts import to_layout
 from alexnet_jax.inference.loaded_run import TrainedRun, load_run
 from alexnet_jax.inference.weight_files import write_arrays
 from alexnet_jax.models.alexnet import get_model
+from alexnet_jax.models.presets import PRESETS
 from alexnet_jax.run import display
 from alexnet_jax.train import train_and_evaluate
 from alexnet_jax.train_state import init_variables
 from configs import alexnet
 from tests.conftest import REPOSITORY
+from tests.helpers.narrow import NARROW
 
 MakeConfig = Callable[..., ConfigDict]
 FROZEN = {"optimizer.learning_rate_multipliers": (("*", 0.0, 0.0),)}
@@ -55,6 +57,21 @@ def of_seven_classes(trained: TrainedRun, path: Path) -> Path:
     )
     run.save(path)
     return path
+
+
+@pytest.mark.slow
+def test_auxiliary_classifiers_start_afresh_for_other_classes(
+    trained: TrainedRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(PRESETS, "lenet", NARROW["googlenet"])
+    config = alexnet.get_config(CHOICES)
+    new, old = (get_model(config.model, classes) for classes in (10, 7))
+    variables = init_variables(old, 24, seed=0)
+    changes = {"model": old, "params": variables["params"], "batch_stats": variables["batch_stats"]}
+    dataclasses.replace(trained, class_names=tuple("abcdefg"), **changes).save(tmp_path / "old.safetensors")
+    config.init_from = str(tmp_path / "old.safetensors")
+    _, fresh = start_from(config, trained.class_names, init_variables(new, 24, seed=1))
+    assert len(fresh) == 2 and set(fresh) > set(new.auxiliary_logits)
 
 
 def fine_tuned(config: ConfigDict, workdir: Path) -> dict[str, np.ndarray]:

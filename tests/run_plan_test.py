@@ -63,6 +63,13 @@ def test_total_steps(
     assert plan.total_examples == total_steps * batch_size
 
 
+def test_no_batch_is_advised_that_is_no_smaller(
+    make_plan: Callable[..., RunPlan], capsys: pytest.CaptureFixture
+) -> None:
+    make_plan(3, 8, batch_size=8)
+    assert "batch_size=8 is more than the 3" in (said := capsys.readouterr().out) and "with --config" not in said
+
+
 def test_epoch_counts_passes_over_the_training_split(make_plan: Callable[..., RunPlan]) -> None:
     plan = make_plan(200, batch_size=64)
     assert [plan.epoch(seen) for seen in (0, 50, 200, 576)] == [0, 0.25, 1, 2.88]

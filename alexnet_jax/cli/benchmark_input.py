@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import augment
 from alexnet_jax.cli.arguments import parse_config
+from alexnet_jax.data.balance import BALANCED
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.images import decode_jpeg
 from alexnet_jax.data.loader import train_batches, training_order
@@ -48,7 +49,8 @@ def measure(config: ConfigDict, dataset: Dataset) -> dict[str, float]:
         rates["decode, one thread"] = _rate(lambda jpeg: decode_jpeg(jpeg, pixels[0]), encoded, 1)
     else:
         rates["read, one thread"] = _rate(lambda index: records.read([int(index)], pixels), indices, 1)
-    stream = {"batch_size": batch_size, "seed": config.seed, "start_example": 0}
+    balanced = records.labels if config.data.sampling == BALANCED else None
+    stream = {"batch_size": batch_size, "seed": config.seed, "start_example": 0, "balanced": balanced}
     make_batches = functools.partial(train_batches, records, **stream, num_threads=config.data.num_threads)
     rates["order"] = _stream_rate(training_order(size, **stream), batch_size)
     with contextlib.closing(make_batches()) as batches:

@@ -21,7 +21,7 @@ from alexnet_jax.data.sources import Chunk, Original, Source, divide_into_chunks
 from alexnet_jax.errors import MissingSourceError, UserError, reason
 
 _MOST_READ = 2**30
-"""Bytes of the largest file: those of MNIST are far smaller."""
+"""Most bytes that are read of a file; the largest of MNIST has 47 million."""
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
@@ -126,7 +126,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
             found = file.read(4)
             shape = [int.from_bytes(file.read(4), "big") for _ in range(dimensions)]
             size = math.prod(shape)
-            content = file.read(min(size, _MOST_READ) + 1)
+            content = file.read(min(size, _MOST_READ) + 1) if found == magic else b""
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
     if found != magic:
@@ -191,6 +191,7 @@ class Cifar(ArrayFiles):
 
     def __init__(self, name: str, folder: str):
         self._layout, self._place = _find_cifar(name, Path(folder))
+        self._label_bytes = 2 if name == "cifar100" else 1
         layout = self._layout
         is_packed = self._place.is_file()
         self.files = [self._place] if is_packed else [self._place / file for file in (*layout.train, layout.test)]
@@ -218,14 +219,18 @@ class Cifar(ArrayFiles):
                 with tarfile.open(self._place) as archive:
                     for member in archive:
                         name = Path(member.name).name
-                        if name in names and (file := archive.extractfile(member)):
-                            found[name] = file.read()
+                        if name in names and member.isfile() and (file := archive.extractfile(member)):
+                            found[name] = file.read(_MOST_READ + 1)
             else:
-                found = {name: (self._place / name).read_bytes() for name in names}
+                for name in names:
+                    with (self._place / name).open("rb") as file:
+                        found[name] = file.read(_MOST_READ + 1)
         except FileNotFoundError as error:
             raise UserError(f"{error.filename} is missing") from error
         except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
             raise UserError(f"{self._place} cannot be read: {reason(error)}") from error
+        if large := [name for name, content in found.items() if len(content) > _MOST_READ]:
+            raise UserError(f"{self._place}: {large[0]} has more than {_MOST_READ:,} bytes, too many for CIFAR")
         if missing := [name for name in names if name not in found]:
             raise UserError(f"{self._place} has no {', '.join(missing)}")
         return found
@@ -236,13 +241,13 @@ class Cifar(ArrayFiles):
         else:
             entries = read_pickle(content, f"{self._place}: {self._layout.names}")
             names = entries.get("fine_label_names", entries.get("label_names", []))
-        if len(names) < 2 or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
             raise UserError(f"{self._place}: {self._layout.names} does not hold the names of the classes")
         return tuple(names)
 
     def _parse_binary(self, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Rows of labels (of CIFAR-100 coarse and fine) and 3 x 32 x 32 pixels."""
-        labels = 2 if len(self.class_names) > 10 else 1
+        labels = self._label_bytes
         if len(content) % (labels + 3072):
             raise UserError(f"{self._place}: {name} has {len(content):,} bytes, no multiple of {labels + 3072:,}")
         rows = np.frombuffer(content, np.uint8).reshape(-1, labels + 3072)
@@ -254,7 +259,7 @@ class Cifar(ArrayFiles):
         pixels, labels = entries.get("data"), entries.get("fine_labels", entries.get("labels"))
         if not isinstance(pixels, np.ndarray) or pixels.shape[1:] != (3072,) or not isinstance(labels, list):
             raise UserError(f"{where} does not hold the images of CIFAR")
-        if not all(isinstance(label, int) and label >= 0 for label in labels):
+        if not all(type(label) is int and 0 <= label < 100 for label in labels):
             raise UserError(f"{where} does not hold the labels of CIFAR")
         return _images(pixels), np.array(labels, np.int64)
 

@@ -3,7 +3,7 @@
 import io
 import math
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ class _Array:
 
     def to_numpy(self) -> np.ndarray:
         """The array. Raises ValueError if it is not one of bytes, or of another length than its shape says."""
+        if not isinstance(self.shape, tuple) or not all(type(length) is int for length in self.shape):
+            raise ValueError("the shape of an array is not a row of numbers")
         content = self.content.encode("latin1") if isinstance(self.content, str) else self.content
         if self.dtype.code != "u1" or self.by_columns or math.prod(self.shape) != len(content):
             raise ValueError("an array is not one of bytes, row by row")
@@ -39,7 +41,7 @@ def _array(*_: Any) -> _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Python 3 writes bytes in this way where an old Python shall read them."""
+    """Turns text into bytes: so Python 3 pickles bytes in protocols 0 to 2."""
     if encoding != "latin1":
         raise ValueError(f"bytes are encoded as {encoding!r:.40}")
     return text.encode("latin1")
@@ -55,7 +57,22 @@ _STAND_INS = {
 """All names that a pickle may ask for. What they stand for here only keeps its arguments."""
 
 
+_LOAD_BUILD = pickle._Unpickler.dispatch[pickle.BUILD[0]]
+
+
+def _load_build(reader: Any) -> None:
+    """Gives an array its state; nothing else in a pickle has one, above all no function of this module."""
+    if len(reader.stack) < 2 or not isinstance(reader.stack[-2], _Array | _Type):
+        raise ValueError("it sets attributes of what is no array")
+    _LOAD_BUILD(reader)
+
+
 class _Reader(pickle._Unpickler):  # the one in C allocates whatever size a pickle names
+    # So does BYTEARRAY8, which no array of CIFAR has, in Python.
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
+    } | {pickle.BUILD[0]: _load_build}
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
             raise ValueError(f"it asks for {f'{module}.{name}'!a:.80}, which no array contains; nothing was run")

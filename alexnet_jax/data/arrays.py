@@ -1,5 +1,6 @@
 """The source "arrays": images and labels that a program has in memory."""
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -50,6 +51,10 @@ class ArraySource(Source):
 
     def fingerprint(self) -> str:
         """A digest of all pixels and labels."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         for split, images in self._images.items():
             digest.update(repr((split, images.shape, self._labels[split])).encode())

@@ -67,7 +67,9 @@ def loss_weights(wanted: str, fractions: np.ndarray, class_names: Sequence[str])
         weights = np.divide(1.0, fractions, out=np.zeros_like(fractions), where=fractions > 0)
     else:
         pairs = [pair.rpartition(":") for pair in wanted.split(",")]
-        given = {name: float(weight) for name, _, weight in pairs}
+        given = {name.strip(): float(weight) for name, _, weight in pairs}
+        if len(given) < len(pairs):
+            raise UserError(f"config.data.class_weights={wanted!r} names a class twice")
         if unknown := sorted(given.keys() - set(class_names)):
             known = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
             raise UserError(f"config.data.class_weights={wanted!r}: no class {unknown[0]!r}; there are: {known}")

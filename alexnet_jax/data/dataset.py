@@ -90,6 +90,10 @@ def get_dataset(
     origin = {**origins, ARRAYS: fingerprint}.get(name)
     if source_dir and name in PUBLISHED:
         origin = folder
+    elif source_dir and name.startswith("tfds:"):
+        raise UserError(
+            f"config.data.dir={source_dir!r}: {name} is read by TFDS from config.data.prepared_dir; leave it out"
+        )
     identity: tuple[Any, ...] = (
         name,
         str(origin),

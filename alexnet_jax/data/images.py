@@ -39,8 +39,6 @@ MOST_SCANS = 200
 """Scans that a JPEG may have. Each visits every block of the image, however small it is in the file; libjpeg writes ten
 scans, and other encoders a few dozen."""
 
-_TRAILER = 2**16  # bytes at the end of a JPEG in which its end marker is looked for: cameras append data
-
 _SCAN = b"\xff\xda"  # the marker that begins a scan; within a scan, 0 follows each 255
 
 _LARGE = 25e6
@@ -191,7 +189,7 @@ def _decode(data: bytes, size: int, max_pixels: float) -> tuple[np.ndarray, set[
                 raise ValueError(f"more than {MOST_SCANS} scans would take too long to decode")
             properties = _properties(picture)
             is_progressive = is_jpeg and "progressive" in picture.info
-            is_unended = is_jpeg and b"\xff\xd9" not in data[-_TRAILER:]
+            is_unended = is_jpeg and b"\xff\xd9" not in data[data.rfind(_SCAN) :]
             if is_unended and (not is_progressive or _has_all_scans(data, len(picture.getbands()))):
                 properties.add("unended")
                 data += b"\xff\xd9"  # the decoder below refuses one that lacks pixels, but not one that lacks scans
@@ -220,8 +218,9 @@ def _has_all_scans(jpeg: bytes, components: int) -> bool:
     for scan in jpeg.split(_SCAN)[1:]:
         names = 2 * scan[2] if len(scan) > 2 else 0
         header = scan[3 : 3 + names + 3]  # each component with its tables, first and last coefficient, bits
-        if len(header) == names + 3 and header[-1] & 15 == 0:
-            found |= {(name, number) for name in header[:names:2] for number in range(header[-3], header[-2] + 1)}
+        if len(header) < names + 3 or header[-1] & 15 or (header[-3] == 0 < header[-2]):  # the last: of a thumbnail
+            continue
+        found |= {(name, number) for name in header[:names:2] for number in range(header[-3], header[-2] + 1)}
     return len(found) == 64 * components
 
 

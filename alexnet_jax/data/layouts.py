@@ -155,9 +155,11 @@ def other_kind(entry: "os.DirEntry[str]") -> str:
 def images_below(folder: Path, ignored: Counter[str], above: Set[str] = frozenset()) -> Iterator[str]:
     """Yields the paths of all images below a folder, sorted; counts in `ignored` what it leaves out, by its kind.
 
-    Links are followed. `above` are the real paths of the folders that contain it, so that links cannot make a loop.
+    Links are followed. `above` are the real paths of the folders that contain it, by default those that it lies in: so
+    links can neither make a loop nor lead out to all that is around the folder.
     """
     real = os.path.realpath(folder)
+    above = above or frozenset(map(str, Path(real).parents))
     if real in above:
         ignored[f"link to a folder above it ({folder})"] += 1
         return

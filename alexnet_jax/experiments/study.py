@@ -219,7 +219,8 @@ class Study:
         if lock.exists():
             with run_folder.claim(lock) or contextlib.nullcontext() as claim:
                 return claim is not None
-        # The worker died before it made its lock, is on another machine, or is of a version without locks.
+        # With a journal, all workers are on this machine: this one died before it made its lock. With a database it may
+        # be on another machine, of which only silence tells.
         is_overdue = time.time() - trial.datetime_start.timestamp() > SILENT_SECONDS
         return self._is_local or (is_overdue and "worker" in trial.user_attrs)
 

@@ -167,11 +167,14 @@ def edges(_: ConfigDict, model: AlexNet) -> Choice:
 
 def dropout(_: ConfigDict, model: AlexNet) -> Choice:
     """Dropout rate, the layers it follows, and its convention."""
-    after = [name for name, layer in _named(model) if "dropout" in layer.then]
-    if not after or model.dropout_rate == 0:
+    rates = {name: layer.dropout for name, layer in _named(model) if "dropout" in layer.then}
+    after = [name for name, rate in rates.items() if rate is None and model.dropout_rate]
+    own = [f"{rate:g} after {name}" for name, rate in rates.items() if rate]
+    if not after and not own:
         return Choice("none")
     scaled = {"2012": "outputs scaled in testing", "inverted": "outputs scaled in training"}[model.dropout_convention]
-    return Choice(f"{model.dropout_rate:g} after {', '.join(after)}; {scaled}")
+    shared = [f"{model.dropout_rate:g} after {', '.join(after)}"] if after else []
+    return Choice(f"{', '.join(shared + own)}; {scaled}")
 
 
 def initial_weights(config: ConfigDict, model: AlexNet) -> Choice:

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import metrics
+from alexnet_jax.data.arrays import ARRAYS
 from alexnet_jax.data.dataset import BUILT_IN, PUBLISHED, Dataset, find_prepared
 from alexnet_jax.data.loader import eval_batches
 from alexnet_jax.data.manifest import damaged_error
@@ -204,7 +205,9 @@ def _find(run: TrainedRun, data: ConfigDict) -> Dataset:
     dataset = find_prepared(data.prepared_dir, run.content, make_storage_options(data))
     if dataset is None:
         originals = "--data-dir=FOLDER with the originals (evaluate needs --split=test, too)"
-        if data.name.startswith("tfds:"):
+        if data.name == ARRAYS:
+            originals = "train once more with the same arrays, which prepares them"
+        elif data.name.startswith("tfds:") and data.name not in PUBLISHED:
             originals = "prepare them by the command prepare"
         raise UserError(
             f"the images of {run.path} ({data.name}) are not among those prepared in {data.prepared_dir}: "

@@ -27,7 +27,8 @@ def start_from(
 ) -> tuple[dict[str, Any], list[str]]:
     """Loads the initial variables of a fine-tuning run from `config.init_from`.
 
-    The last layer is copied only if the classes are the same; otherwise it stays as in `variables`.
+    The last layer, and the logits of auxiliary classifiers, are copied only if the classes are the same; otherwise they
+    stay as in `variables`.
 
     Args:
       config: the config of the new run.
@@ -54,7 +55,7 @@ def start_from(
     if run.model.activation != (activation := get_model(config.model, 1).activation):
         differences.append(f"config.model.activation: {run.model.activation} there, {activation} here")
     old, fresh = by_name(run.variables), by_name(variables)
-    fresh_layers = [] if run.class_names == tuple(class_names) else [run.layer_names[-1]]
+    fresh_layers = [] if run.class_names == tuple(class_names) else [*run.model.auxiliary_logits, run.layer_names[-1]]
     for layer in fresh_layers:
         old = {name: array for name, array in old.items() if not name.startswith(f"params/{layer}/")}
         old |= {name: array for name, array in fresh.items() if name.startswith(f"params/{layer}/")}

@@ -70,7 +70,7 @@ class TrainedRun:
         facts = {
             "network": f"{self.config.model.preset}, {parameters:,} parameters",
             "data set": f"{self.config.data.name}; {len(self.class_names):,} classes: {shown}",
-            **recorded(self.folder, self.examples_seen),
+            **(recorded(self.path, self.examples_seen) if self.path.is_dir() else {}),
             "folder" if self.path.is_dir() else "file": str(self.path.resolve()),
         }
         lines = [f"TrainedRun {self.path.name}", *(f"  {name:<10}{value}" for name, value in facts.items())]

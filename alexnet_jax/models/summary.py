@@ -49,6 +49,8 @@ def trace_shapes(model: AlexNet, crop: int) -> tuple[Any, Mapping[str, tuple[int
         return _trace(model, crop)
     except UserError as error:
         larger = range(crop + 1, LARGEST_NEEDED)
+        if not larger or not _bears(model, larger[-1]):
+            raise
         smallest = larger[bisect.bisect_left(larger, True, key=functools.partial(_bears, model))]
         raise UserError(
             f"config.data.crop={crop} is too small for the network, which needs {smallest} pixels: increase it, and "

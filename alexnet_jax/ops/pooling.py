@@ -25,11 +25,12 @@ def pool(
       size: side of the window in pixels.
       stride: pixels between windows.
       ceil: the last window may overhang the edge; see `ops.windows.output_size`.
-      pad: rows and columns around the map, which never are the maximum; for max pooling only.
+      pad: rows and columns around the map, which never are the maximum and no part of an average.
     """
-    if pad:
+    before = pad if kind == "avg" else 0
+    if pad and kind == "max":
         x = pad_maps(x, [(pad, pad), (pad, pad)], -jnp.inf)
-    padding = [window_padding(extent, size, stride, 0, ceil) for extent in x.shape[1:3]]
+    padding = [window_padding(extent, size, stride, before, ceil) for extent in x.shape[1:3]]
     if kind == "max":
         return _max_pool(x, size, stride, (padding[0][1], padding[1][1]), x.shape[1:3])
     return nn.avg_pool(x, window_shape=(size, size), strides=(stride, stride), padding=padding, count_include_pad=False)

@@ -72,7 +72,7 @@ def check(records: Sequence[Mapping[str, Any]]) -> Iterator[Stretch]:
         raise UserError("metrics.jsonl is missing, or has no record of the start of the run")
     size, seed, begin, balanced = start["train_examples"], start["seed"], 0, None
     if labels := start.get("labels"):
-        if not is_row(labels, *[int] * size):
+        if not is_row(labels, *[int] * size) or not all(0 <= label < 2**31 for label in labels):
             raise UserError("metrics.jsonl is damaged: labels is no list of so many numbers as train_examples says")
         balanced = np.array(labels, np.int32)
     for record in records:

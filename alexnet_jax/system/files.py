@@ -106,7 +106,7 @@ def flush(path: Path) -> None:
     is_folder = path.is_dir()
     if is_folder and sys.platform == "win32":  # which opens no folders
         return
-    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

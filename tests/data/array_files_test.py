@@ -204,6 +204,18 @@ def test_a_pickle_of_anything_else_runs_nothing(entries: Any, what: str) -> None
         read_pickle(pickle.dumps(entries, protocol=2), "here")
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (pickle.PROTO + b"\5" + pickle.BYTEARRAY8 + (2**40).to_bytes(8, "little"), ""),
+        (b"c_codecs\nencode\n}S'leak'\nI1\nsb.", "sets attributes"),
+    ],
+)
+def test_a_pickle_takes_no_memory_that_it_lacks_and_changes_nothing(content: bytes, what: str) -> None:
+    with pytest.raises(UserError, match=rf"^here cannot be read as a pickle: .*{what}"):
+        read_pickle(content, "here")
+
+
 @pytest.mark.parametrize("kind", ["python", "binary"])
 def test_damaged_cifar(kind: str, tmp_path: Path) -> None:
     with pytest.raises(MissingSourceError, match=r"cifar-10-python\.tar\.gz or cifar-10-binary\.tar\.gz: download"):

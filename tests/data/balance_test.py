@@ -64,6 +64,8 @@ def test_weights_that_cannot_be_meant() -> None:
     fractions = sampled_fractions(LABELS, "uniform", 4)
     with pytest.raises(UserError, match=r"class_weights.*'dog'.*ant, bee"):
         loss_weights("dog:2", fractions, NAMES)
+    with pytest.raises(UserError, match=r"class_weights.*twice"):
+        loss_weights("ant:1, ant:2", fractions, NAMES)
     with pytest.raises(UserError, match="class_weights"):
         loss_weights("ant:0,bee: small:0,cat:0", fractions, NAMES)
     for text in ("", "even", "ant", "ant:-1", "ant:1,", "ant:nan"):

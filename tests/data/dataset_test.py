@@ -290,6 +290,11 @@ def test_without_tensorflow_it_says_what_to_install_or_where_files_go(name: str,
     assert (REPOSITORY / "requirements-tfds.txt").is_file()
 
 
+def test_a_folder_that_would_not_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.data\.dir='there': tfds:cifar10:3\.0\.2 is read by TFDS"):
+        get_dataset("tfds:cifar10:3.0.2", "there", str(tmp_path), 0, StorageOptions(32))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

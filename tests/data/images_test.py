@@ -362,6 +362,14 @@ def test_a_jpeg_without_its_end_marker_is_read_and_counted(progressive: bool, or
             squared(cut)
 
 
+def test_a_thumbnail_does_not_stand_for_scans_that_are_missing() -> None:
+    thumbnail = encoded(waves(8, 8), "JPEG")
+    jpeg = encoded(waves(40, 56), "JPEG", progressive=True, exif=b"Exif\0\0" + thumbnail)
+    assert squared(jpeg[:-2])[1] == {"unended"}
+    with pytest.raises(OSError, match="truncated"):
+        squared(jpeg[: jpeg.rindex(b"\xff\xda")])
+
+
 HEIC = (Path(__file__).parent / "image_files" / "two-colours.heic").read_bytes()
 """An image of 24 x 16 pixels, red on the left and blue on the right, as a HEIC file."""
 

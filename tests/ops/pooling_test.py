@@ -58,6 +58,14 @@ def test_gradient_of_equal_maxima_goes_to_the_first_as_in_xla(height: int, size:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
+def test_padding_is_no_part_of_an_average(stride: int) -> None:
+    ones = jnp.ones((1, 5, 6, 2))
+    pooled = pool(ones, "avg", 3, stride, False, pad=1)
+    assert pooled.shape == pool(ones, "max", 3, stride, False, pad=1).shape
+    np.testing.assert_allclose(pooled, 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
 def test_padding_never_is_the_maximum(stride: int) -> None:
     x = -1 - np.abs(normal32(0, 2, 6, 7, 3))
     around = np.pad(x.astype(np.float64), [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-np.inf)
