@@ -292,7 +292,7 @@ def test_without_tensorflow_it_says_what_to_install_or_where_files_go(name: str,
 
 def test_a_folder_that_would_not_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.data\.dir='there': tfds:cifar10:3\.0\.2 is read by TFDS"):
-        get_dataset("tfds:cifar10:3.0.2", "there", str(tmp_path), 0, StorageOptions(32))
+        get_dataset("tfds:cifar10:3.0.2", "there", str(tmp_path), 0, STORING)
 
 
 @pytest.mark.parametrize(
