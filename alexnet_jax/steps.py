@@ -59,9 +59,8 @@ def make_train_step(
 
     The batch has image (uint8), label, id and epoch, with balanced sampling also seen. The loss is the mean
     cross-entropy over the whole batch, in nats. Its gradient may be accumulated over `micro_batches` micro-batches,
-    which takes less memory. With `class_weights`, [classes], of mean 1 over the training examples, the loss of an
-    example is multiplied by the weight of its label, in the metrics, too; the sum is divided by the number of examples,
-    not by their weights.
+    which takes less memory. With `class_weights`, [classes], of mean 1 over the training examples, an example's loss is
+    multiplied by the weight of its label, in the metrics, too; the sum is divided by the number of examples.
 
     With mixup, CutMix or label smoothing the loss in the metrics is the cross-entropy with the mixed labels, not
     smoothed, and an example counts as correct if its own label, the one of larger weight, is predicted. Training
