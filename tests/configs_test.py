@@ -78,7 +78,7 @@ QUICK = {"source", "lenet"}
 
 
 LIKE_OTHERS = {"logistic", "digit_cnn", "vgg11", "vgg16", "vgg_small", "googlenet", "inception_small"}
-LIKE_OTHERS |= {"resnet18", "resnet50", "resnet_small"}
+LIKE_OTHERS |= {"resnet18", "resnet50", "resnet_small", "large"}
 """Presets whose layers all occur in another preset, or in NARROW, whose networks compile much faster."""
 
 
