@@ -150,7 +150,8 @@ def _without_source_lines() -> Iterator[None]:
 
 
 def _load_stablehlo(path: Path) -> Predict:
-    with zipfile.ZipFile(path) as archive:
+    content = io.BytesIO(path.read_bytes())  # zipfile would call a file that the disk does not give a damaged one
+    with zipfile.ZipFile(content) as archive:
         exported = jax.export.deserialize(bytearray(archive.read("model.stablehlo")))
     return lambda images: np.asarray(exported.call(images))
 
@@ -162,7 +163,7 @@ def _save_onnx(run: TrainedRun, path: Path) -> None:
 def _load_onnx(path: Path) -> Predict:
     import onnxruntime
 
-    content = path.read_bytes()  # onnxruntime would call a file that the disk does not give a damaged one
+    content = path.read_bytes()  # onnxruntime would, too
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
 
