@@ -70,7 +70,7 @@ class TrainedRun:
         facts = {
             "network": f"{self.config.model.preset}, {parameters:,} parameters",
             "data set": f"{self.config.data.name}; {len(self.class_names):,} classes: {shown}",
-            **(recorded(self.path, self.examples_seen) if self.path.is_dir() else {}),
+            **recorded(self.path, self.examples_seen),
             "folder" if self.path.is_dir() else "file": str(self.path.resolve()),
         }
         lines = [f"TrainedRun {self.path.name}", *(f"  {name:<10}{value}" for name, value in facts.items())]
@@ -265,11 +265,11 @@ def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> Traine
     return run
 
 
-def recorded(folder: Path, examples_seen: int) -> dict[str, str]:
-    """How long a network was trained, and its errors, as far as the records in its folder tell."""
+def recorded(path: Path, examples_seen: int) -> dict[str, str]:
+    """How long a network was trained, and its errors, as far as the records in its folder tell; a file has none."""
     seen, epochs, errors = f"{examples_seen:,} images", "", list[str]()
     try:
-        for record in read_metrics(folder):
+        for record in read_metrics(path) if path.is_dir() else []:
             position = record.get("checkpoint", record["examples_seen"])
             if record["kind"] == "start":
                 epochs = f"{examples_seen / record['train_examples']:.4g} epochs, "

@@ -159,6 +159,7 @@ def test_a_run_describes_itself_on_one_screen(run: TrainedRun, tmp_path: Path) -
     assert lines[3].endswith(f"{run.examples_seen:,} images") and "epochs" in lines[3]
     assert lines[5].endswith(str(run.path))
     run.save(tmp_path / "net.safetensors")
+    shutil.copy(run.path / "metrics.jsonl", tmp_path)  # perhaps of another run
     assert "not recorded" in repr(load_run(tmp_path / "net.safetensors"))
     (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "examples_seen": 0}\n')
     assert "not recorded" in repr(dataclasses.replace(run, path=tmp_path))
