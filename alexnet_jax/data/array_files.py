@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from alexnet_jax.data.array_pickle import read_pickle
-from alexnet_jax.data.sources import Chunk, Original, Source, divide_into_chunks
+from alexnet_jax.data.sources import Chunk, Original, Source, chunks_of_splits
 from alexnet_jax.errors import MissingSourceError, UserError, reason
 
 _MOST_READ = 2**30
@@ -58,11 +58,7 @@ class ArrayFiles(Source):
 
     def chunks(self) -> list[Chunk]:
         """Chunks of about a hundredth of a split; sizes in images."""
-        return [
-            Chunk(len(numbers), len(numbers), (split, numbers))
-            for split, (images, _) in self._splits.items()
-            for numbers in divide_into_chunks(range(len(images)))
-        ]
+        return chunks_of_splits({split: len(images) for split, (images, _) in self._splits.items()})
 
     def read(self, chunk: Chunk) -> Iterator[Original]:
         """Yields the images of a chunk, in order."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from alexnet_jax.data.images import check_pixels
 from alexnet_jax.data.layouts import by_number
-from alexnet_jax.data.sources import SPLITS, Chunk, Original, Source, divide_into_chunks
+from alexnet_jax.data.sources import SPLITS, Chunk, Original, Source, chunks_of_splits
 from alexnet_jax.errors import UserError, check_choice, reason
 
 ARRAYS = "arrays"
@@ -63,11 +63,7 @@ class ArraySource(Source):
 
     def chunks(self) -> list[Chunk]:
         """Chunks of about a hundredth of a split; sizes in images."""
-        return [
-            Chunk(len(numbers), len(numbers), (split, numbers))
-            for split, images in self._images.items()
-            for numbers in divide_into_chunks(range(len(images)))
-        ]
+        return chunks_of_splits({split: len(images) for split, images in self._images.items()})
 
     def read(self, chunk: Chunk) -> Iterator[Original]:
         """Yields the images of a chunk, in order."""

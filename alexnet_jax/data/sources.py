@@ -10,7 +10,7 @@ import functools
 import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -86,6 +86,15 @@ def divide_into_chunks(images: Sequence[Item]) -> list[Sequence[Item]]:
     """Divides images into at most a hundred chunks: enough for many cores, without too many open files."""
     size = max(-(-len(images) // 100), 64)
     return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+def chunks_of_splits(sizes: Mapping[str, int]) -> list[Chunk]:
+    """The chunks of splits of so many images, each with its split and the numbers of its images there."""
+    return [
+        Chunk(len(numbers), len(numbers), (split, numbers))
+        for split, size in sizes.items()
+        for numbers in divide_into_chunks(range(size))
+    ]
 
 
 class Digits(Source):
@@ -177,11 +186,7 @@ class Tfds(Source):
 
     def chunks(self) -> list[Chunk]:
         """Chunks of about a hundredth of a split; sizes in records."""
-        return [
-            Chunk(len(numbers), len(numbers), (split, numbers))
-            for split, records in self._records.items()
-            for numbers in divide_into_chunks(range(len(records)))
-        ]
+        return chunks_of_splits({split: len(records) for split, records in self._records.items()})
 
     def read(self, chunk: Chunk) -> Iterator[Original]:
         """Yields the images of a chunk, in order."""
