@@ -27,6 +27,8 @@ DEFAULTS = {
     "paper": ["--config=configs/alexnet.py:folder,small", "--config.epochs=5", "--config.optimizer.min_drops=1"],
     "presets": ["--config=configs/alexnet.py:digits"],
     "modern": ["--config=configs/alexnet.py:folder", "--config.epochs=8"],
+    "ladder_2012": ["--config=configs/alexnet.py:fashion_mnist", "--config.epochs=10"],
+    "ladder_modern": ["--config=configs/alexnet.py:fashion_mnist", "--config.epochs=10"],
 }
 """The config of each table if no --config is given: CIFAR-10 as a folder, in --config.data.dir=DIR, or the digits."""
 
@@ -87,7 +89,8 @@ def make_trials(
         config = flags.config_from_flags("ablate", own_words)
         values = {**row.changes, "seed": seed}
         if row.learning_rate_factor != 1:
-            values["optimizer.learning_rate"] = config.optimizer.learning_rate * row.learning_rate_factor
+            whole = values.get("optimizer.learning_rate", config.optimizer.learning_rate)
+            values["optimizer.learning_rate"] = whole * row.learning_rate_factor
         trials[row.name, seed] = workers.make_trial(own_words, config, values, workdir / row.name / f"seed-{seed}")
     return trials
 

@@ -40,8 +40,13 @@ def _row(changes: Mapping[str, Any] | None = None, **row: Any) -> Ablation:
     return Ablation(changes=plain, **row)
 
 
-_TOML = importlib.resources.files(__package__).joinpath("ablations.toml").read_text()
-TABLES = {table: tuple(_row(**row) for row in rows) for table, rows in tomllib.loads(_TOML).items()}
+_TOML = tomllib.loads(importlib.resources.files(__package__).joinpath("ablations.toml").read_text())
+_RECIPES, _LADDER = _TOML.pop("recipes"), _TOML.pop("ladder")
+_TOML |= {
+    name: [{**row, "changes": {**recipe, **row.get("changes", {})}} for row in _LADDER]
+    for name, recipe in _RECIPES.items()
+}
+TABLES = {table: tuple(_row(**row) for row in rows) for table, rows in _TOML.items()}
 """The rows of each table by its name; the first row is the baseline."""
 
 
