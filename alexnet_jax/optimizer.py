@@ -35,8 +35,8 @@ def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransfor
     With `config.clip_norm`, gradients whose global norm is above it are first scaled down to it (Pascanu et al. 2013).
     Weight decay is `config.weight_decay` for kernels and 0 for other parameters (CHM src/layer.cu:565), unless
     `config.decay_biases`; `config.weight_decay_overrides` lists exceptions as (pattern, decay). The paper's state has
-    a trace, the velocity v; with `config.ema_decay` the state also holds a moving average of the parameters, see
-    `averaged_params`.
+    a trace, the velocity v; with `config.ema_decay` the state also holds a moving average of the parameters and of
+    `batch_stats=`, which `update` then takes; see `averaged_params`.
 
     Args:
       config: `config.optimizer`.
@@ -59,7 +59,7 @@ def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransfor
     else:
         rule = [decay, scale, optax.trace(decay=config.momentum)]
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    average = [_average_params(config.ema_decay)] if config.ema_decay else []
+    average = [_average(config.ema_decay)] if config.ema_decay else []
     return optax.chain(*clip, *rule, _hold_frozen(), *average)
 
 
@@ -86,7 +86,9 @@ def _add_decayed_weights(decays: Params) -> optax.GradientTransformation:
 def _scale_by_learning_rates() -> optax.GradientTransformationExtraArgs:
     """Multiplies the update of each array by minus its own learning rate."""
 
-    def update(updates: Params, state: Any, params: Params = None, *, learning_rates: Params) -> tuple[Params, Any]:
+    def update(
+        updates: Params, state: Any, params: Params = None, *, learning_rates: Params, **_: Any
+    ) -> tuple[Params, Any]:
         return jax.tree.map(lambda u, learning_rate: -learning_rate * u, updates, learning_rates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
@@ -95,7 +97,9 @@ def _scale_by_learning_rates() -> optax.GradientTransformationExtraArgs:
 def _hold_frozen() -> optax.GradientTransformationExtraArgs:
     """Freezes an array whose learning rate is 0, in spite of its velocity, as the source does (CHM src/weights.cu)."""
 
-    def update(updates: Params, state: Any, params: Params = None, *, learning_rates: Params) -> tuple[Params, Any]:
+    def update(
+        updates: Params, state: Any, params: Params = None, *, learning_rates: Params, **_: Any
+    ) -> tuple[Params, Any]:
         return jax.tree.map(
             lambda u, learning_rate: jnp.where(learning_rate == 0, 0.0, u), updates, learning_rates
         ), state
@@ -104,35 +108,54 @@ def _hold_frozen() -> optax.GradientTransformationExtraArgs:
 
 
 class AverageState(NamedTuple):
-    """The exponential moving average of the parameters, and the number of steps that it averages."""
+    """The exponential moving averages of parameters and of batch statistics, and the number of steps they average."""
 
     average: Params
+    average_stats: Any
     averaged_steps: Any
 
 
-def _average_params(decay: float) -> optax.GradientTransformation:
+def _average(decay: float) -> optax.GradientTransformationExtraArgs:
     """Keeps average <- d average + (1 - d) params, d = min(decay, (1 + t) / (10 + t)) after t steps.
 
-    So the initial parameters are soon forgotten, as in TensorFlow's ExponentialMovingAverage with `num_updates`. It
-    must be last in a chain, since it takes its input for the final update of the parameters.
+    So the initial parameters are soon forgotten, as in TensorFlow's ExponentialMovingAverage with `num_updates`. Batch
+    statistics are averaged alike, as timm's ModelEmaV3 does, since those of the last parameters do not fit the average.
+    It must be last in a chain, since it takes its input for the final update of the parameters.
     """
 
     def init(params: Params) -> AverageState:
-        return AverageState(jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
+        return AverageState(jax.tree.map(jnp.copy, params), {}, jnp.zeros((), jnp.int32))
 
-    def update(updates: Params, state: AverageState, params: Params = None) -> tuple[Params, AverageState]:
+    def update(
+        updates: Params, state: AverageState, params: Params = None, *, batch_stats: Any = None, **_: Any
+    ) -> tuple[Params, AverageState]:
         steps = state.averaged_steps
         kept = jnp.minimum(decay, (1 + steps) / (10 + steps))
-        after = optax.apply_updates(params, updates)
-        average = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, state.average, after)
-        return updates, AverageState(average, steps + 1)
 
-    return optax.GradientTransformation(init, update)
+        def mix(average: Any, new: Any) -> Any:
+            return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, new)
+
+        after = optax.apply_updates(params, updates)
+        return updates, AverageState(mix(state.average, after), mix(state.average_stats, batch_stats or {}), steps + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def with_batch_stats(opt_state: optax.OptState, batch_stats: Any) -> optax.OptState:
+    """A first state of the optimizer whose average of batch statistics, if it keeps one, begins with these."""
+    if optax.tree.get(opt_state, "average_stats") is None:
+        return opt_state
+    return optax.tree.set(opt_state, average_stats=jax.tree.map(jnp.copy, batch_stats))
 
 
 def averaged_params(opt_state: optax.OptState, params: Params) -> Params:
     """The parameters to evaluate with: the moving average in the optimizer's state, or `params` if there is none."""
     return optax.tree.get(opt_state, "average", default=params)
+
+
+def averaged_stats(opt_state: optax.OptState, batch_stats: Any) -> Any:
+    """The batch statistics to evaluate with, those of `averaged_params`; `batch_stats` if there is no average."""
+    return optax.tree.get(opt_state, "average_stats", default=batch_stats)
 
 
 _SAVED = {
@@ -150,7 +173,12 @@ def saved_state(opt_state: optax.OptState) -> dict[str, Any]:
 
 
 def restored_state(opt_state: optax.OptState, tree: Mapping[str, Any]) -> optax.OptState:
-    """A new optimizer state with the arrays of `saved_state` from a checkpoint of the same config."""
+    """A new optimizer state with the arrays of `saved_state` from a checkpoint of the same config.
+
+    Older checkpoints have no averaged batch statistics; their average begins with the last ones.
+    """
+    if "average" in tree:
+        tree = {"average_stats": tree.get("batch_stats", {}), **tree}
     return optax.tree.set(opt_state, **{name: tree[saved] for saved, name in _SAVED.items() if saved in tree})
 
 

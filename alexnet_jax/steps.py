@@ -100,7 +100,7 @@ def make_train_step(
         gradients, (sums, batch_stats) = accumulated(state, batch)
         gradients, sums = mean_gradients(gradients, axes, model.is_split), sum_over_images(sums, axes)
         updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.params, learning_rates=state.learning_rates
+            gradients, state.opt_state, state.params, learning_rates=state.learning_rates, batch_stats=batch_stats
         )
         params = optax.apply_updates(state.params, updates)
         return dataclasses.replace(state, params=params, batch_stats=batch_stats, opt_state=opt_state), sums

@@ -22,7 +22,7 @@ from alexnet_jax.experiment import Data, Evaluate, Experiment, open_experiment
 from alexnet_jax.inference.fine_tuning import start_from
 from alexnet_jax.inference.loaded_run import restore_named
 from alexnet_jax.inference.training_batch import log_images
-from alexnet_jax.optimizer import averaged_params
+from alexnet_jax.optimizer import averaged_params, averaged_stats
 from alexnet_jax.parallel import hosts
 from alexnet_jax.parallel.memory import out_of_memory_as_user_error
 from alexnet_jax.run import audit, display, run_folder
@@ -307,7 +307,7 @@ class Run:
         """The metric totals of a split, with the averaged parameters if the optimizer keeps an average."""
         totals: dict[str, Any] = {}
         params = averaged_params(state.opt_state, state.params)
-        for totals_so_far in evaluate(params, state.batch_stats, split):
+        for totals_so_far in evaluate(params, averaged_stats(state.opt_state, state.batch_stats), split):
             self.watchdog.progress(f"the evaluation at epoch {self._epoch(self.position)}")
             self.bar.describe(f"evaluating {split}")
             if hosts.any_process(self.stop.received is not None):

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from alexnet_jax.optimizer import with_batch_stats
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -37,10 +39,11 @@ def init_variables(model: nn.Module, crop: int, seed: int) -> dict[str, Any]:
 def create_train_state(variables: dict[str, Any], optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state before the first step; its learning rates are 0 until the training loop sets them."""
     params = variables["params"]
+    batch_stats = variables.get("batch_stats", {})
     return TrainState(
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(params),
+        batch_stats=batch_stats,
+        opt_state=with_batch_stats(optimizer.init(params), batch_stats),
         learning_rates=jax.tree.map(lambda _: jnp.zeros(()), params),
         key=training_key(seed),
     )

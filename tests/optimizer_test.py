@@ -11,7 +11,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.optimizer import averaged_params, make_optimizer, restored_state, saved_state
+from alexnet_jax.optimizer import (
+    averaged_params,
+    averaged_stats,
+    make_optimizer,
+    restored_state,
+    saved_state,
+    with_batch_stats,
+)
 from alexnet_jax.schedules import LearningRates
 from configs.alexnet import get_config
 
@@ -163,6 +170,23 @@ def test_the_average_of_the_parameters(decay: float) -> None:
 def test_without_a_decay_the_average_is_the_parameters_themselves() -> None:
     params, state = train(optimizer_config(), RATES[:3])
     assert averaged_params(state, params) is params
+
+
+def test_batch_statistics_are_averaged_like_the_parameters() -> None:
+    optimizer = make_optimizer(optimizer_config(ema_decay=0.7), PARAMS)
+    rates = jax.tree.map(lambda _: jnp.zeros(()), PARAMS)
+    stats = [{"bn1": {"mean": jnp.full(2, value)}} for value in (1.0, 3.0, 8.0)]
+    state = with_batch_stats(optimizer.init(PARAMS), stats[0])
+    expected = 1.0
+    for kept, new in zip((1 / 10, 2 / 11), stats[1:], strict=True):
+        _, state = optimizer.update(PARAMS, state, PARAMS, learning_rates=rates, batch_stats=new)
+        expected = kept * expected + (1 - kept) * float(new["bn1"]["mean"][0])
+    np.testing.assert_allclose(averaged_stats(state, None)["bn1"]["mean"], expected, rtol=1e-6)
+    old = {name: arrays for name, arrays in saved_state(state).items() if name != "average_stats"}
+    resumed = restored_state(optimizer.init(PARAMS), {**old, "batch_stats": stats[2]})
+    assert averaged_stats(resumed, None) is stats[2]
+    plain = with_batch_stats(make_optimizer(optimizer_config(), PARAMS).init(PARAMS), stats[0])
+    assert averaged_stats(plain, stats[1]) is stats[1]
 
 
 def adamw_rule(name: str, decay: float, steps: int, gradients: Sequence[Any]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +15,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from alexnet_jax import augment, metrics
-from alexnet_jax.checkpoint import restore
+from alexnet_jax.checkpoint import Checkpoints, restore
 from alexnet_jax.cli import evaluate
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import open_experiment
+from alexnet_jax.inference.loaded_run import load_run
 from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.presets import Layer
-from alexnet_jax.optimizer import averaged_params, make_optimizer
+from alexnet_jax.optimizer import averaged_params, averaged_stats, make_optimizer
 from alexnet_jax.parallel.devices import Devices, data_parallel, mesh_parallel
+from alexnet_jax.run import run_folder
 from alexnet_jax.run.metrics_log import read_metrics
 from alexnet_jax.steps import example_keys, make_train_step
 from alexnet_jax.train import train_and_evaluate
@@ -239,17 +242,26 @@ def test_it_is_the_average_that_is_tested(
 ) -> None:
     config = make_config("synthetic,small_modern,smoke", max_steps=6)
     result = train_and_evaluate(config, tmp_path)
-    tree = restore(tmp_path / "checkpoints", 6 * 16).tree
-    experiment = open_experiment(config)
+    restored = restore(tmp_path / "checkpoints", 6 * 16)
+    tree, experiment = restored.tree, open_experiment(config)
     losses = {}
-    for name in ("params", "average"):
-        params, batch_stats = experiment.devices.place((tree[name], tree["batch_stats"]))
+    for names in itertools.product(("params", "average"), ("batch_stats", "average_stats")):
+        params, batch_stats = experiment.devices.place([tree[name] for name in names])
         *_, totals = experiment.test(params, batch_stats, "test")
-        losses[name] = totals["loss_sum"] / totals["count"]
-    assert losses["average"] == result["loss"] != losses["params"]
+        losses[names] = totals["loss_sum"] / totals["count"]
+    assert len(set(losses.values())) == 4 and losses["average", "average_stats"] == result["loss"]
     capsys.readouterr()
     evaluate.main([str(tmp_path), f"--prepared-dir={prepared_dir}"])
     assert f"loss {result['loss']:.4f}" in capsys.readouterr().out
+    assert all(f"{losses[names]:.4f}" != f"{result['loss']:.4f}" for names in losses if "batch_stats" in names)
+
+    jax.tree.map(np.testing.assert_array_equal, load_run(tmp_path).batch_stats, tree["average_stats"])
+    del tree["average_stats"]  # as in older checkpoints
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(6 * 16, tree, restored.metadata, None)
+    jax.tree.map(np.testing.assert_array_equal, load_run(tmp_path).batch_stats, tree["batch_stats"])
+    resumed = run_folder.restored(experiment.init_state(None), restore(tmp_path / "checkpoints", 6 * 16).tree)
+    jax.tree.map(np.testing.assert_array_equal, averaged_stats(resumed.opt_state, None), tree["batch_stats"])
 
 
 def test_a_smooth_schedule_is_no_series_of_divisions(tmp_path: Path, make_config: MakeConfig) -> None:

@@ -47,7 +47,7 @@ class TrainedRun:
       class_names: names of the classes, by label.
       model: the Flax module.
       params: {layer: {"kernel", "bias", ...}}, float32; their moving average if the run kept one.
-      batch_stats: running means and variances of batch normalisation; empty without it.
+      batch_stats: running means and variances of batch normalisation, averaged like `params`; empty without it.
       preprocessing: converts resized images to the network's input.
       examples_seen: training images seen up to this checkpoint.
       content: digest of the data set's images, labels and splits; "" for a network that was converted.
@@ -255,7 +255,7 @@ def _assemble(path: Path, tree: dict[str, Any], about: dict[str, Any]) -> Traine
         class_names=class_names,
         model=get_model(config.model, len(class_names)),
         params=tree["average"] if "average" in tree else tree["params"],
-        batch_stats=tree.get("batch_stats", {}),
+        batch_stats=tree.get("average_stats", tree.get("batch_stats", {})),
         preprocessing=dataclasses.replace(preprocessing, **tree["preprocessing"]),
         examples_seen=about["examples_seen"],
         content=about["data"],
