@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.experiments.ablations import RowResult
+from alexnet_jax.experiments.ablations import COST_HEADER, Cost, RowResult
 from alexnet_jax.experiments.figure1 import ratio_text
 from alexnet_jax.experiments.results import Spread
 
@@ -49,14 +49,17 @@ def _about(content: dict[str, Any]) -> str:
 def _ablations(results: dict[str, Any]) -> Iterator[str]:
     rows = list(results["rows"].values())
     claims = any(row["paper"] != "-" or row["source"] != "-" for row in rows)
-    theirs = " paper | authors' code |" if claims else ""
+    costs = any(row.get("cost") for row in rows) and not claims
+    theirs = " paper | authors' code |" if claims else f" {' | '.join(COST_HEADER)} |" if costs else ""
     yield f"| what is changed | test error | against the first |{theirs}"
-    yield f"|---|--:|--:|{'---|---|' if claims else ''}"
+    yield f"|---|--:|--:|{'---|---|' if claims else '--:|' * len(COST_HEADER) if costs else ''}"
     measured = [RowResult(tuple(row["errors"])) for row in rows]
     for row, result in zip(rows, measured, strict=True):
         if not result.errors:
             continue  # all seeds failed
         theirs = f" {row['paper']} | {row['source']} |" if claims else ""
+        if costs:
+            theirs = f" {' | '.join(Cost(**row['cost']).texts())} |"
         yield f"| {row['what']} | {result.text()} | {result.difference(measured[0])} |{theirs}"
 
 

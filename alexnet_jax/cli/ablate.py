@@ -2,7 +2,8 @@
 
 Trains the network of --config as it is and without each idea, with each seed, and prints the test errors beside those
 of the paper and of its source. Runs lie in WORKDIR/ROW/seed-N, where main.py can continue them; finished ones are not
-repeated. With --table=presets the rows are the presets, with --table=modern the recipes of 2012 and of today.
+repeated. With --table=presets the rows are the presets, with --table=modern the recipes of 2012 and of today, with
+--table=ladder_2012 and ladder_modern the networks from one layer to ResNet by these recipes.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import Any
 from alexnet_jax.cli import arguments, flags, workers
 from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.experiment import open_dataset
-from alexnet_jax.experiments.ablations import TABLES, Ablation, RowResult
+from alexnet_jax.experiments.ablations import COST_HEADER, TABLES, Ablation, Cost, RowResult
 from alexnet_jax.experiments.results import describe_data, results_command, write_results
 from alexnet_jax.experiments.trials import Outcome, Trial, is_finished, run_named_trials, wait_for_claim
 from alexnet_jax.inference.evaluation import evaluate_run
@@ -56,10 +57,12 @@ def main(argv: list[str]) -> None:
     config = baseline[0].config
     rows = [row for row in rows if row.views != config.test_views]  # which would be the first row again
     command = results_command("ablate", options, {"rows": None, "seeds": SEEDS}, [f"--table={options.table}", *words])
-    open_dataset(config.data)  # prepared by all cores; what is wrong with it is wrong with every row
+    # Prepared by all cores; what is wrong with it is wrong with every row.
+    num_classes = open_dataset(config.data).num_classes
     results: Results = {}
     with workers.share_out("ablate", argv, options.processes, config):
-        for results in _measure([row for row in rows if row.views is None or not options.train_only], trials):
+        measured = [row for row in rows if row.views is None or not options.train_only]
+        for results in _measure(measured, trials, num_classes):
             if not options.train_only:
                 with wait_for_claim(workdir):  # the same command may have been given twice
                     _write(output, command, rows, results, baseline)
@@ -95,11 +98,12 @@ def make_trials(
     return trials
 
 
-def _measure(rows: Sequence[Ablation], trials: Mapping[tuple[str, int], Trial]) -> Iterator[Results]:
+def _measure(rows: Sequence[Ablation], trials: Mapping[tuple[str, int], Trial], num_classes: int) -> Iterator[Results]:
     """Trains the missing runs, and yields all results so far after each."""
     results = {row.name: RowResult() for row in rows}
     for (name, seed), outcome in run_named_trials(trials):
-        results[name] = results[name].with_seed(outcome.test, outcome.failure)
+        cost = Cost.of(outcome.trial.config, outcome.trial.workdir, num_classes) if outcome.test else None
+        results[name] = results[name].with_seed(outcome.test, outcome.failure, cost)
         result = outcome.failure or console.percent(outcome.test["top1_error"] if outcome.test else None)
         console.show(f"{name}, seed {seed}: {result}")
         for row in rows:
@@ -152,7 +156,9 @@ def _show(table: str, rows: Sequence[Ablation], results: Results, baseline: Sequ
     first, config = results[rows[0].name], baseline[0].config
     texts = [[row.what, results[row.name].text(), results[row.name].difference(first)] for row in rows]
     if all(row.paper == row.source == "-" for row in rows):
-        console.show_table(["network", "test error", "against the first"], texts)
+        costs = [results[row.name].cost for row in rows]
+        texts = [[*text, *(cost.texts() if cost else [])] for text, cost in zip(texts, costs, strict=True)]
+        console.show_table(["network", "test error", "against the first", *COST_HEADER], texts, right=COST_HEADER)
     else:
         texts = [[*text, row.paper, row.source, row.where] for text, row in zip(texts, rows, strict=True)]
         header = ["what is changed", "test error", "against the first", "paper", "authors' code", "where"]

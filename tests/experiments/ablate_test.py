@@ -13,7 +13,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.cli import ablate
 from alexnet_jax.cli.flags import config_from_flags
 from alexnet_jax.errors import UserError
-from alexnet_jax.experiments.ablations import TABLES, Ablation, RowResult
+from alexnet_jax.experiments.ablations import TABLES, Ablation, Cost, RowResult
 from alexnet_jax.experiments.trials import Outcome, Trial
 from alexnet_jax.models.alexnet import AlexNet, get_model
 from alexnet_jax.models.summary import summarize
@@ -149,6 +149,24 @@ def test_names_of_layers_must_be_names() -> None:
             config_lib.check(plain)
 
 
+def test_rows_of_a_ladder_share_a_recipe_but_for_their_learning_rates(tmp_path: Path) -> None:
+    for table, schedule in (("ladder_2012", "dexp"), ("ladder_modern", "cosine")):
+        trials = ablate.make_trials(rows_of(table), ["--config=configs/alexnet.py:fashion_mnist"], [0], tmp_path)
+        configs = {name: trial.config for (name, _), trial in trials.items()}
+        assert all(config.model.preset == name for name, config in configs.items())
+        recipes = {(c.batch_size, c.label_smoothing, c.data.mixup, c.optimizer.schedule) for c in configs.values()}
+        assert len(recipes) == 1 and schedule in recipes.pop()
+        assert configs["linear"].optimizer.learning_rate * 10 == pytest.approx(configs["mlp"].optimizer.learning_rate)
+
+
+def test_the_cost_of_a_row_is_that_of_its_fastest_run() -> None:
+    slow, fast = Cost(10, 20, 6000, 50.0), Cost(10, 20, 6000, 100.0)
+    row = RowResult()
+    for cost in (slow, fast, slow):
+        row = row.with_seed({"top1_error": 0.5, "top5_error": None}, None, cost)
+    assert row.cost == fast and fast.texts() == ["10", "20", "100", "1.0"]
+
+
 def test_differences_are_in_points_and_failures_are_told() -> None:
     first, worse = RowResult((0.2, 0.3)), RowResult((0.3, 0.4), (), "seed 2 diverged")
     failed = RowResult((), (), "diverged")
@@ -175,6 +193,9 @@ def test_a_table_of_a_few_images(tmp_path: Path, prepared_dir: str, capsys: pyte
     for number, seed in enumerate((5, 6)):
         test = read_metrics(tmp_path / "runs" / "baseline" / f"seed-{seed}")[-1]
         assert table["results"]["rows"]["baseline"]["errors"][number] == test["top1_error"]
+    cost = table["results"]["rows"]["baseline"]["cost"]
+    assert cost["images"] == 32 and cost["images_per_second"] > 0
+    assert cost["parameters"] == sum(layer.parameters for layer in summarize(model_of(), 28)) and cost["macs"] > 10**6
     assert len(table["results"]["rows"]["no-decay"]["errors"]) == 1 and table["results"]["rows"]["no-decay"]["failure"]
     assert "ImageNet, 90 epochs" in printed and "Test top-1 error on synthetic: 64 training" in printed
     times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/*/timing.jsonl"))]
