@@ -12,17 +12,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from alexnet_jax.cli import arguments, flags, workers
 from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.experiment import open_dataset
 from alexnet_jax.experiments.ablations import COST_HEADER, TABLES, Ablation, Cost, RowResult
 from alexnet_jax.experiments.results import describe_data, results_command, write_results
+from alexnet_jax.experiments.search_space import apply
 from alexnet_jax.experiments.trials import Outcome, Trial, is_finished, run_named_trials, wait_for_claim
 from alexnet_jax.inference.evaluation import evaluate_run
+from alexnet_jax.models.alexnet import get_model
+from alexnet_jax.models.summary import summarize
 from alexnet_jax.system import console
 from alexnet_jax.system.files import read_json, write_json
 
 SEEDS = (0, 1, 2)
+MAX_EPOCHS = 60.0
 
 DEFAULTS = {
     "paper": ["--config=configs/alexnet.py:folder,small", "--config.epochs=5", "--config.optimizer.min_drops=1"],
@@ -45,6 +51,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rows", nargs="+", help="names of rows beside the first of the table; by default all")
     parser.add_argument("--workdir", type=Path, help="folder of the runs; by default runs/ablate-TABLE")
     parser.add_argument("--output", type=Path, help="JSON file of the results; by default WORKDIR/ablations_TABLE.json")
+    parser.add_argument(
+        "--macs-per-image",
+        type=float,
+        help="instead of config.epochs: as many epochs, up to 60, as have so many forward MACs for each image",
+    )
     workers.add_flags(parser, seeds=SEEDS)
     options, words = arguments.parse(parser, argv)
     if not any(word.startswith("--config=") for word in words):
@@ -52,13 +63,15 @@ def main(argv: list[str]) -> None:
     workdir = options.workdir or Path("runs") / f"ablate-{options.table}"
     output = options.output or workdir / f"ablations_{options.table}.json"
     rows = _choose(options.table, options.rows)
-    trials = make_trials(rows, words, options.seeds, workdir)
+    first = flags.config_from_flags("ablate", flags.with_choice(words, rows[0].choice))
+    # Prepared by all cores; what is wrong with it is wrong with every row.
+    num_classes = open_dataset(first.data).num_classes
+    trials = make_trials(rows, words, options.seeds, workdir, options.macs_per_image, num_classes)
     baseline = [trials[rows[0].name, seed] for seed in options.seeds]
     config = baseline[0].config
     rows = [row for row in rows if row.views != config.test_views]  # which would be the first row again
-    command = results_command("ablate", options, {"rows": None, "seeds": SEEDS}, [f"--table={options.table}", *words])
-    # Prepared by all cores; what is wrong with it is wrong with every row.
-    num_classes = open_dataset(config.data).num_classes
+    defaults = {"rows": None, "seeds": SEEDS, "macs_per_image": None}
+    command = results_command("ablate", options, defaults, [f"--table={options.table}", *words])
     results: Results = {}
     with workers.share_out("ablate", argv, options.processes, config):
         measured = [row for row in rows if row.views is None or not options.train_only]
@@ -81,9 +94,23 @@ def _choose(table: str, names: Sequence[str] | None) -> list[Ablation]:
 
 
 def make_trials(
-    rows: Sequence[Ablation], words: Sequence[str], seeds: Sequence[int], workdir: Path
+    rows: Sequence[Ablation],
+    words: Sequence[str],
+    seeds: Sequence[int],
+    workdir: Path,
+    macs_per_image: float | None = None,
+    num_classes: int = 1,
 ) -> dict[tuple[str, int], Trial]:
-    """The runs by row and seed, all rows of a seed before the next seed; rows that only test have no run."""
+    """The runs by row and seed, all rows of a seed before the next seed; rows that only test have no run.
+
+    Args:
+      rows: of a table.
+      words: of the command line that give the config.
+      seeds: of the runs of each row.
+      workdir: folder of their folders.
+      macs_per_image: gives each run as many epochs as have so many forward MACs for each image; None: all the same.
+      num_classes: of the data, on which the MACs depend.
+    """
     trials = {}
     for seed, row in itertools.product(seeds, rows):
         if row.views is not None:
@@ -94,8 +121,16 @@ def make_trials(
         if row.learning_rate_factor != 1:
             whole = values.get("optimizer.learning_rate", config.optimizer.learning_rate)
             values["optimizer.learning_rate"] = whole * row.learning_rate_factor
+        if macs_per_image is not None:
+            values["epochs"] = _affordable_epochs(apply(values, config), macs_per_image, num_classes)
         trials[row.name, seed] = workers.make_trial(own_words, config, values, workdir / row.name / f"seed-{seed}")
     return trials
+
+
+def _affordable_epochs(config: ConfigDict, macs_per_image: float, num_classes: int) -> float:
+    """The epochs that have so many forward MACs for each image, up to MAX_EPOCHS."""
+    layers = summarize(get_model(config.model, num_classes), config.data.crop)
+    return round(min(MAX_EPOCHS, macs_per_image / sum(layer.macs for layer in layers)), 2)
 
 
 def _measure(rows: Sequence[Ablation], trials: Mapping[tuple[str, int], Trial], num_classes: int) -> Iterator[Results]:

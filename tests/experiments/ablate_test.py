@@ -159,6 +159,14 @@ def test_rows_of_a_ladder_share_a_recipe_but_for_their_learning_rates(tmp_path: 
         assert configs["linear"].optimizer.learning_rate * 10 == pytest.approx(configs["mlp"].optimizer.learning_rate)
 
 
+def test_rows_of_equal_computation_have_epochs_by_their_macs(tmp_path: Path) -> None:
+    words = ["--config=configs/alexnet.py:fashion_mnist"]
+    trials = ablate.make_trials(rows_of("ladder_2012"), words, [0], tmp_path, macs_per_image=3e7, num_classes=10)
+    epochs = {name: trial.config.epochs for (name, _), trial in trials.items()}
+    assert epochs["vgg_small"] == round(3e7 / 29_743_872, 2) and epochs["mlp"] == round(3e7 / 636_160, 2)
+    assert epochs["linear"] == ablate.MAX_EPOCHS
+
+
 def test_the_cost_of_a_row_is_that_of_its_fastest_run() -> None:
     slow, fast = Cost(10, 20, 6000, 50.0), Cost(10, 20, 6000, 100.0)
     row = RowResult()
