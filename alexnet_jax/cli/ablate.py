@@ -8,6 +8,7 @@ repeated. With --table=presets the rows are the presets, with --table=modern the
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def main(argv: list[str]) -> None:
     )
     workers.add_flags(parser, seeds=SEEDS)
     options, words = arguments.parse(parser, argv)
+    if options.macs_per_image is not None and not 0 < options.macs_per_image < math.inf:
+        raise UserError(f"--macs-per-image={options.macs_per_image:g} must be more than 0, such as 5e7")
     if not any(word.startswith("--config=") for word in words):
         words = [*DEFAULTS[options.table], *words]
     workdir = options.workdir or Path("runs") / f"ablate-{options.table}"

@@ -165,6 +165,8 @@ def test_rows_of_equal_computation_have_epochs_by_their_macs(tmp_path: Path) -> 
     epochs = {name: trial.config.epochs for (name, _), trial in trials.items()}
     assert epochs["vgg_small"] == round(3e7 / 29_743_872, 2) and epochs["mlp"] == round(3e7 / 636_160, 2)
     assert epochs["linear"] == ablate.MAX_EPOCHS
+    with pytest.raises(UserError, match="--macs-per-image=0"):
+        ablate.main([*words, "--macs-per-image=0"])
 
 
 def test_the_cost_of_a_row_is_that_of_its_fastest_run() -> None:
