@@ -49,8 +49,9 @@ def get_config(choices: str = "") -> ConfigDict:
     if preset in ("linear", "logistic", "mlp", "digit_cnn"):
         config.data.update({"image_size": 28, "crop": 28})  # MNIST's images as they are
     elif small:
-        # The source's CIFAR-10 networks use 24x24 crops of 32x32 (CHM convdata_cifar.py), too narrow for a digit.
-        wide = data == "digits" or not preset.startswith(("cifar_", "lenet"))
+        # The source's CIFAR-10 networks use 24x24 crops of 32x32 (CHM convdata_cifar.py), too narrow for images without
+        # a margin.
+        wide = data in ("digits", "mnist", "fashion_mnist") or not preset.startswith(("cifar_", "lenet"))
         config.data.update({"image_size": 32, "crop": 28 if wide else 24})
     elif data == "digits" and preset not in ("medium", "large", "googlenet"):
         config.model.hidden_width = 512
