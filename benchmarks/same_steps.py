@@ -123,12 +123,12 @@ def compare(config: ConfigDict, steps: int, width_divisor: int = 1, compress: bo
 
 
 def apart(params: Arrays, others: Arrays, reference: Arrays) -> float:
-    """The largest difference of a layer's parameters, relative to its reference; a frozen layer does not count."""
+    """The largest difference of a layer's parameters, relative to its reference, where that is not 0."""
     ratios = []
     for layer in {name.partition("/")[0] for name in others}:
         names = [f"{layer}/kernel", f"{layer}/bias"]
-        difference = norm([params[name] - others[name] for name in names])
-        ratios.append(difference and difference / norm([reference[name] for name in names]))
+        if size := norm([reference[name] for name in names]):
+            ratios.append(norm([params[name] - others[name] for name in names]) / size)
     return max(ratios)
 
 
