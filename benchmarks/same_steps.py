@@ -199,7 +199,7 @@ class Ours:
         trees = [jax.tree.map(np.float32, traverse_util.unflatten_dict(flat, sep="/")) for flat in (params, velocity)]
         opt_state = optax.tree.set(self._state.opt_state, trace=trees[1])
         state, sums = self._step(dataclasses.replace(self._state, params=trees[0], opt_state=opt_state), batch)
-        return _flat(state.params), float(sums["loss_sum"] / sums["count"])
+        return _flat(state.params), float(sums["loss_sum"]) / float(sums["count"])
 
     def params(self) -> Arrays:
         """The parameters."""
