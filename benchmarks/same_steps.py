@@ -40,6 +40,9 @@ TOLERANCE = 1e-4
 EPOCHS, DROPS, CONV1_LOWERED, CONV1_FROZEN = 91.0, (25.0, 51.0, 79.0), 67.0, 72.0
 """Epochs of run 145 and of the events of its schedule (the notes in CHM layers/layer-params-145.cfg)."""
 
+MOMENTUM, WEIGHT_DECAY = 0.9, 0.0005
+"""Of layer-params-145.cfg; biases have no weight decay."""
+
 STAND_IN = "--config=configs/alexnet.py:synthetic,source"
 
 Arrays = dict[str, np.ndarray]
@@ -198,9 +201,9 @@ class Theirs:
         gradients = torch.autograd.grad(loss, list(self._weights.values()))
         with torch.no_grad():
             for (name, weight), gradient in zip(self._weights.items(), gradients, strict=True):
-                rate, decay = learning_rate(name, epoch), 0.0005 if name.endswith("kernel") else 0.0
+                rate, decay = learning_rate(name, epoch), WEIGHT_DECAY if name.endswith("kernel") else 0.0
                 velocity = self._velocity[name]
-                velocity.mul_(0.9).sub_(decay * rate * weight).sub_(rate * gradient)
+                velocity.mul_(MOMENTUM).sub_(decay * rate * weight).sub_(rate * gradient)
                 if rate:
                     weight.add_(velocity)
         return loss.item()

@@ -2,9 +2,10 @@
 
     python -m benchmarks.starting --data-dir=cifar10
 
-cifar10 holds train/CLASS/*.jpg and test/CLASS/*.jpg. A run differs from the preset only in its batch size; it ends once
-it has started (alexnet_jax/diagnosis/start_watch.py) or after --steps. results/starting.json is written after each run;
-runs that it already holds are not repeated.
+cifar10 holds train/CLASS/*.jpg and test/CLASS/*.jpg. A run differs from the preset only in its batch size and, with
+--learning-rate, in its learning rate, which then is the same at every step; it ends once it has started
+(alexnet_jax/diagnosis/start_watch.py) or after --steps. results/starting.json is written after each run; runs that it
+already holds are not repeated.
 """
 
 import argparse
@@ -32,8 +33,11 @@ FULL_SIZE = ("source", "paper", "caffe", "caffenet", "single_tower", "owt", "bn"
 PRESETS = tuple(preset for preset in FULL_SIZE if preset in alexnet.PRESETS)
 IMAGES_A_CLASS = {"train": 200, "test": 5}
 
+BUDGET = ("steps", "batch", "learning_rate")
+
 Run = dict[str, Any]
-"""preset, seed, steps allowed, batch, started_at (step or None), mean_loss at the end, seconds, processor."""
+"""preset, seed, steps allowed, batch, learning_rate (None for the preset's), started_at (step or None), mean_loss at the
+end, seconds, processor."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,11 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="seeds of each preset; by default 3, and 5 of source")
     parser.add_argument("--steps", type=int, default=150, help="steps within which a run must start")
     parser.add_argument("--batch", type=int, default=32, help="images per step; small for a CPU, papers use 128 or 256")
+    parser.add_argument("--learning-rate", type=float, help="by default the preset's")
     parser.add_argument("--output", type=Path, default=Path("results/starting.json"))
     options = parser.parse_args(argv)
     folder = _subset(options.data_dir, Path(options.prepared_dir) / "starting")
-    runs: list[Run] = json.loads(options.output.read_text())["results"]["runs"] if options.output.exists() else []
-    budget = {"steps": options.steps, "batch": options.batch}
+    before: list[Run] = json.loads(options.output.read_text())["results"]["runs"] if options.output.exists() else []
+    runs = [{"learning_rate": None, **run} for run in before]
+    budget = {"steps": options.steps, "batch": options.batch, "learning_rate": options.learning_rate}
     print(f"batches of {options.batch}, {options.steps} steps at most, {IMAGES_A_CLASS['train']} images per class")
     for preset in options.presets:
         for seed in range(options.seeds or (5 if preset == "source" else 3)):
@@ -103,6 +109,10 @@ def _config(folder: Path, prepared_dir: str, about: Run) -> ConfigDict:
     config = alexnet.get_config(f"folder,{about['preset']}")
     config.update({"seed": about["seed"], "batch_size": about["batch"]})
     config.data.update({"dir": str(folder), "prepared_dir": prepared_dir})
+    if about["learning_rate"]:
+        config.optimizer.update(
+            {"learning_rate": about["learning_rate"], "batch_scaling": "none", "warmup_epochs": 0.0}
+        )
     return config
 
 
@@ -120,17 +130,14 @@ def _subset(source: Path, folder: Path) -> Path:
 def _write(path: Path, runs: list[Run]) -> None:
     seeds = sorted({run["seed"] for run in runs})
     data = f"CIFAR-10, {IMAGES_A_CLASS['train']} training images a class, enlarged to 256 pixels"
-    budgets = sorted({(run["steps"], run["batch"]) for run in runs})
+    by_budget: dict[tuple[Any, ...], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run["steps"], run["batch"], run["learning_rate"] or 0)):
+        by_budget.setdefault(tuple(run[name] for name in BUDGET), []).append(run)
     summaries = [
-        {"steps": steps, "batch": batch, "presets": summarize(_of_budget(runs, steps, batch))}
-        for steps, batch in budgets
+        {**dict(zip(BUDGET, budget, strict=True)), "presets": summarize(some)} for budget, some in by_budget.items()
     ]
     command = ["-m", "benchmarks.starting", "--data-dir=cifar10"]
     write_results(path, command, data, seeds, {"summaries": summaries, "runs": runs})
-
-
-def _of_budget(runs: Sequence[Run], steps: int, batch: int) -> list[Run]:
-    return [run for run in runs if (run["steps"], run["batch"]) == (steps, batch)]
 
 
 if __name__ == "__main__":

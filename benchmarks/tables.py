@@ -2,10 +2,13 @@
 
     python -m benchmarks.tables
 
-Each table ends with a line on data, seeds, hardware and command. A test compares the page with the tables.
+Each table ends with a line on data, seeds, hardware, git revision and command. A test compares the page with the
+tables. It warns of results that were made by uncommitted code, or by code that has changed since.
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,33 +19,70 @@ from alexnet_jax.experiments.results import Spread
 
 RESULTS = Path(__file__).parent.parent / "results"
 
+TRAINING = (":(glob)alexnet_jax/*.py", *(f"alexnet_jax/{name}" for name in ("ops", "models", "parallel", "data")))
+"""The code that decides how a network is trained, as patterns for git."""
+
+CODE = {
+    "ablations": (*TRAINING, "alexnet_jax/experiments/ablations*"),
+    "attack": ("alexnet_jax", "benchmarks/attack"),
+    "faults": (*TRAINING, "alexnet_jax/diagnosis", "benchmarks/faults.py"),
+    "figure1": (*TRAINING, "alexnet_jax/experiments/figure1.py"),
+    "same": (*TRAINING, "benchmarks/same_steps.py"),
+    "small": (*TRAINING, "benchmarks/small_sets.py", "benchmarks/tutorial_cnn.py"),
+    "starting": (*TRAINING, "alexnet_jax/diagnosis/start_watch.py", "benchmarks/starting.py"),
+}
+"""The code that each kind of results depends on."""
+
 
 def main() -> None:
-    """Prints all tables."""
+    """Prints all tables, and the warnings to standard error."""
     for path in sorted(RESULTS.glob("*.json")):
         print(f"\n{path.name}\n")
         print("\n".join(table(path)))
+        if outdated := changes(path, RESULTS.parent):
+            print(f"warning: {path.name}: {outdated}", file=sys.stderr)
+
+
+def changes(path: Path, repository: Path) -> str:
+    """How the code that results depend on has changed since they were made; "" if it has not."""
+    revision, _, dirty = json.loads(path.read_text())["git"].partition("-")
+    command = ["git", "-C", str(repository), "diff", "--name-only", revision, "--", *CODE[_kind(path)]]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    files = found.stdout.splitlines()
+    reasons = [f"made by uncommitted code on {revision[:7]}"] if dirty else []
+    if found.returncode:
+        reasons.append(f"its revision {revision[:7]} is not in this repository")
+    if files:
+        reasons.append(f"{len(files)} files have changed since {revision[:7]}: {', '.join(files[:5])}, ..."[:300])
+    return "; ".join(reasons)
 
 
 def table(path: Path) -> list[str]:
     """The lines of the table of a results file."""
     content = json.loads(path.read_text())
-    kind, results = path.stem.partition("_")[0], content["results"]
+    results = content["results"]
     makers = {
         "ablations": _ablations,
         "attack": attack,
         "faults": _faults,
+        "same": _same_steps,
         "figure1": _figure1,
         "small": small_sets,
         "starting": _starting,
     }
-    return [*makers[kind](results), "", _about(content)]
+    return [*makers[_kind(path)](results), "", _about(content)]
+
+
+def _kind(path: Path) -> str:
+    return path.stem.partition("_")[0]
 
 
 def _about(content: dict[str, Any]) -> str:
     hardware, seeds = content["hardware"], ", ".join(map(str, content["seeds"]))
     cores = f"{hardware['cores']} core{'s' if hardware['cores'] > 1 else ''} of {hardware['processor']}"
-    versions = f"jax {content['packages']['jax']}, {content['measured']}"
+    revision, _, dirty = content["git"].partition("-")
+    made_by = f"revision {revision[:7]}{' with changes' if dirty else ''}"
+    versions = f"jax {content['packages']['jax']}, {content['measured']}, {made_by}"
     return f"{content['data']}; seeds {seeds}; {cores}, {versions}: `python {' '.join(content['command'])}`"
 
 
@@ -86,13 +126,14 @@ def _figure1(results: dict[str, Any]) -> Iterator[str]:
 
 
 def _starting(results: dict[str, Any]) -> Iterator[str]:
-    yield "| preset | batch | seeds that started | within steps | median step |"
-    yield "|---|--:|--:|--:|--:|"
+    yield "| preset | batch | learning rate | seeds that started | within steps | median step |"
+    yield "|---|--:|--:|--:|--:|--:|"
     for summary in results["summaries"]:
         for preset, cells in summary["presets"].items():
             median = "-" if cells["median_steps"] is None else f"{cells['median_steps']:g}"
             started = f"{cells['started']} of {cells['seeds']}"
-            yield f"| `{preset}` | {summary['batch']} | {started} | {summary['steps']} | {median} |"
+            rate = summary.get("learning_rate") or "its own"
+            yield f"| `{preset}` | {summary['batch']} | {rate} | {started} | {summary['steps']} | {median} |"
 
 
 def _faults(results: dict[str, Any]) -> Iterator[str]:
@@ -100,6 +141,18 @@ def _faults(results: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|"
     for fault in results["faults"]:
         yield f"| {fault['fault']}, `{fault['config']}` | {fault['diagnosis']} |"
+
+
+def _same_steps(results: dict[str, Any]) -> Iterator[str]:
+    yield "| step | epoch of run 145 | loss | PyTorch's | largest difference | of the way |"
+    yield "|--:|--:|--:|--:|--:|--:|"
+    rows = results["rows"]
+    for row in [rows[0], *rows[len(rows) // 5 - 1 :: len(rows) // 5]]:
+        losses, apart = (
+            f"{row['loss']:.4f} | {row['other_loss']:.4f}",
+            f"{row['difference']:.1e} | {row['of_change']:.1e}",
+        )
+        yield f"| {row['step']:,} | {row['epoch']:.1f} | {losses} | {apart} |"
 
 
 def small_sets(results: Mapping[str, Any]) -> Iterator[str]:

@@ -3,8 +3,10 @@
 import ast
 import importlib
 import importlib.util
+import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +82,51 @@ def test_modules_that_are_run_exist() -> None:
 @pytest.mark.parametrize("path", sorted(tables.RESULTS.glob("*.json")), ids=lambda path: path.name)
 def test_tables_are_those_of_the_results(path: Path) -> None:
     assert "\n".join(tables.table(path)) in RESULTS
+
+
+def tables_of(page: str) -> list[list[str]]:
+    """The rows of each table of a page."""
+    return [found.strip().splitlines() for found in re.findall(r"(?:^\|.*\|\n)+", PAGES[page], re.MULTILINE)]
+
+
+def test_every_table_of_results_and_every_mean_comes_from_a_file() -> None:
+    measured = {line for path in tables.RESULTS.glob("*.json") for line in tables.table(path)}
+    assert all(set(rows) <= measured for rows in tables_of("docs/results.md"))
+    for name, page in PAGES.items():
+        if name != "CHANGELOG.md":
+            means = {line for line in page.splitlines() if re.search(r"\d ?%? ± \d", line)}
+            assert means <= measured, name
+
+
+def test_every_speed_is_near_the_command_that_measures_it() -> None:
+    for name in ("docs/performance.md", "docs/parallelism.md", "docs/accelerators.md"):
+        for section in re.split(r"^## ", PAGES[name], flags=re.MULTILINE):
+            if re.search(r"images/s|\d (?:GB|MB|ms|% of the time)", section):
+                assert "python -m" in section or "python main.py" in section, (name, section[:60])
+
+
+def test_results_tell_by_which_code_they_were_made(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    results, code = tmp_path / "small_sets.json", tmp_path / "benchmarks" / "small_sets.py"
+    code.parent.mkdir()
+    git("init", "-q")
+    for text in ("1", "2"):
+        code.write_text(text)
+        git("add", ".")
+        git("commit", "-qm", text)
+    new, old = git("rev-parse", "HEAD"), git("rev-parse", "HEAD~1")
+    for revision, said in {
+        new: r"^$",
+        old: rf"^1 files .* {old[:7]}: benchmarks/small_sets.py",
+        f"{new}-dirty": "^made by uncommitted code",
+        "0" * 40: "not in this repository",
+    }.items():
+        results.write_text(json.dumps({"git": revision}))
+        assert re.search(said, tables.changes(results, tmp_path)), revision
+    assert {tables._kind(path) for path in tables.RESULTS.glob("*.json")} <= tables.CODE.keys()
 
 
 def test_the_results_in_the_readme_are_rows_of_those_tables() -> None:
