@@ -19,6 +19,7 @@ COMMANDS = {
     "audit": "checks that a run used every image once an epoch",
     "evaluate": "the error of a run on one of its splits, image by image",
     "predict": "the likeliest classes of your images",
+    "explain_prediction": "what a network saw in an image: where it looks, strongest kernels, nearest training images",
     "report": "one page on a run: curves, kernels, predictions, mistakes, neighbours, timing, config",
     "convert": "converts weights of torchvision or Caffe to a run, or a run to such weights",
     "export": "a trained network as one file for other programs, checked against the network",
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
         output = sys.stdout if asked else sys.stderr
         print(f"usage: {program('COMMAND')} [...]\n", file=output)
         for name, purpose in COMMANDS.items():
-            print(f"  {name:<16} {purpose}", file=output)
+            print(f"  {name:<18} {purpose}", file=output)
         print(f"\nThe options of a command: {program('COMMAND --help')}", file=output)
         sys.exit(0 if asked else 2)
     logging.set_verbosity(logging.FATAL)  # libraries log what is raised or shown anyway

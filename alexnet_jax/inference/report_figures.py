@@ -137,14 +137,64 @@ def predictions(
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         row, column = divmod(number, columns)
         _show(panels[2 * row, column], image, label)
-        bars, names_and_probabilities = panels[2 * row + 1, column], predicted[number]
-        lengths = [probability for _, probability in names_and_probabilities]
-        colors = [RIGHT if name == label else WRONG for name, _ in names_and_probabilities]
-        bars.barh(range(len(lengths)), lengths, color=colors, alpha=0.55, height=0.85)
-        bars.set(xlim=(0, 1.2), ylim=(4.5, -0.5))
-        for rank, (name, probability) in enumerate(names_and_probabilities):
-            bars.text(0.02, rank, _short(name, 17), va="center", fontsize=7.5)
-            bars.text(1.2, rank, f"{probability:.0%}", va="center", ha="right", fontsize=7.5)
+        colors = [RIGHT if name == label else WRONG for name, _ in predicted[number]]
+        _bars(panels[2 * row + 1, column], predicted[number], colors, longest=17)
+
+
+def explanation(
+    figure: Any,
+    image: np.ndarray,
+    predicted: Sequence[tuple[str, float]],
+    drops: np.ndarray,
+    covered: tuple[np.ndarray, Sequence[str]],
+    saliency: np.ndarray,
+) -> None:
+    """Draws an image, its most probable classes, and below, where a grey square or a pixel changes the prediction.
+
+    Args:
+      figure: the figure to draw on.
+      image: uint8, [crop, crop, 3].
+      predicted: (class name, probability) pairs, the most probable first.
+      drops: how far the square lowers the probability of the first class, in [-1, 1], [places, places].
+      covered: the prediction with the square at each place, as index into names, int, [places, places]; the names.
+      saliency: the size of the gradient at each pixel, [crop, crop].
+    """
+    figure.set_size_inches(8, 5.6)
+    grid = figure.add_gridspec(2, 3, height_ratios=[1, 1.3])
+    bars = figure.add_subplot(grid[0, 1:])
+    _bars(bars, predicted, [TRAIN, *[MARK] * (len(predicted) - 1)], longest=40)
+    whole, squares, classes, gradient = (figure.add_subplot(grid[cell]) for cell in ((0, 0), (1, 0), (1, 1), (1, 2)))
+    for panel in (bars, whole, squares, classes, gradient):
+        panel.axis("off")
+    whole.imshow(image)
+    for panel, title in ((squares, "drop by a grey square"), (classes, "prediction with it"), (gradient, "gradient")):
+        panel.imshow(image.mean(axis=-1), "gray", vmin=0, vmax=255)
+        panel.set_title(title)
+    overlay = {"alpha": 0.7, "extent": whole.images[0].get_extent()}
+    largest = max(float(np.abs(drops).max()), 1e-6)
+    heat = squares.imshow(drops, "RdBu_r", vmin=-largest, vmax=largest, interpolation="bilinear", **overlay)
+    figure.colorbar(heat, ax=squares, location="bottom", shrink=0.8)
+    numbers, names = covered
+    classes.imshow(numbers, "tab10", vmin=0, vmax=9, interpolation="nearest", **overlay)
+    for number, name in enumerate(names):
+        classes.plot([], [], "s", color=f"C{number}", label=_short(name, 20))
+    classes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), frameon=False, fontsize=8)
+    steep = gradient.imshow(saliency, "inferno", vmin=0, vmax=max(float(np.quantile(saliency, 0.99)), 1e-12))
+    figure.colorbar(steep, ax=gradient, location="bottom", shrink=0.8)
+
+
+def strongest_maps(figure: Any, layers: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Draws the maps of each layer, [maps, height, width], with the numbers of their kernels, [maps], in a row."""
+    columns = max(len(maps) for _, maps in layers.values())
+    figure.set_size_inches(8, 1.2 * len(layers))
+    rows = figure.subplots(len(layers), columns, squeeze=False)
+    for panel in rows.ravel():
+        panel.axis("off")
+    for row, (name, (kernels, maps)) in zip(rows, layers.items(), strict=True):
+        row[0].text(-0.1, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center", fontsize=9)
+        for panel, kernel, values in zip(row, kernels, maps, strict=False):
+            panel.imshow(values, "magma")
+            panel.set_title(str(kernel), fontsize=8, pad=2)
 
 
 def neighbours(
@@ -175,6 +225,16 @@ def confusion(figure: Any, counts: np.ndarray, names: Sequence[str]) -> None:
         for row, column in np.argwhere(counts):
             color = "black" if fractions[row, column] > 0.55 else "white"
             panel.text(column, row, counts[row, column], ha="center", va="center", fontsize=8, color=color)
+
+
+def _bars(panel: Any, predicted: Sequence[tuple[str, float]], colors: Sequence[str], longest: int) -> None:
+    """Draws a bar for each (class name, probability) pair, with its name cut at `longest` characters."""
+    lengths = [probability for _, probability in predicted]
+    panel.barh(range(len(lengths)), lengths, color=colors, alpha=0.55, height=0.85)
+    panel.set(xlim=(0, 1.2), ylim=(4.5, -0.5))
+    for rank, (name, probability) in enumerate(predicted):
+        panel.text(0.02, rank, _short(name, longest), va="center", fontsize=7.5)
+        panel.text(1.2, rank, f"{probability:.0%}", va="center", ha="right", fontsize=7.5)
 
 
 def _show(panel: Any, image: np.ndarray, title: str, **style: str) -> None:
