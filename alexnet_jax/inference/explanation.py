@@ -34,12 +34,12 @@ MOST_SEARCHED = 2_000
 
 @dataclasses.dataclass(frozen=True)
 class StrongestMaps:
-    """The maps of a layer whose mean over the image is highest, the highest first.
+    """The maps of a layer whose positive values have the highest mean over the image, the highest first.
 
     Attributes:
       shape: the shape of all maps of the layer: height, width, kernels.
       kernels: the numbers of the kernels, int, [kernels].
-      maps: their maps after the activation function, float32, [kernels, height, width].
+      maps: their positive values, float32, [kernels, height, width].
     """
 
     shape: tuple[int, ...]
@@ -134,10 +134,15 @@ def explain_prediction(run: TrainedRun, image: Image, dataset: Dataset | None = 
 
 
 def _layers_with_maps(run: TrainedRun) -> list[str]:
-    """Up to MOST_LAYERS outputs of activation functions that are maps, evenly spaced from the first to the last."""
-    shapes, numbered = run.layer_shapes, enumerate(run.model.layers, start=1)
-    names = [f"act{number}" for number, layer in numbered if not layer.auxiliary]
-    found = [name for name in names if len(shapes.get(name, ())) == 3]
+    """Names of the maps of up to MOST_LAYERS layers with an activation function, evenly spaced from first to last.
+
+    The maps are those after that function, or before it where pooling comes first, as in the source of 2012.
+    """
+    shapes, found = run.layer_shapes, []
+    for number, layer in enumerate(run.model.layers, start=1):
+        raw, active = f"{layer.kind}{number}", f"act{number}"
+        if layer.kind != "fc" and not layer.auxiliary and active in shapes:
+            found.append(active if shapes[active] == shapes[raw] else raw)
     chosen = np.linspace(0, len(found) - 1, min(MOST_LAYERS, len(found))).round().astype(int)
     return [found[index] for index in chosen.tolist()]
 
@@ -179,7 +184,7 @@ def _covered(resized: np.ndarray, crop: int, square: int) -> Iterator[np.ndarray
 
 
 def _strongest(activation: np.ndarray) -> StrongestMaps:
-    activation = np.asarray(activation, np.float32)
+    activation = np.maximum(activation.astype(np.float32), 0)
     kernels = np.argsort(-activation.mean(axis=(0, 1)), kind="stable")[:STRONGEST]
     return StrongestMaps(activation.shape, kernels, np.moveaxis(activation[..., kernels], -1, 0))
 

@@ -73,7 +73,7 @@ def _maps(explanation: Explanation) -> Figure:
     shapes = ", ".join(f"{name} {' x '.join(map(str, of.shape))}" for name, of in explanation.maps.items())
     text = (
         "The maps with the highest mean, of layers from the first to the last (height x width x maps: "
-        f"{shapes}), with the numbers of their kernels; each from its lowest value, dark, to its highest."
+        f"{shapes}), with the numbers of their kernels; each from 0, black, to its highest value."
     )
     rows = {name: (of.kernels, of.maps) for name, of in explanation.maps.items()}
     return Figure("maps", text, report_figures.strongest_maps, (rows,))

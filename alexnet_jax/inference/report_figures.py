@@ -159,41 +159,52 @@ def explanation(
       covered: the prediction with the square at each place, as index into names, int, [places, places]; the names.
       saliency: the size of the gradient at each pixel, [crop, crop].
     """
-    figure.set_size_inches(8, 5.6)
-    grid = figure.add_gridspec(2, 3, height_ratios=[1, 1.3])
+    figure.set_size_inches(8, 5.5)
+    grid = figure.add_gridspec(3, 3, height_ratios=[1, 1.35, 0.07])
     bars = figure.add_subplot(grid[0, 1:])
     _bars(bars, predicted, [TRAIN, *[MARK] * (len(predicted) - 1)], longest=40)
-    whole, squares, classes, gradient = (figure.add_subplot(grid[cell]) for cell in ((0, 0), (1, 0), (1, 1), (1, 2)))
-    for panel in (bars, whole, squares, classes, gradient):
+    whole, squares, classes, gradient, legend = (
+        figure.add_subplot(grid[cell]) for cell in ((0, 0), (1, 0), (1, 1), (1, 2), (2, 1))
+    )
+    for panel, title in (
+        (whole, "the image"),
+        (bars, "the likeliest classes"),
+        (squares, f"grey square: {_short(predicted[0][0], 12)} drops by"),
+        (classes, "prediction with the square"),
+        (gradient, "gradient"),
+        (legend, ""),
+    ):
         panel.axis("off")
-    whole.imshow(image)
-    for panel, title in ((squares, "drop by a grey square"), (classes, "prediction with it"), (gradient, "gradient")):
+        panel.set_title(title, fontsize=9)
+    for panel in (squares, classes):
         panel.imshow(image.mean(axis=-1), "gray", vmin=0, vmax=255)
-        panel.set_title(title)
-    overlay = {"alpha": 0.7, "extent": whole.images[0].get_extent()}
-    largest = max(float(np.abs(drops).max()), 1e-6)
-    heat = squares.imshow(drops, "RdBu_r", vmin=-largest, vmax=largest, interpolation="bilinear", **overlay)
-    figure.colorbar(heat, ax=squares, location="bottom", shrink=0.8)
+    whole.imshow(image)
+    extent, largest = whole.images[0].get_extent(), max(float(np.abs(drops).max()), 1e-6)
+    strength = 0.15 + 0.7 * np.abs(drops) / largest
+    style = {"vmin": -largest, "vmax": largest, "interpolation": "bilinear", "extent": extent}
+    heat = squares.imshow(drops, "RdBu_r", alpha=strength, **style)
+    scale = figure.colorbar(heat, cax=figure.add_subplot(grid[2, 0]), orientation="horizontal", format="{x:.0%}")
+    scale.solids.set_alpha(1)
+    scale.ax.tick_params(labelsize=8)
     numbers, names = covered
-    classes.imshow(numbers, "tab10", vmin=0, vmax=9, interpolation="nearest", **overlay)
+    classes.imshow(numbers, "tab10", vmin=0, vmax=9, alpha=0.6, interpolation="nearest", extent=extent)
     for number, name in enumerate(names):
-        classes.plot([], [], "s", color=f"C{number}", label=_short(name, 20))
-    classes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), frameon=False, fontsize=8)
-    steep = gradient.imshow(saliency, "inferno", vmin=0, vmax=max(float(np.quantile(saliency, 0.99)), 1e-12))
-    figure.colorbar(steep, ax=gradient, location="bottom", shrink=0.8)
+        legend.plot([], [], "s", color=f"C{number}", label=_short(name, 12))
+    legend.legend(loc="upper center", frameon=False, fontsize=8, ncols=3, handletextpad=0, columnspacing=1)
+    gradient.imshow(saliency, "inferno", vmin=0, vmax=max(float(np.quantile(saliency, 0.99)), 1e-12))
 
 
 def strongest_maps(figure: Any, layers: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """Draws the maps of each layer, [maps, height, width], with the numbers of their kernels, [maps], in a row."""
     columns = max(len(maps) for _, maps in layers.values())
-    figure.set_size_inches(8, 1.2 * len(layers))
+    figure.set_size_inches(8, 1.15 * len(layers))
     rows = figure.subplots(len(layers), columns, squeeze=False)
     for panel in rows.ravel():
         panel.axis("off")
     for row, (name, (kernels, maps)) in zip(rows, layers.items(), strict=True):
         row[0].text(-0.1, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center", fontsize=9)
         for panel, kernel, values in zip(row, kernels, maps, strict=False):
-            panel.imshow(values, "magma")
+            panel.imshow(values, "magma", vmin=0)
             panel.set_title(str(kernel), fontsize=8, pad=2)
 
 
