@@ -103,6 +103,18 @@ class Explanation:
         """How far the square lowers the probability of `label`, float32, [PLACES, PLACES]; negative: it raises it."""
         return self.probabilities[self.label] - self.occluded[:, :, self.label]
 
+    def frequent(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `most` most frequent predictions with the square, the most frequent first, and where they are made.
+
+        Returns:
+          Their labels, int, [labels], and the prediction at each place as index into these, or as `most` if it is
+          another, int, [PLACES, PLACES].
+        """
+        labels, which, counts = np.unique(self.occluded.argmax(axis=-1), return_inverse=True, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        ranks = np.argsort(order)[which].reshape(PLACES, PLACES)
+        return labels[order[:most]], np.minimum(ranks, most)
+
 
 def explain_prediction(run: TrainedRun, image: Image, dataset: Dataset | None = None) -> Explanation:
     """Explains what a network predicts for the central crop of an image.

@@ -46,7 +46,8 @@ def picture(report: Report) -> bytes:
 
 
 def _prediction(explanation: Explanation, names: Sequence[str]) -> Figure:
-    probabilities, drops, (numbers, then) = explanation.probabilities, explanation.drops, _then(explanation, names)
+    probabilities, drops, (labels, ranks) = explanation.probabilities, explanation.drops, explanation.frequent(TOP)
+    then = [*(names[label] for label in labels), *(["others"] if ranks.max() == len(labels) else [])]
     predicted = [(names[k], float(probabilities[k])) for k in np.argsort(-probabilities, kind="stable")[:TOP]]
     name, lowest = names[explanation.label], float((probabilities.max() - drops).min())
     text = (
@@ -56,17 +57,8 @@ def _prediction(explanation: Explanation, names: Sequence[str]) -> Figure:
         "beside it (Zeiler and Fergus 2014, section 4.2). Right, the pixels whose change would change the score of "
         f"{name} most, by its gradient (Simonyan et al. 2014, section 3)."
     )
-    data = explanation.image, predicted, drops, (numbers, then), explanation.saliency
+    data = explanation.image, predicted, drops, (ranks, then), explanation.saliency
     return Figure("prediction", text, report_figures.explanation, data)
-
-
-def _then(explanation: Explanation, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """The prediction with the square at each place, as index into the names of the most frequent; and these names."""
-    labels, which, counts = np.unique(explanation.occluded.argmax(axis=-1), return_inverse=True, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    ranks = np.argsort(order)[which].reshape(explanation.drops.shape)
-    rest = ["others"] if len(labels) > TOP else []
-    return np.minimum(ranks, TOP), [*(names[label] for label in labels[order[:TOP]]), *rest]
 
 
 def _maps(explanation: Explanation) -> Figure:

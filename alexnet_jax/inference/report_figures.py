@@ -183,7 +183,8 @@ def explanation(
     strength = 0.15 + 0.7 * np.abs(drops) / largest
     style = {"vmin": -largest, "vmax": largest, "interpolation": "bilinear", "extent": extent}
     heat = squares.imshow(drops, "RdBu_r", alpha=strength, **style)
-    scale = figure.colorbar(heat, cax=figure.add_subplot(grid[2, 0]), orientation="horizontal", format="{x:.0%}")
+    scale = figure.colorbar(heat, cax=figure.add_subplot(grid[2, 0]), orientation="horizontal", format="{x:.1%}")
+    scale.set_ticks([-largest, 0, largest])
     scale.solids.set_alpha(1)
     scale.ax.tick_params(labelsize=8)
     numbers, names = covered
