@@ -40,7 +40,7 @@ def test_the_gradient_and_the_squares_of_a_linear_network(logistic: TrainedRun) 
     assert explained.occluded.shape == (PLACES, PLACES, 3) and explained.square == 7
     np.testing.assert_array_equal(explained.image, resized)
     covered = resized.copy()
-    covered[:5, 23:] = GREY  # around the centre of the last place of the first row, 0.875 and 27.125
+    covered[:4, 24:] = GREY  # 7 pixels wide, around the last centre of the first row, 0.875 and 27.125
     expected = explained.probabilities - logistic.predict(covered, views=1)[0]
     np.testing.assert_allclose(explained.drops[0, -1], expected[explained.label], rtol=1e-3)
     assert explained.maps == {} and explained.neighbours is None
