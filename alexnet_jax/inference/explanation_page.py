@@ -30,10 +30,9 @@ def explanation_report(run: TrainedRun, file: str, explanation: Explanation) -> 
         sections["Strongest kernels"] = [_maps(explanation)]
     if explanation.neighbours:
         sections["Nearest training images"] = [_neighbours(explanation, names, explanation.neighbours)]
-    summary = (
-        f"{run.config.model.preset}, trained on {run.config.data.name}, takes the central {len(explanation.image)} "
-        f"pixels for {names[explanation.label]}: probability {explanation.probabilities.max():.1%}."
-    )
+    size, name = len(explanation.image), names[explanation.label]
+    probability = explanation.probabilities.max()
+    summary = f"{run.config.model.preset} takes the central {size} pixels for {name}: probability {probability:.1%}."
     return Report(f"What {run.path.resolve().name} saw in {file}", summary, sections)
 
 
