@@ -112,6 +112,22 @@ def test_the_page_lists_the_lessons() -> None:
     assert re.findall(r"^\| \[.*?\]\(lessons/(.*)\.ipynb\)", PAGE, re.MULTILINE) == list(LESSONS)
 
 
+def test_every_section_of_the_report_has_lessons_and_tests_that_exist() -> None:
+    rows = [re.split(r" *\| *", line)[1:5] for line in PAGE.split("| report |")[1].splitlines()[2:]]
+    assert {section[0] for section, *_ in rows} >= set("123456")
+    taught = {
+        f"{name[0]}.{number}"
+        for name in LESSONS
+        for cell in cells(name, "markdown").values()
+        for number in re.findall(r"^## (\d)\.", "".join(cell["source"]), re.MULTILINE)
+    }
+    code = "".join(path.read_text() for path in (REPOSITORY / "tests").rglob("*_test.py"))
+    for section, lessons, _, tests in rows:
+        named = re.findall(r"\d\.\d", lessons)
+        assert named and {place for place in named if place[0] in {name[0] for name in LESSONS}} <= taught, section
+        assert tests and all(f"def {name}(" in code for name in re.findall(r"`(\w+)`", tests)), section
+
+
 @pytest.mark.parametrize(
     ("answer", "right", "verdict"),
     [
