@@ -1,5 +1,6 @@
-"""The GPU benchmark completes on a CPU; its measurements on a GPU are not tested."""
+"""The GPU benchmark completes on a CPU and resumes; its measurements on a GPU are not tested."""
 
+import json
 import os
 import subprocess
 import sys
@@ -17,42 +18,51 @@ from benchmarks import gpu, roofline
 
 pytestmark = pytest.mark.slow
 
-SECTIONS = (
-    "Checked first:",
-    "- float32: our loss goes from ",
-    "- bfloat16: our loss goes from ",
-    "| matrix product, float32, highest precision |",
-    "| memory, read and written |",
-    "| images/s, batch | ours, float32 | ours, bfloat16 | PyTorch, float32 | ours / theirs |",
-    "| 2 | ",
-    "| images/s, float32, batch 2 |",
-    "| float32, batch 2 | GFLOP |",
-    *(f"| {part} |" for part in ("crops", "conv1", "conv2", "fc3", "fc4", "fc5", "optimizer")),
-    "The step takes ",
-    "| training step, float32, best batch, against PyTorch |",
-    "| end to end from data on the device, fraction of the bare step's images/s |",
-    "| bare step with config.parallel.deterministic, fraction of its images/s |",
-    "| 90 epochs of ImageNet at ",
+ROWS = (
+    "| agreement, lenet, bfloat16: checked | our loss goes from ",
+    "| agreement, lenet, float32: checked | our loss goes from ",
+    "| step, lenet, bfloat16 | ",
+    "| peaks of the card: matrix products, float32, highest precision | ",
+    "| training from the device | ",
+    "| training from the device: 90 epochs of ImageNet | ",
+    "| training from the disk: of the bare step | ",
+    "| evaluation, 1 view | ",
+    "| evaluation, 10 views | ",
+    "| step, deterministic | ",
+    "| step, lenet, float32 | ",
+    "| step, lenet, bfloat16, batch 128 | ",
+    *(f"| parts of the step, lenet, bfloat16: {part} | " for part in ("crops", "conv1", "fc5", "optimizer")),
 )
 
 
-def test_all_sections_are_printed() -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--smoke", "--preset", "lenet"]
-    options = ["--batches", "2", "--rounds", "1", "--round_seconds", "0.1", "--dtypes", "float32", "bfloat16"]
-    run = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    places = [run.stdout.find(section) for section in SECTIONS]
-    assert -1 not in places, run.stdout
-    assert places == sorted(places), run.stdout
-    assert "out of memory" not in run.stdout
+def run(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "benchmarks.gpu", f"--output={folder}/gpu.json", *options]
+    variables = {**os.environ, **environment}
+    return subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=False)
 
 
-def test_without_a_gpu_it_says_so() -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu"]
-    environment = {**os.environ, "PATH": ""}
-    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-    assert (run.returncode, len(run.stderr.splitlines())) == (1, 1)
-    assert "no NVIDIA GPU" in run.stderr
+def test_all_rows_are_printed_and_written_and_none_is_measured_twice(tmp_path: Path) -> None:
+    options = ["--smoke", "--presets=lenet", "--batch=2", "--rounds=1", "--round_seconds=0.1"]
+    none = run(tmp_path, *options, "--minutes=0")
+    assert "No time for 14 rows, from 'agreement, lenet, bfloat16' on" in none.stdout, none.stderr
+    done = run(tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    places = [done.stdout.find(row) for row in ROWS]
+    assert -1 not in places and places == sorted(places), done.stdout
+    content = json.loads((tmp_path / "gpu.json").read_text())
+    failures = [
+        side["failure"] for row in content["rows"].values() for side in map(row.get, ("ours", "theirs")) if side
+    ]
+    assert len(content["rows"]) == 14 and set(failures) == {""}, content
+    assert run(tmp_path, *options, "--minutes=0").stdout == done.stdout
+    other = run(tmp_path, *options, "--batch=4")
+    assert (other.returncode, "give another --output" in other.stderr) == (1, True)
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    done = run(tmp_path, PATH="")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "no NVIDIA GPU" in done.stderr
 
 
 def out_of_memory() -> Callable[[int], None]:
@@ -63,12 +73,12 @@ def nothing_to_do() -> Callable[[int], None]:
     return lambda steps: None
 
 
-def test_a_batch_that_does_not_fit_is_a_result(tmp_path: Path) -> None:
-    settings = gpu.Settings("caffe", (1,), ("float32",), rounds=2, round_seconds=1e-6, smoke=True, folder=tmp_path)
-    fits, full = gpu.take_turns(settings, [(nothing_to_do, 1), (out_of_memory, 1)])
+def test_a_batch_that_does_not_fit_is_a_result() -> None:
+    fits, full = gpu.take_turns([(nothing_to_do, 1), (out_of_memory, 1)], rounds=2, round_seconds=1e-6)
     assert len(fits.rates) == 2
-    assert str(full) == "out of memory"
-    assert (full.median, fits.against(full)) == (0, "-")
+    assert str(full) == "out of memory | -"
+    (line,) = gpu.lines("step", {"ours": vars(fits), "theirs": vars(full)})
+    assert line.endswith("| out of memory | - | - |")
 
 
 def test_limits_of_a_layer(make_config: Callable[..., ConfigDict]) -> None:
