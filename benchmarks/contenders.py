@@ -81,7 +81,7 @@ def _serve(connection: Connection, make_steps: Callable[[], Steps]) -> None:
     If an exception occurs, its text is sent and the process ends.
     """
     keep_freed_memory()  # as this project's programs do; PyTorch also gains by it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         run = make_steps()
         run(3)
@@ -98,18 +98,23 @@ def _serve(connection: Connection, make_steps: Callable[[], Steps]) -> None:
 
 def memory_bytes() -> int:
     """Peak memory so far, of the accelerator that this process computes on, or of the process if on the CPU."""
-    if torch := sys.modules.get("torch"):
-        return torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else peak_memory_bytes()
-    statistics = sys.modules["jax"].local_devices()[0].memory_stats() if "jax" in sys.modules else None
-    return statistics["peak_bytes_in_use"] if statistics else peak_memory_bytes()
+    if jax := sys.modules.get("jax"):
+        statistics = jax.local_devices()[0].memory_stats()
+        return statistics["peak_bytes_in_use"] if statistics else peak_memory_bytes()
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_reserved() if torch and torch.cuda.is_initialized() else peak_memory_bytes()
 
 
-def _end_with_parent() -> None:
-    """Waits for the parent process to end, then ends this one at once."""
+def end_with_parent() -> None:
+    """Makes this process end as soon as its parent does, however that ends; a leftover would hold the device."""
     parent = multiprocessing.parent_process()
     assert parent
-    parent.join()
-    os._exit(1)
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def spread(values: list[float], form: str) -> str:

@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.system import console
 from alexnet_jax.system.files import read_json, write_json
-from benchmarks.contenders import Child, ContenderError, Steps, our_steps, save_network, torch_steps
+from benchmarks.contenders import Child, ContenderError, Steps, end_with_parent, our_steps, save_network, torch_steps
 from configs import alexnet
 
 # Neither JAX nor torch may be imported at the top: every child process imports this file.
@@ -315,7 +315,8 @@ def evaluate(config: ConfigDict, views: int) -> Result:
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls a function in another process, whose end frees the device's memory."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
         return pool.submit(function, *arguments).result()
 
 
