@@ -40,7 +40,7 @@ from configs import alexnet
 
 # Neither JAX nor torch may be imported at the top: every child process imports this file.
 
-PRESETS, DTYPES = ("caffe", "owt", "modern", "source"), ("bfloat16", "float32")
+PRESETS = ("caffe", "owt", "modern", "source")
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
 
 Contender = tuple[Callable[[], Steps], int]
@@ -153,22 +153,19 @@ def measure(settings: Settings, output: Path, deadline: float) -> None:
 
 def make_rows(settings: Settings, rows: Mapping[str, Result]) -> Iterator[tuple[str, Callable[[], Result]]]:
     """Yields each row's name and the function that measures it; `rows` are those measured before."""
-    first = settings.presets[0]
-    for dtype in DTYPES:
+    first, dtypes = settings.presets[0], ("float32",) if settings.smoke else ("bfloat16", "float32")
+    for dtype in dtypes:
         yield f"agreement, {first}, {dtype}", functools.partial(agree, settings.config(first, dtype, 8), settings.smoke)
-    for dtype in DTYPES:
+    for dtype in dtypes:
         for preset in settings.presets:
-            name = f"step, {preset}, {dtype}"
-            yield name, functools.partial(compare, settings, settings.config(preset, dtype))
-            if name == f"step, {first}, bfloat16":
+            yield f"step, {preset}, {dtype}", functools.partial(compare, settings, settings.config(preset, dtype))
+            if (preset, dtype) == (first, dtypes[0]):
                 yield from _rows_of_one_preset(settings, settings.config(first, dtype), rows)
-    for batch in (128, 256, 512, 2048, 4096):
-        config = settings.config(first, DTYPES[0], batch if not settings.smoke else 1)
-        yield f"step, {first}, {DTYPES[0]}, batch {batch}", functools.partial(compare, settings, config)
-        if settings.smoke:
-            break
-    parts = functools.partial(call, find_parts, settings.config(first, DTYPES[0]), settings.round_seconds)
-    yield f"parts of the step, {first}, {DTYPES[0]}", parts
+    for batch in () if settings.smoke else (128, 256, 512, 2048, 4096):
+        config = settings.config(first, dtypes[0], batch)
+        yield f"step, {first}, {dtypes[0]}, batch {batch}", functools.partial(compare, settings, config)
+    parts = functools.partial(call, find_parts, settings.config(first, dtypes[0]), settings.round_seconds)
+    yield f"parts of the step, {first}, {dtypes[0]}", parts
 
 
 def _rows_of_one_preset(

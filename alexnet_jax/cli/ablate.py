@@ -38,7 +38,12 @@ DEFAULTS = {
     "modern": ["--config=configs/alexnet.py:folder", "--config.epochs=8"],
     "ladder_2012": ["--config=configs/alexnet.py:fashion_mnist", "--config.epochs=10"],
     "ladder_modern": ["--config=configs/alexnet.py:fashion_mnist", "--config.epochs=10"],
-    "large_batch": ["--config=configs/alexnet.py:fashion_mnist,lenet", "--config.epochs=6"],
+    "large_batch": [
+        "--config=configs/alexnet.py:fashion_mnist,lenet",
+        "--config.epochs=6",
+        "--config.optimizer.learning_rate=0.03",
+        "--config.optimizer.schedule=quadratic",
+    ],
 }
 """The config of each table if no --config is given: CIFAR-10 as a folder, or Fashion-MNIST's own files, in
 --config.data.dir=DIR, or the digits."""
