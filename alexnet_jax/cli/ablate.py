@@ -41,6 +41,7 @@ DEFAULTS = {
     "large_batch": [
         "--config=configs/alexnet.py:fashion_mnist,lenet",
         "--config.epochs=6",
+        "--config.data.crop=24",
         "--config.optimizer.learning_rate=0.03",
         "--config.optimizer.schedule=quadratic",
     ],
