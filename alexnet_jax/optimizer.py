@@ -14,8 +14,8 @@ AdamW (Loshchilov and Hutter 2019), with m and s the moving averages of the grad
     w <- w - learning_rate (m / (sqrt(s) + epsilon) + weight_decay w)
 
 LARS (You, Gitman and Ginsburg 2017, arXiv:1708.03888) is the paper's update, and LAMB (You et al. 2020) AdamW, with the
-learning rate of each array multiplied by c |w| / |u|, where u is gradient + weight_decay w, or AdamW's bracket, and c
-the `trust_coefficient`, for LAMB 1; by 1 if either norm is 0, as that of a bias at the start.
+learning rate of each array multiplied by c norm(w) / norm(u), where u is gradient + weight_decay w, or AdamW's bracket,
+and c the `trust_coefficient`, for LAMB 1; by 1 if either norm is 0, as that of a bias at the start.
 """
 
 import fnmatch
