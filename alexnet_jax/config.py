@@ -135,11 +135,14 @@ def check(config: Mapping[str, Any]) -> None:
         )
     if values["parallel.towers"] > 1 and values["parallel.mode"] != "mesh":
         raise UserError(f"config.parallel.towers={values['parallel.towers']} needs config.parallel.mode='mesh'")
-    if values["parallel.towers"] > 1 and values["optimizer.clip_norm"]:
-        raise UserError(
-            f"config.optimizer.clip_norm={values['optimizer.clip_norm']} needs config.parallel.towers=1: "
-            "towers do not see the norm of all gradients"
-        )
+    rule = values["optimizer.name"]
+    by_norm = {"clip_norm": values["optimizer.clip_norm"], "name": rule if rule in ("lars", "lamb") else ""}
+    for key, value in by_norm.items():
+        if values["parallel.towers"] > 1 and value:
+            raise UserError(
+                f"config.optimizer.{key}={value} needs config.parallel.towers=1: "
+                "towers do not see the norm of all gradients"
+            )
     if values["data.crop"] > values["data.image_size"]:
         raise UserError(
             f"config.data.crop={values['data.crop']} is larger than config.data.image_size={values['data.image_size']}"

@@ -206,20 +206,26 @@ KEYS: dict[str, Key] = {
     "model.hidden_widths": fixed((), "units of its hidden fully connected layers in turn; (): the preset's", WIDTHS),
     "model.num_classes": fixed(None, "units of the last layer; None: the data's classes", at_least(1), kind=int),
     "model.compute_dtype": fixed("float32", "type of activations and products", one_of("float32", "bfloat16")),
+    "model.matmul_precision": fixed(
+        "default",
+        "rounding of float32 products",
+        one_of("default (GPU: TF32, TPU: bfloat16)", "high (GPU: TF32, TPU: three bfloat16)", "highest (float32)"),
+    ),
     # Learning.
     "optimizer.learning_rate": fixed(0.01, "learning rate of kernels, at the start", POSITIVE),
     "optimizer.batch_scaling": fixed(
         "none", "scales the learning rate by batch_size / base_batch_size", one_of("none", "linear", "sqrt")
     ),
     "optimizer.base_batch_size": fixed(128, "images per step that `learning_rate` is meant for", at_least(1)),
-    "optimizer.name": fixed("momentum", "update rule", one_of("momentum (paper)", "adamw")),
+    "optimizer.name": fixed("momentum", "update rule", one_of("momentum (paper)", "adamw", "lars", "lamb")),
     "optimizer.momentum": fixed(0.9, "fraction of the velocity that a step keeps", BELOW_1),
-    "optimizer.beta1": fixed(0.9, "for adamw: decay of the moving average of gradients", BELOW_1),
-    "optimizer.beta2": fixed(0.999, "for adamw: decay of the moving average of squared gradients", BELOW_1),
-    "optimizer.epsilon": fixed(1e-8, "for adamw: added to the root of that average", POSITIVE),
+    "optimizer.beta1": fixed(0.9, "for adamw and lamb: decay of the moving average of gradients", BELOW_1),
+    "optimizer.beta2": fixed(0.999, "for adamw and lamb: decay of the average of squared gradients", BELOW_1),
+    "optimizer.epsilon": fixed(1e-8, "for adamw and lamb: added to the root of that average", POSITIVE),
+    "optimizer.trust_coefficient": fixed(0.001, "for lars: norm of an update over that of its array", POSITIVE),
     "optimizer.clip_norm": fixed(0.0, "gradients are scaled down to this global norm; 0: never", NOT_NEGATIVE),
     "optimizer.weight_decay": fixed(
-        0.0005, "weight decay of kernels, in the gradient (L2); for adamw decoupled", NOT_NEGATIVE
+        0.0005, "weight decay of kernels, in the gradient (L2); for adamw and lamb decoupled", NOT_NEGATIVE
     ),
     "optimizer.weight_decay_overrides": fixed((), "((pattern, decay), ...) over names like conv1/kernel", DECAYS),
     "optimizer.decay_biases": fixed(False, "apply weight_decay to the other parameters too"),
@@ -231,7 +237,7 @@ KEYS: dict[str, Key] = {
     "optimizer.schedule": fixed(
         "plateau",
         "learning rate over time",
-        one_of("plateau", "constant", "step", "dexp", "cosine (to 0 at the end)", "linear (to 0)"),
+        one_of("plateau", "constant", "step", "dexp", "cosine (to 0 at the end)", "linear (to 0)", "quadratic (to 0)"),
     ),
     "optimizer.factor": fixed(0.1, "for plateau and step: each drop multiplies the learning rate by this", FRACTION),
     "optimizer.patience": fixed(5, "for plateau: evaluations without improvement before a drop", at_least(1)),

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum as in the paper, and AdamW.
+"""Stochastic gradient descent with momentum as in the paper, AdamW, and LARS and LAMB for large batches.
 
 The paper's update, of paper section 5 and of the 2012 source (CHM src/weights.cu, `Weights::update`):
 
@@ -12,6 +12,10 @@ AdamW (Loshchilov and Hutter 2019), with m and s the moving averages of the grad
 1 - beta^t after t steps:
 
     w <- w - learning_rate (m / (sqrt(s) + epsilon) + weight_decay w)
+
+LARS (You, Gitman and Ginsburg 2017, arXiv:1708.03888) is the paper's update, and LAMB (You et al. 2020) AdamW, with the
+learning rate of each array multiplied by c norm(w) / norm(u), where u is gradient + weight_decay w, or AdamW's bracket,
+and c the `trust_coefficient`, for LAMB 1; by 1 if either norm is 0, as that of a bias at the start.
 """
 
 import fnmatch
@@ -54,10 +58,12 @@ def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransfor
         return decays[-1] if decays else default
 
     decay, scale = _add_decayed_weights(map_names(decay_of, params)), _scale_by_learning_rates()
-    if config.name == "adamw":
-        rule = [_scale_by_adam(config.beta1, config.beta2, config.epsilon), decay, scale]
+    coefficient = {"lars": config.trust_coefficient, "lamb": 1.0}.get(config.name)
+    trust = [optax.scale_by_trust_ratio(trust_coefficient=coefficient)] if coefficient else []
+    if config.name in ("adamw", "lamb"):
+        rule = [_scale_by_adam(config.beta1, config.beta2, config.epsilon), decay, *trust, scale]
     else:
-        rule = [decay, scale, optax.trace(decay=config.momentum)]
+        rule = [decay, *trust, scale, optax.trace(decay=config.momentum)]
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     average = [_average(config.ema_decay)] if config.ema_decay else []
     return optax.chain(*clip, *rule, _hold_frozen(), *average)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.config import check_value
 from alexnet_jax.optimizer import Params, check_pattern, is_kernel, map_names
 
-SMOOTH_SCHEDULES = ("cosine", "linear")
+SMOOTH_SCHEDULES = ("cosine", "linear", "quadratic")
 """Schedules that change the learning rate at every step; the others lower it in a few drops."""
 
 BATCH_SCALINGS: dict[str, Callable[[float], float]] = {"none": lambda _: 1.0, "linear": float, "sqrt": math.sqrt}
@@ -72,6 +72,7 @@ class LearningRates:
         (cuda-convnet's dexp, CHM src/lr.cu; run 170 has target 250 and 4 intervals).
       cosine: (1 + cos(pi p)) / 2, p from 0 after `warmup_epochs` to 1 at the end (Loshchilov and Hutter 2017).
       linear: 1 - p.
+      quadratic: (1 - p)^2, Caffe's "poly" of power 2 (You et al. 2017).
 
     In the first `warmup_epochs` it is also multiplied by a factor that grows from 0 to 1 (Goyal et al. 2017).
 
@@ -144,6 +145,8 @@ class LearningRates:
                 factor = (1 + math.cos(math.pi * done)) / 2
             case "linear":
                 factor = 1 - done
+            case "quadratic":
+                factor = (1 - done) ** 2
             case _:
                 factor = 1.0
         return self._warm_up(epoch) * (self._first * factor)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -51,7 +52,7 @@ class Child:
         self._steps = max(1, round(round_seconds * rate / batch_size))
 
     def round(self) -> tuple[float, float]:
-        """Runs a round; returns its images/s and the peak memory of the process so far in GB."""
+        """Runs a round; returns its images/s and the peak memory so far in GB, see `memory_bytes`."""
         try:
             self._connection.send(self._steps)
             answer = self._connection.recv()
@@ -75,12 +76,12 @@ class Child:
 
 
 def _serve(connection: Connection, make_steps: Callable[[], Steps]) -> None:
-    """Main loop of a contender's process: receives a number of steps, sends their seconds and the peak memory in GB.
+    """Main loop of a contender's process: receives a number of steps, sends their seconds and the memory in GB.
 
     If an exception occurs, its text is sent and the process ends.
     """
     keep_freed_memory()  # as this project's programs do; PyTorch also gains by it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         run = make_steps()
         run(3)
@@ -88,19 +89,32 @@ def _serve(connection: Connection, make_steps: Callable[[], Steps]) -> None:
             began = time.perf_counter()
             run(steps)
             seconds = time.perf_counter() - began
-            connection.send((seconds, peak_memory_bytes() / 1e9))
+            connection.send((seconds, memory_bytes() / 1e9))
     except EOFError:
         return  # the parent has closed
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")
 
 
-def _end_with_parent() -> None:
-    """Waits for the parent process to end, then ends this one at once."""
+def memory_bytes() -> int:
+    """Peak memory so far, of the accelerator that this process computes on, or of the process if on the CPU."""
+    if jax := sys.modules.get("jax"):
+        statistics = jax.local_devices()[0].memory_stats()
+        return statistics["peak_bytes_in_use"] if statistics else peak_memory_bytes()
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_reserved() if torch and torch.cuda.is_initialized() else peak_memory_bytes()
+
+
+def end_with_parent() -> None:
+    """Makes this process end as soon as its parent does, however that ends; a leftover would hold the device."""
     parent = multiprocessing.parent_process()
     assert parent
-    parent.join()
-    os._exit(1)
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def spread(values: list[float], form: str) -> str:

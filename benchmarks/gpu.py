@@ -1,13 +1,16 @@
-"""Training on an NVIDIA GPU: our step against PyTorch's, its roofline by layer, and the training loop; Markdown.
+"""Training on an NVIDIA GPU against PyTorch: speed and memory of steps, input, evaluation; Markdown and JSON.
 
-    python -m pip install -r requirements.txt -r benchmarks/requirements.txt "jax[cuda12]==0.12.0.1"
+    python -m pip install -c requirements.txt -r benchmarks/requirements.txt '.[gpu]'
     python -m benchmarks.gpu
 
-0.12.0.1 is the version of jax that requirements.txt pins; use "jax[cuda13]" with a CUDA 13 driver. Our step is the one
-of the training loop, including random crops, mirror images and mean subtraction from bytes. PyTorch is given float32
-crops on the device, which is in its favour, and uses channels_last, torch.compile, the fused optimizer and cuDNN's
-fastest algorithms; bfloat16 by autocast, float32 with TF32, as JAX does by default. Each contender has a process of its
-own, and they take turns. First a check that both compute the same; the script ends if they do not.
+The packages are jax with CUDA 13 (0.10.2 on Python 3.11, 0.12 on newer ones) and torch 2.13, whose wheels have CUDA 13,
+too; torch 2.11 and 2.12 do as well. Rows come in the order of their importance. Each is printed and written to --output
+as soon as it is measured; no row begins after --minutes, and the same command measures the rows that the file lacks.
+
+Our step is the one of the training loop, including random crops, mirror images and mean subtraction from bytes. PyTorch
+is given float32 crops on the device, which is in its favour, and uses channels_last, torch.compile with max-autotune
+and CUDA graphs, the fused optimizer, response normalisation by slices, and cuDNN's fastest algorithms; bfloat16 by
+autocast, float32 with TF32, as JAX does by default. Each contender has a process of its own, and they take turns.
 """
 
 import argparse
@@ -16,114 +19,81 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import math
 import multiprocessing
 import os
 import shutil
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from alexnet_jax.system import console
-from benchmarks.contenders import Child, ContenderError, Steps, our_steps, save_network, spread, torch_steps
+from alexnet_jax.system.files import read_json, write_json
+from benchmarks.contenders import Child, ContenderError, Steps, end_with_parent, our_steps, save_network, torch_steps
 from configs import alexnet
-
-if TYPE_CHECKING:
-    from benchmarks.roofline import Part, Peaks
 
 # Neither JAX nor torch may be imported at the top: every child process imports this file.
 
+PRESETS = ("caffe", "owt", "modern", "source")
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
-PEERS: dict[str, dict[str, Any]] = {
-    "PyTorch, compiled, LRN by slices": {"compiled": {}, "lrn_by_slices": True},
-    "PyTorch, compiled": {"compiled": {}, "lrn_by_slices": False},
-    "PyTorch, max-autotune, LRN by slices": {"compiled": {"mode": "max-autotune"}, "lrn_by_slices": True},
-}
-"""PyTorch's settings. The first is timed at every batch size, all at the batch size at which the first is fastest."""
-
-SMOKE_PEERS: dict[str, dict[str, Any]] = {"PyTorch": {"compiled": {"backend": "eager"}, "lrn_by_slices": True}}
-"""PyTorch's settings for --smoke, which compile in seconds."""
 
 Contender = tuple[Callable[[], Steps], int]
 """A function that creates the contender's steps, and their batch size."""
 
-Run = Callable[..., Any]
-"""A function that calls another one with arguments in another process."""
+Result = dict[str, Any]
+"""What was measured: "ours" and "theirs" as `Measured`, and "lines", (what, value) of everything else."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """The options of the benchmark; `smoke` tries it on the CPU with a small network."""
 
-    preset: str
-    batches: Sequence[int]
-    dtypes: Sequence[str]
+    presets: Sequence[str]
+    batch: int
     rounds: int
     round_seconds: float
     smoke: bool
     folder: Path
 
-    @property
-    def device(self) -> str:
-        """The device as PyTorch names it."""
-        return "cpu" if self.smoke else "cuda"
-
-    @property
-    def network(self) -> Path:
-        """The file of PyTorch's network."""
-        return self.folder / "network.pt"
-
-    @property
-    def peers(self) -> dict[str, dict[str, Any]]:
-        """PyTorch's settings by name."""
-        return SMOKE_PEERS if self.smoke else PEERS
-
-    def config(self, batch_size: int, dtype: str) -> ConfigDict:
+    def config(self, preset: str, dtype: str, batch: int = 0) -> ConfigDict:
         """The config of our step."""
-        config = alexnet.get_config(f"synthetic,{self.preset}" + ",smoke" * self.smoke)
-        config.batch_size = batch_size
+        config = alexnet.get_config(f"synthetic,{preset}" + ",smoke" * self.smoke)
+        config.batch_size = config.eval_batch_size = batch or self.batch
         config.model.num_classes = 1000
         config.model.compute_dtype = dtype
         config.parallel.num_devices = 1
+        config.data.prepared_dir = f"{self.folder}/data"
         return config
 
-    def ours(self, batch_size: int, dtype: str) -> Contender:
-        """Our contender."""
-        return functools.partial(our_steps, self.config(batch_size, dtype)), batch_size
-
-    def theirs(self, batch_size: int, peer: str) -> Contender:
-        """PyTorch's contender with the settings of that name, in the first of `dtypes`."""
-        options = {"device": self.device, "autocast": self.dtypes[0] == "bfloat16", **self.peers[peer]}
-        config = self.config(batch_size, self.dtypes[0])
-        return functools.partial(torch_steps, config, self.network, **options), batch_size
+    def theirs(self, config: ConfigDict) -> Contender:
+        """PyTorch's contender at its best, for the network of `config`."""
+        network = self.folder / "network.pt"
+        call(save_network, config, network)
+        options: dict[str, Any] = {"lrn_by_slices": True, "autocast": config.model.compute_dtype == "bfloat16"}
+        options["device"] = "cpu" if self.smoke else "cuda"
+        options["compiled"] = {"backend": "eager"} if self.smoke else {"mode": "max-autotune"}
+        return functools.partial(torch_steps, config, network, **options), config.batch_size
 
 
 @dataclasses.dataclass
 class Measured:
-    """Images/s of each round, or the reason why a contender failed."""
+    """Images/s of each round and the peak memory in GB, of the device or on a CPU of the process; or why it failed."""
 
     rates: list[float] = dataclasses.field(default_factory=list)
+    gigabytes: float = 0.0
     failure: str = ""
 
-    @property
-    def median(self) -> float:
-        """The median of the rounds; 0 after a failure, so that it is never the best."""
-        return 0.0 if self.failure else statistics.median(self.rates)
-
     def __str__(self) -> str:
-        return self.failure or spread(self.rates, ",.0f")
-
-    def against(self, other: "Measured") -> str:
-        """The median and range of the ratios to another contender, round by round."""
-        if self.failure or other.failure:
-            return "-"
-        return spread([mine / theirs for mine, theirs in zip(self.rates, other.rates, strict=True)], ".2f")
+        if self.failure or not self.rates:
+            return f"{self.failure or '-'} | -"
+        low, high = min(self.rates), max(self.rates)
+        return f"{statistics.median(self.rates):,.0f} ({low:,.0f} to {high:,.0f}) | {self.gigabytes:.2f}"
 
     @contextlib.contextmanager
     def noting_failure(self) -> Iterator[None]:
@@ -137,232 +107,214 @@ class Measured:
 
 
 def main() -> None:
-    """Parses the options and prints all sections as they are measured."""
+    """Parses the options and measures the rows that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="caffe", choices=("caffe", "caffenet", "owt", "lenet"))
-    parser.add_argument("--batches", type=int, nargs="+", default=(128, 256, 512, 1024, 2048, 4096))
-    parser.add_argument("--dtypes", nargs="+", default=("bfloat16", "float32"), help="the first is also PyTorch's")
+    parser.add_argument("--presets", nargs="+", default=PRESETS, help="the first has the rows on input and evaluation")
+    parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--round_seconds", type=float, default=1.0)
+    parser.add_argument("--minutes", type=float, default=8.0, help="no row begins later; a row takes up to two minutes")
+    parser.add_argument("--output", type=Path, default=Path("gpu.json"))
     parser.add_argument("--smoke", action="store_true", help="a small network on the CPU, to try the script")
-    arguments = parser.parse_args()
-    if not arguments.smoke and not shutil.which("nvidia-smi"):
+    options = vars(parser.parse_args())
+    if not options["smoke"] and not shutil.which("nvidia-smi"):
         raise SystemExit("no NVIDIA GPU found (no nvidia-smi); --smoke tries the script on the CPU")
+    deadline, output = time.monotonic() + 60 * options.pop("minutes"), options.pop("output")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["JAX_PLATFORMS"] = "cpu" if arguments.smoke else "cuda"
+        os.environ["JAX_PLATFORMS"] = "cpu" if options["smoke"] else "cuda"
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the contenders share the device's memory
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/jax")  # the same step is compiled several times
-        measure(Settings(**vars(arguments), folder=Path(folder)))
+        measure(Settings(**options, folder=Path(folder)), output, deadline)
 
 
-def measure(settings: Settings) -> None:
-    """Prints each section as it is measured, and a summary at the end."""
-    dtype = settings.dtypes[0]
-    with other_process() as run:
-        try:
-            show_machine(settings, run)
-            show_agreement(settings, run)
-        except RuntimeError as error:
-            raise SystemExit(f"not measured: {error}") from error
-        peaks = show_peaks(settings, run)
-        run(save_network, settings.config(settings.batches[0], dtype), settings.network)
-    ours, theirs = compare_batches(settings)
-    batch, their_batch = (max(rates, key=lambda size: rates[size].median) for rates in (ours, theirs))
-    rate = ours[batch].median
-    if not rate:
-        raise SystemExit("our step failed at every batch size")
-    ratio = compare_best(settings, batch, their_batch)
-    cost = compare_deterministic(settings, batch)
-    with other_process() as run:
-        show_parts(settings, batch, rate, peaks, *run(find_parts, settings, batch))
-    bare, loop = time_loop(settings, batch, rate)
-    show_header("GPU", "measured", "goal")
-    show_row(f"training step, {dtype}, best batch, against PyTorch", f"{ratio:.2f}x", ">= 1.0x, aim 1.3x")
-    fraction = f"{loop / bare:.1%} ({loop:,.0f} of {bare:,.0f} images/s)"
-    show_row("end to end from data on the device, fraction of the bare step's images/s", fraction, ">= 90 %, aim 98 %")
-    show_row("bare step with config.parallel.deterministic, fraction of its images/s", f"{cost:.1%}", "")
-    show_row(
-        f"{EPOCHS} epochs of ImageNet at {loop:,.0f} images/s", console.duration(EPOCHS * IMAGENET_IMAGES / loop), ""
-    )
+def measure(settings: Settings, output: Path, deadline: float) -> None:
+    """Prints the rows that `output` holds, and those that it lacks as they are measured and written to it."""
+    about = {"card": card(settings.smoke), **call(find_versions, settings.smoke), "batch": settings.batch}
+    content = read_json(output, dict) if output.exists() else {"about": about, "rows": {}}
+    if content["about"] != about:
+        raise SystemExit(f"{output} holds other measurements, of {content['about']}; give another --output")
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    print("\n| images/s | this project | GB | PyTorch | GB | ratio |\n|---|--:|--:|--:|--:|--:|", flush=True)
+    rows, missing = content["rows"], []
+    for name, measure_row in make_rows(settings, rows):
+        if name not in rows:
+            if time.monotonic() > deadline:
+                missing.append(name)
+                continue
+            try:
+                rows[name] = measure_row()
+            except Exception as error:  # whatever it is, the other rows are still worth measuring
+                rows[name] = {"ours": {"failure": f"{type(error).__name__}: {error}".splitlines()[0][:200]}}
+            write_json(output, content)
+        print("\n".join(lines(name, rows[name])), flush=True)
+    if missing:
+        print(f"\nNo time for {len(missing)} rows, from {missing[0]!r} on: the same command measures them.")
 
 
-def show_machine(settings: Settings, run: Run) -> None:
-    """Prints the GPU and the versions of the libraries."""
-    card = "CPU"
-    if not settings.smoke:
-        query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader", "--id=0"]
-        name, memory, driver = subprocess.check_output(query, text=True).strip().split(", ")
-        card = f"{name}, {memory}, driver {driver}"
-    print(f"{card}; {run(find_versions, settings.device)}")
-    print(f"{settings.preset}, medians of {settings.rounds} rounds (smallest to largest)", flush=True)
+def make_rows(settings: Settings, rows: Mapping[str, Result]) -> Iterator[tuple[str, Callable[[], Result]]]:
+    """Yields each row's name and the function that measures it; `rows` are those measured before."""
+    first, dtypes = settings.presets[0], ("float32",) if settings.smoke else ("bfloat16", "float32")
+    for dtype in dtypes:
+        yield f"agreement, {first}, {dtype}", functools.partial(agree, settings.config(first, dtype, 8), settings.smoke)
+    for dtype in dtypes:
+        for preset in settings.presets:
+            yield f"step, {preset}, {dtype}", functools.partial(compare, settings, settings.config(preset, dtype))
+            if (preset, dtype) == (first, dtypes[0]):
+                yield from _rows_of_one_preset(settings, settings.config(first, dtype), rows)
+    for batch in () if settings.smoke else (128, 256, 512, 2048, 4096):
+        config = settings.config(first, dtypes[0], batch)
+        yield f"step, {first}, {dtypes[0]}, batch {batch}", functools.partial(compare, settings, config)
+    parts = functools.partial(call, find_parts, settings.config(first, dtypes[0]), settings.round_seconds)
+    yield f"parts of the step, {first}, {dtypes[0]}", parts
 
 
-def find_versions(device: str) -> str:
-    """Versions of the libraries and platforms. Raises RuntimeError if torch or JAX sees no device."""
-    import jax
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"torch {torch.__version__} sees no GPU")
-    platform = jax.devices()[0].client.platform_version.splitlines()[-1]
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax", "torch")]
-    return f"{', '.join(versions)}; jax's platform {platform}, torch's CUDA {torch.version.cuda}"
-
-
-def show_agreement(settings: Settings, run: Run) -> None:
-    """Prints the result of the check before timing, for each type."""
-    print("\nChecked first:\n", flush=True)
-    for dtype in settings.dtypes:
-        config = settings.config(settings.batches[0], dtype)
-        print(f"- {dtype}: {run(find_agreement, config, dtype, settings.device)}", flush=True)
+def _rows_of_one_preset(
+    settings: Settings, config: ConfigDict, rows: Mapping[str, Result]
+) -> Iterator[tuple[str, Callable[[], Result]]]:
+    """Peaks of the card, the training loop from the device and from disk, evaluation, and deterministic steps."""
+    size = (256, 1 << 20) if settings.smoke else (8192, 1 << 29)
+    yield "peaks of the card", functools.partial(call, find_peaks, *size, settings.round_seconds)
+    for cache in ("device", "disk"):
+        yield f"training from the {cache}", functools.partial(train_row, settings, config, cache, rows)
+    for views in (1, 10):
+        yield f"evaluation, {views} view{'s' * (views > 1)}", functools.partial(call, evaluate, config, views)
+    same_bits = config.copy_and_resolve_references()
+    same_bits.parallel.deterministic = True
+    yield "step, deterministic", functools.partial(compare, settings, same_bits, alone=True)
 
 
-def find_agreement(config: ConfigDict, dtype: str, device: str) -> str:
-    """Calls `agreement.check`, in a process that may load both libraries."""
-    from benchmarks.agreement import check
-
-    return check(config, dtype, device)
-
-
-def show_peaks(settings: Settings, run: Run) -> "Peaks":
-    """Prints and returns the measured peaks of the device."""
-    peaks: Peaks = run(find_peaks, settings)
-    show_header("peak", "measured")
-    for precision, flops in peaks.flops.items():
-        show_row(f"matrix product, {precision}", f"{flops / 1e12:,.1f} TFLOP/s")
-    show_row("memory, read and written", f"{peaks.bandwidth / 1e9:,.0f} GB/s")
-    return peaks
+def compare(settings: Settings, config: ConfigDict, alone: bool = False) -> Result:
+    """Our step and, unless `alone`, PyTorch's."""
+    contenders: list[Contender] = [(functools.partial(our_steps, config), config.batch_size)]
+    contenders += [] if alone else [settings.theirs(config)]
+    measured = take_turns(contenders, settings.rounds, settings.round_seconds)
+    return dict(zip(("ours", "theirs"), map(dataclasses.asdict, measured), strict=False))
 
 
-def find_peaks(settings: Settings) -> "Peaks":
-    """Calls `roofline.measure_peaks`, in a process that may load JAX."""
-    from benchmarks.roofline import measure_peaks
-
-    size, length = (256, 1 << 20) if settings.smoke else (8192, 1 << 29)
-    return measure_peaks(size, length, settings.round_seconds)
-
-
-def compare_batches(settings: Settings) -> tuple[dict[int, Measured], dict[int, Measured]]:
-    """Prints a row per batch size; returns the results of our step and of the first peer by batch size."""
-    peer, first = next(iter(settings.peers)), settings.dtypes[0]
-    show_header(
-        "images/s, batch", *(f"ours, {dtype}" for dtype in settings.dtypes), f"{peer}, {first}", "ours / theirs"
-    )
-    ours, theirs = {}, {}
-    for batch in settings.batches:
-        contenders = [settings.ours(batch, first), settings.theirs(batch, peer)]
-        ours[batch], theirs[batch] = take_turns(settings, contenders)
-        alone = [take_turns(settings, [settings.ours(batch, dtype)])[0] for dtype in settings.dtypes[1:]]
-        show_row(f"{batch}", ours[batch], *alone, theirs[batch], ours[batch].against(theirs[batch]))
-    return ours, theirs
-
-
-def compare_best(settings: Settings, our_batch: int, their_batch: int) -> float:
-    """Compares our step with every peer at the best batch sizes; returns the ratio to the fastest peer."""
-    dtype = settings.dtypes[0]
-    show_header(f"images/s, {dtype}, batch {their_batch}", "theirs", f"ours, batch {our_batch}", "ours / theirs")
-    ratios = []
-    for peer in settings.peers:
-        contenders = [settings.ours(our_batch, dtype), settings.theirs(their_batch, peer)]
-        ours, theirs = take_turns(settings, contenders)
-        show_row(peer, theirs, ours, ours.against(theirs))
-        if ours.median and theirs.median:
-            ratios.append(ours.median / theirs.median)
-    return min(ratios, default=math.nan)
-
-
-def compare_deterministic(settings: Settings, batch: int) -> float:
-    """The images/s with `config.parallel.deterministic` as a fraction of those without."""
-    config = settings.config(batch, settings.dtypes[0])
-    config.parallel.deterministic = True
-    same_bits = functools.partial(our_steps, config), batch
-    free, bound = take_turns(settings, [settings.ours(batch, settings.dtypes[0]), same_bits])
-    return bound.median / free.median if free.median else math.nan
-
-
-def take_turns(settings: Settings, contenders: Sequence[Contender]) -> list[Measured]:
+def take_turns(contenders: Sequence[Contender], rounds: int, round_seconds: float) -> list[Measured]:
     """Times the contenders in turns, round by round; no other process uses the device's memory meanwhile."""
     measured = [Measured() for _ in contenders]
     children: list[tuple[Measured, Child]] = []
     with contextlib.ExitStack() as stack:
         for result, (make_steps, batch) in zip(measured, contenders, strict=True):
             with result.noting_failure():
-                child = Child(make_steps, batch, settings.round_seconds)
+                child = Child(make_steps, batch, round_seconds)
                 children.append((result, stack.enter_context(contextlib.closing(child))))
-        for _ in range(settings.rounds):
+        for _ in range(rounds):
             for result, child in children:
                 with result.noting_failure():
-                    result.rates.append(child.round()[0])
+                    rate, result.gigabytes = child.round()
+                    result.rates.append(rate)
     return measured
 
 
-def show_parts(
-    settings: Settings, batch: int, rate: float, peaks: "Peaks", parts: Sequence["Part"], alone: Sequence[float]
-) -> None:
-    """Prints the roofline: the least time of each part of the step by either limit, and its time when run alone."""
-    dtype, step = settings.dtypes[0], batch / rate
-    names = ["GFLOP", "GB", "ms by FLOP/s", "ms by memory", "ms alone", "of the step"]
-    show_header(f"{dtype}, batch {batch}", *names)
-    limits = [(part.flops / peaks.flops[dtype], part.bytes / peaks.bandwidth) for part in parts]
-    for part, by_either, seconds in zip(parts, limits, alone, strict=True):
-        times = [f"{1e3 * value:.3f}" for value in (*by_either, seconds)]
-        show_row(part.name, f"{part.flops / 1e9:,.1f}", f"{part.bytes / 1e9:.3f}", *times, f"{seconds / step:.1%}")
-    floor = sum(map(max, limits))
-    print(f"\nThe step takes {1e3 * step:.3f} ms, its parts alone {1e3 * sum(alone):.3f} ms; the larger limits of all")
-    print(f"parts add up to {1e3 * floor:.3f} ms, {floor / step:.1%} of the step.", flush=True)
+def lines(name: str, result: Result) -> Iterator[str]:
+    """The lines of the table for a row."""
+    ours, theirs = (Measured(**result.get(side, {})) for side in ("ours", "theirs"))
+    if "ours" in result:
+        ratios = [our / their for our, their in zip(ours.rates, theirs.rates, strict=False)]
+        yield f"| {name} | {ours} | {theirs} | {f'{statistics.median(ratios):.2f}' if ratios else '-'} |"
+    for what, value in result.get("lines", []):
+        yield f"| {name}: {what} | {value} | | | | |"
 
 
-def find_parts(settings: Settings, batch: int) -> tuple[list["Part"], list[float]]:
-    """Calls `roofline.get_parts` and `time_parts`, in a process that may load JAX."""
+def card(smoke: bool) -> str:
+    """Name, memory and driver of the GPU."""
+    if smoke:
+        return "CPU"
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader", "--id=0"]
+    return subprocess.check_output(query, text=True).strip()
+
+
+def find_versions(smoke: bool) -> dict[str, str]:
+    """Versions of the libraries, and of CUDA. Ends the program if torch sees no GPU."""
+    import jax
+    import torch
+
+    if not smoke and not torch.cuda.is_available():
+        raise SystemExit(f"torch {torch.__version__} sees no GPU")
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "torch")}
+    platform = jax.devices()[0].client.platform_version.splitlines()[-1]
+    return {**versions, "jax's platform": platform, "torch's CUDA": str(torch.version.cuda)}
+
+
+def agree(config: ConfigDict, smoke: bool) -> Result:
+    """Whether our step learns and its loss is PyTorch's. Ends the program if not: the speeds would mean nothing."""
+    try:
+        return {"lines": [("checked", call(_check, config, config.model.compute_dtype, "cpu" if smoke else "cuda"))]}
+    except RuntimeError as error:
+        raise SystemExit(f"not measured: {error}") from error
+
+
+def _check(config: ConfigDict, dtype: str, device: str) -> str:
+    from benchmarks.agreement import check  # imports both libraries
+
+    return check(config, dtype, device)
+
+
+def find_peaks(size: int, length: int, seconds: float) -> Result:
+    """The highest speeds of the card; see `roofline.measure_peaks`."""
+    from benchmarks.roofline import measure_peaks
+
+    peaks = measure_peaks(size, length, seconds)
+    found = [(f"matrix products, {name}", f"{flops / 1e12:,.1f} TFLOP/s") for name, flops in peaks.flops.items()]
+    return {"lines": [*found, ("memory, read and written", f"{peaks.bandwidth / 1e9:,.0f} GB/s")]}
+
+
+def find_parts(config: ConfigDict, seconds: float) -> Result:
+    """FLOP, fewest bytes and time alone of each part of the step; see `roofline`."""
     from benchmarks.roofline import get_parts, time_parts
 
-    config = settings.config(batch, settings.dtypes[0])
-    return get_parts(config), time_parts(config, settings.round_seconds)
+    parts = zip(get_parts(config), time_parts(config, seconds), strict=True)
+    form = "{:,.1f} GFLOP, at least {:.3f} GB, alone {:.3f} ms"
+    return {"lines": [(p.name, form.format(p.flops / 1e9, p.bytes / 1e9, 1e3 * alone)) for p, alone in parts]}
 
 
-def time_loop(settings: Settings, batch: int, rate: float) -> tuple[float, float]:
-    """Images/s of the bare step, mean of a round before and one after, and of the loop with data on the device."""
-    dtype = settings.dtypes[0]
-    config = settings.config(batch, dtype)
-    config.data.update({"cache": "device", "prepared_dir": f"{settings.folder}/data"})
-    config.data.synthetic_examples = max(batch, 1024)
-    config.optimizer.schedule = "constant"  # an epoch is a few steps here
-    config.update({"epochs": 1e6, "eval_every_epochs": 1e6})
-    config.max_steps = max(3, round(4 * settings.round_seconds * rate / batch))
-    make_steps, _ = settings.ours(batch, dtype)
-    with contextlib.closing(Child(make_steps, batch, settings.round_seconds)) as bare, other_process() as run:
-        before, _ = bare.round()
-        loop = run(train, config, settings.folder / "run")
-        after, _ = bare.round()
-    return (before + after) / 2, loop
+def train_row(settings: Settings, config: ConfigDict, cache: str, rows: Mapping[str, Result]) -> Result:
+    """The training loop, with images of "device", or of "disk": JPEG files that are decoded at each step."""
+    step = rows[f"step, {config.model.preset}, {config.model.compute_dtype}"]["ours"]
+    bare = statistics.median(step.get("rates") or [0.0])
+    rate = call(train, config, cache, max(4, round(4 * settings.round_seconds * bare / config.batch_size)))
+    found = [(f"{EPOCHS} epochs of ImageNet", console.duration(EPOCHS * IMAGENET_IMAGES / rate))]
+    found += [("of the bare step", f"{rate / bare:.1%}")] if bare else []
+    return {"ours": dataclasses.asdict(Measured([rate])), "lines": found}
 
 
-def train(config: ConfigDict, workdir: Path) -> float:
-    """Trains and returns the images/s between the first step, which compiles, and the only evaluation."""
+def train(config: ConfigDict, cache: str, steps: int) -> float:
+    """Images/s of a run of so many steps between its first step, which compiles, and its only evaluation."""
     from alexnet_jax.train import train_and_evaluate
 
+    config = config.copy_and_resolve_references()
+    config.data.update({"cache": cache, "storage": "raw" if cache == "device" else "jpeg"})
+    config.data.synthetic_examples = 4 * config.batch_size
+    config.optimizer.schedule = "constant"  # an epoch is a few steps here
+    config.update({"epochs": 1e6, "eval_every_epochs": 1e6, "max_steps": steps})
+    workdir = Path(config.data.prepared_dir) / f"run-{cache}"
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         train_and_evaluate(config, workdir)
     return json.loads((workdir / "timing.jsonl").read_text().splitlines()[0])["images_per_second"]
 
 
-@contextlib.contextmanager
-def other_process() -> Iterator[Run]:
-    """Context with a process that functions can be called in; its end frees the device's memory."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+def evaluate(config: ConfigDict, views: int) -> Result:
+    """Images/s of the evaluation of eight batches in the host's memory, the second time."""
+    from alexnet_jax.experiments.step_timing import RandomTraining
+
+    config = config.copy_and_resolve_references()
+    config.update({"batch_size": 8 * config.batch_size, "test_views": views})
+    training = RandomTraining(config)
+    rates = []
+    for _ in range(2):
+        began = time.perf_counter()
+        *_, totals = training.experiment.test(training.state.params, training.state.batch_stats, "train")
+        rates.append(float(totals["count"]) / (time.perf_counter() - began))
+    return {"ours": dataclasses.asdict(Measured(rates[1:]))}
 
 
-def show_header(*names: str) -> None:
-    """Prints the first two lines of a Markdown table."""
-    print()
-    show_row(*names)
-    show_row("---", *["--:" for _ in names[1:]])
-
-
-def show_row(*cells: object) -> None:
-    """Prints a line of a Markdown table."""
-    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in another process, whose end frees the device's memory."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 if __name__ == "__main__":

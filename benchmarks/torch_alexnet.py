@@ -245,6 +245,7 @@ def load_steps(
 
     def train(steps: int) -> None:
         for _ in range(steps):
+            torch.compiler.cudagraph_mark_step_begin()  # the graph's outputs of the step before may be overwritten
             optimizer.zero_grad(set_to_none=True)
             compute_loss().backward()
             optimizer.step()

@@ -189,6 +189,9 @@ def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
 
 def test_clipping_needs_whole_networks() -> None:
     changes = {"parallel.mode": "mesh", "parallel.towers": 2, "optimizer.clip_norm": 1.0}
+    lars = {**changes, "optimizer.clip_norm": 0.0, "optimizer.name": "lars"}
+    with pytest.raises(UserError, match=r"name=lars .*config\.parallel\.towers=1"):
+        config_lib.check(config_with(lars))
     with pytest.raises(UserError, match=r"clip_norm=1\.0 .*config\.parallel\.towers=1"):
         config_lib.check(config_with(changes))
     config_lib.check(config_with({**changes, "parallel.towers": 1}))

@@ -20,8 +20,8 @@ from tests.helpers.models import slow_unless
 from tests.helpers.narrow import NARROW
 
 ELSEWHERE = {"parallel.towers", "parallel.num_processes", "parallel.process_id", "optimizer.cooldown"}
-ELSEWHERE |= {"optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"}
-"""Keys read only in tensor parallel, multi-process or longer runs, or by AdamW; mesh_, hosts_, schedules_ and
+ELSEWHERE |= {"optimizer.beta1", "optimizer.beta2", "optimizer.epsilon", "optimizer.trust_coefficient"}
+"""Keys read only in tensor parallel, multi-process or longer runs, or by other rules; mesh_, hosts_, schedules_ and
 optimizer_test.py cover them."""
 
 
@@ -78,7 +78,7 @@ QUICK = {"source", "lenet"}
 
 
 LIKE_OTHERS = {"logistic", "digit_cnn", "vgg11", "vgg16", "vgg_small", "googlenet", "inception_small"}
-LIKE_OTHERS |= {"resnet18", "resnet50", "resnet_small", "large"}
+LIKE_OTHERS |= {"resnet18", "resnet50", "resnet_small", "large", "large_batch"}
 """Presets whose layers all occur in another preset, or in NARROW, whose networks compile much faster."""
 
 

@@ -216,6 +216,41 @@ def test_adamw_freezes_and_averages() -> None:
     assert largest_difference(by_name(averaged_params(state, None))["fc2/kernel"], params["fc2/kernel"]) > 1e-4
 
 
+LARS = {"name": "lars", "trust_coefficient": 0.02, "bias_learning_rate_multiplier": 1.0}
+
+
+def test_lars_and_lamb_scale_each_learning_rate_by_the_ratio_of_norms() -> None:
+    """You et al. 2017, algorithm 1, and You et al. 2020, algorithm 2, in float64."""
+    lars, _ = train(optimizer_config(**LARS))
+    lamb, _ = train(optimizer_config(weight_decay=0.3, **{**ADAMW, "name": "lamb"}))
+    for name in SHAPES:
+        decay = 0.0005 if name.endswith("/kernel") else 0.0
+        w = by_name(PARAMS)[name].astype(np.float64)
+        v = np.zeros_like(w)
+        for gradient, rate in zip(GRADIENTS, RATES, strict=True):
+            update = by_name(gradient)[name] + decay * w
+            v = 0.9 * v - rate * 0.02 * np.linalg.norm(w) / np.linalg.norm(update) * update
+            w = w + v
+        assert largest_difference(lars[name], w) <= 1e-6, name
+        w = by_name(PARAMS)[name].astype(np.float64)
+        m, s = np.zeros_like(w), np.zeros_like(w)
+        for step, (tree, rate) in enumerate(zip(GRADIENTS, RATES, strict=True), start=1):
+            gradient = by_name(tree)[name].astype(np.float64)
+            m, s = 0.8 * m + 0.2 * gradient, 0.95 * s + 0.05 * gradient**2
+            update = m / (1 - 0.8**step) / (np.sqrt(s / (1 - 0.95**step)) + 1e-6) + 600 * decay * w
+            w = w - rate * np.linalg.norm(w) / np.linalg.norm(update) * update
+        assert largest_difference(lamb[name], w) <= 2e-6, name
+
+
+def test_lars_moves_an_array_of_zeros_by_its_own_learning_rate() -> None:
+    optimizer = make_optimizer(optimizer_config(**LARS), PARAMS)
+    zeros = jax.tree.map(np.zeros_like, PARAMS)
+    updates, _ = optimizer.update(
+        GRADIENTS[0], optimizer.init(zeros), zeros, learning_rates=rates_of(optimizer_config(**LARS), 0.0, 0.01)
+    )
+    np.testing.assert_allclose(by_name(updates)["conv1/bias"], -0.01 * by_name(GRADIENTS[0])["conv1/bias"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("clip_norm", [1.0, 100.0])  # the norm of all gradients together is about 12
 def test_gradients_above_the_norm_are_scaled_down_together(clip_norm: float) -> None:
     flat = [np.concatenate([array.ravel() for array in jax.tree.leaves(tree)]) for tree in GRADIENTS]
@@ -228,12 +263,14 @@ def test_gradients_above_the_norm_are_scaled_down_together(clip_norm: float) -> 
     assert largest_difference(params["fc2/bias"], adamw_rule("fc2/bias", 0.0, STEPS, clipped)) <= 2e-6
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9, "clip_norm": 1.0}, ADAMW, {"ema_decay": 0.9, **ADAMW}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"ema_decay": 0.9, "clip_norm": 1.0}, ADAMW, {"ema_decay": 0.9, **ADAMW}, LARS]
+)
 def test_a_saved_state_is_restored_whole(changes: dict[str, Any]) -> None:
     config = optimizer_config(**changes)
     _, state = train(config, RATES[:3])
     saved = saved_state(state)
-    assert ("velocity" in saved) == ("name" not in changes)
+    assert ("velocity" in saved) == (changes.get("name") != "adamw")
     fresh = make_optimizer(config, PARAMS).init(PARAMS)
     jax.tree.map(np.testing.assert_array_equal, restored_state(fresh, saved), state)
 

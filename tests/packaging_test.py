@@ -79,6 +79,38 @@ def test_what_is_pinned_satisfies_the_bounds_of_the_package(name: str) -> None:
             assert pinned[canonicalize_name(bound.name)] in bound.specifier, bound
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("uv"), reason="uv is not installed")
+def test_the_pins_and_what_an_accelerator_needs_can_be_installed_together() -> None:
+    """By uv, which resolves for other versions of Python, too, and downloads no wheels; pip takes gigabytes of them."""
+    needed = {"gpu": "jax-cuda13-plugin", "tpu": "libtpu"}
+    command = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "-c", "requirements.txt"]
+    command += ["--python-platform", "x86_64-manylinux_2_31", "pyproject.toml"]
+    started = {
+        (version, extra): subprocess.Popen(
+            [
+                *command,
+                "--python-version",
+                version,
+                "--extra",
+                extra,
+                *["benchmarks/requirements.txt"][: extra == "gpu"],
+            ],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for version in ("3.11", "3.12")
+        for extra in needed
+    }
+    for (version, extra), process in started.items():
+        printed, _ = process.communicate()
+        assert process.returncode == 0, (version, extra)
+        versions = dict(line.split("==") for line in printed.split())
+        assert needed[extra] in versions and versions.get("jax-cuda13-plugin", versions["jax"]) == versions["jax"]
+        assert not [name for name in versions if "cu12" in name or "cuda12" in name], "two versions of CUDA"
+
+
 def test_every_import_is_of_a_declared_dependency() -> None:
     declared = {canonicalize_name(Requirement(text).name) for bounds in REQUIREMENTS.values() for text in bounds}
     by_name = packages_distributions()

@@ -361,6 +361,7 @@ def test_a_pattern_of_learning_rate_multipliers_that_matches_nothing_is_refused(
             [(0, 1), (25, (1 + math.sqrt(0.5)) / 2), (50, 0.5), (75, (1 - math.sqrt(0.5)) / 2), (100, 0), (120, 0)],
         ),
         ({"schedule": "linear"}, [(0, 1), (25, 0.75), (90, 0.1), (100, 0), (120, 0)]),
+        ({"schedule": "quadratic"}, [(0, 1), (25, 0.5625), (90, 0.01), (100, 0), (120, 0)]),
         # The schedule runs from the end of the warm-up to the end of the run.
         ({"schedule": "linear", "warmup_epochs": 20.0}, [(0, 0), (5, 0.25), (20, 1), (60, 0.5), (100, 0)]),
         ({"schedule": "cosine", "warmup_epochs": 20.0}, [(10, 0.5), (20, 1), (60, 0.5), (100, 0)]),

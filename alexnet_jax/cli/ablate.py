@@ -3,7 +3,8 @@
 Trains the network of --config as it is and without each idea, with each seed, and prints the test errors beside those
 of the paper and of its source. Runs lie in WORKDIR/ROW/seed-N, where main.py can continue them; finished ones are not
 repeated. With --table=presets the rows are the presets, with --table=modern the recipes of 2012 and of today, with
---table=ladder_2012 and ladder_modern the networks from one layer to ResNet by these recipes.
+--table=ladder_2012 and ladder_modern the networks from one layer to ResNet by these recipes, with --table=large_batch
+ways to train with large batches.
 """
 
 import dataclasses
@@ -37,8 +38,16 @@ DEFAULTS = {
     "modern": ["--config=configs/alexnet.py:folder", "--config.epochs=8"],
     "ladder_2012": ["--config=configs/alexnet.py:fashion_mnist", "--config.epochs=10"],
     "ladder_modern": ["--config=configs/alexnet.py:fashion_mnist", "--config.epochs=10"],
+    "large_batch": [
+        "--config=configs/alexnet.py:fashion_mnist,lenet",
+        "--config.epochs=6",
+        "--config.data.crop=24",
+        "--config.optimizer.learning_rate=0.03",
+        "--config.optimizer.schedule=quadratic",
+    ],
 }
-"""The config of each table if no --config is given: CIFAR-10 as a folder, in --config.data.dir=DIR, or the digits."""
+"""The config of each table if no --config is given: CIFAR-10 as a folder, or Fashion-MNIST's own files, in
+--config.data.dir=DIR, or the digits."""
 
 Results = dict[str, RowResult]
 """The results by the name of the row."""

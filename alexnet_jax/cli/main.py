@@ -19,6 +19,7 @@ COMMANDS = {
     "audit": "checks that a run used every image once an epoch",
     "evaluate": "the error of a run on one of its splits, image by image",
     "predict": "the likeliest classes of your images",
+    "explain_prediction": "what a network saw in an image: where it looks, strongest kernels, nearest training images",
     "report": "one page on a run: curves, kernels, predictions, mistakes, neighbours, timing, config",
     "convert": "converts weights of torchvision or Caffe to a run, or a run to such weights",
     "export": "a trained network as one file for other programs, checked against the network",
@@ -50,11 +51,9 @@ def main(argv: list[str]) -> None:
 
     asked, command = argv[1:] in (["-h"], ["--help"]), "".join(argv[1:2]).replace("-", "_")
     if asked or command not in COMMANDS:
-        output = sys.stdout if asked else sys.stderr
-        print(f"usage: {program('COMMAND')} [...]\n", file=output)
-        for name, purpose in COMMANDS.items():
-            print(f"  {name:<16} {purpose}", file=output)
-        print(f"\nThe options of a command: {program('COMMAND --help')}", file=output)
+        names = "\n".join(f"  {name:<18} {purpose}" for name, purpose in COMMANDS.items())
+        usage = f"usage: {program('COMMAND')} [...]\n\n{names}\n\nThe options of a command: {program('COMMAND --help')}"
+        print(usage, file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
     logging.set_verbosity(logging.FATAL)  # libraries log what is raised or shown anyway
     importlib.import_module(f"alexnet_jax.cli.{command}").main(expand_words(argv[2:]))

@@ -47,7 +47,9 @@ class ArrayFiles(Source):
             if len(images) != len(labels):
                 where = " and ".join(map(str, self.files))
                 raise UserError(f"{where}: {len(images):,} {split} images, but {len(labels):,} labels")
-            if len(labels) == 0 or labels.max() >= len(self.class_names):
+            if len(images) == 0:
+                raise UserError(f"{self.files[0].parent}: there are no {split} images")
+            if labels.max() >= len(self.class_names):
                 raise UserError(f"{self.files[0].parent}: the {split} labels are not 0 to {len(self.class_names) - 1}")
         return splits
 
@@ -126,7 +128,11 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
     if found != magic:
-        raise UserError(f"{path} begins with {found.hex()}, not {magic.hex()}: it is not an IDX file of this kind")
+        raise UserError(
+            f"{path} begins with {found.hex() or 'nothing'}, not {magic.hex()}: it is not an IDX file of this kind"
+        )
+    if 0 in shape[1:]:
+        raise UserError(f"{path}: its header says {' x '.join(map(str, shape))} pixels: it is cut off or damaged")
     if len(content) != size:
         more = "more" if len(content) > size else f"{len(content):,}"
         raise UserError(f"{path} should have {' x '.join(map(str, shape))} = {size:,} numbers, but has {more}")

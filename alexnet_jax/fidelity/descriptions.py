@@ -204,8 +204,11 @@ def update_rule(config: ConfigDict, _: AlexNet) -> Choice:
     """How an update is made of gradients."""
     o = config.optimizer
     rule = f"momentum {o.momentum:g}, learning rate inside the velocity"
-    if o.name == "adamw":
-        rule = f"AdamW of betas {o.beta1:g} and {o.beta2:g}, epsilon {o.epsilon:g}, weight decay decoupled"
+    if o.name in ("adamw", "lamb"):
+        name = {"adamw": "AdamW", "lamb": "LAMB"}[o.name]
+        rule = f"{name} of betas {o.beta1:g} and {o.beta2:g}, epsilon {o.epsilon:g}, weight decay decoupled"
+    if o.name == "lars":
+        rule = f"LARS of coefficient {o.trust_coefficient:g}, {rule}"
     return Choice(rule + (f", gradients of norm {o.clip_norm:g} at most" if o.clip_norm else ""))
 
 

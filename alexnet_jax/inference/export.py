@@ -103,9 +103,9 @@ def _largest_difference(run: TrainedRun, predict: Predict) -> float:
 
 
 def _in_float32(run: TrainedRun) -> TrainedRun:
-    if run.model.dtype == jnp.float32:
+    if run.model.dtype == jnp.float32 and run.model.matmul_precision == "default":
         return run  # keeps the functions that it has compiled
-    return dataclasses.replace(run, model=run.model.clone(dtype=jnp.float32))
+    return dataclasses.replace(run, model=run.model.clone(dtype=jnp.float32, matmul_precision="default"))
 
 
 def _about(run: TrainedRun) -> dict[str, Any]:

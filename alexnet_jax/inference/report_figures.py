@@ -137,14 +137,76 @@ def predictions(
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         row, column = divmod(number, columns)
         _show(panels[2 * row, column], image, label)
-        bars, names_and_probabilities = panels[2 * row + 1, column], predicted[number]
-        lengths = [probability for _, probability in names_and_probabilities]
-        colors = [RIGHT if name == label else WRONG for name, _ in names_and_probabilities]
-        bars.barh(range(len(lengths)), lengths, color=colors, alpha=0.55, height=0.85)
-        bars.set(xlim=(0, 1.2), ylim=(4.5, -0.5))
-        for rank, (name, probability) in enumerate(names_and_probabilities):
-            bars.text(0.02, rank, _short(name, 17), va="center", fontsize=7.5)
-            bars.text(1.2, rank, f"{probability:.0%}", va="center", ha="right", fontsize=7.5)
+        colors = [RIGHT if name == label else WRONG for name, _ in predicted[number]]
+        _bars(panels[2 * row + 1, column], predicted[number], colors, longest=17)
+
+
+def explanation(
+    figure: Any,
+    image: np.ndarray,
+    predicted: Sequence[tuple[str, float]],
+    drops: np.ndarray,
+    covered: tuple[np.ndarray, Sequence[str]],
+    saliency: np.ndarray,
+) -> None:
+    """Draws an image, its most probable classes, and below, where a grey square or a pixel changes the prediction.
+
+    Args:
+      figure: the figure to draw on.
+      image: uint8, [crop, crop, 3].
+      predicted: (class name, probability) pairs, the most probable first.
+      drops: how far the square lowers the probability of the first class, in [-1, 1], [places, places].
+      covered: the prediction with the square at each place, as index into names, int, [places, places]; the names.
+      saliency: the size of the gradient at each pixel, [crop, crop].
+    """
+    figure.set_size_inches(8, 5.5)
+    grid = figure.add_gridspec(3, 3, height_ratios=[1, 1.35, 0.07])
+    bars = figure.add_subplot(grid[0, 1:])
+    _bars(bars, predicted, [TRAIN, *[MARK] * (len(predicted) - 1)], longest=40)
+    whole, squares, classes, gradient, legend = (
+        figure.add_subplot(grid[cell]) for cell in ((0, 0), (1, 0), (1, 1), (1, 2), (2, 1))
+    )
+    for panel, title in (
+        (whole, "the image"),
+        (bars, "the likeliest classes"),
+        (squares, f"grey square: {_short(predicted[0][0], 12)} drops by"),
+        (classes, "prediction with the square"),
+        (gradient, "gradient"),
+        (legend, ""),
+    ):
+        panel.axis("off")
+        panel.set_title(title, fontsize=9)
+    for panel in (squares, classes):
+        panel.imshow(image.mean(axis=-1), "gray", vmin=0, vmax=255)
+    whole.imshow(image)
+    extent, largest = whole.images[0].get_extent(), max(float(np.abs(drops).max()), 1e-6)
+    strength = 0.15 + 0.7 * np.abs(drops) / largest
+    style = {"vmin": -largest, "vmax": largest, "interpolation": "bilinear", "extent": extent}
+    heat = squares.imshow(drops, "RdBu_r", alpha=strength, **style)
+    scale = figure.colorbar(heat, cax=figure.add_subplot(grid[2, 0]), orientation="horizontal", format="{x:.1%}")
+    scale.set_ticks([-largest, 0, largest])
+    scale.solids.set_alpha(1)
+    scale.ax.tick_params(labelsize=8)
+    numbers, names = covered
+    classes.imshow(numbers, "tab10", vmin=0, vmax=9, alpha=0.6, interpolation="nearest", extent=extent)
+    for number, name in enumerate(names):
+        legend.plot([], [], "s", color=f"C{number}", label=_short(name, 12))
+    legend.legend(loc="upper center", frameon=False, fontsize=8, ncols=3, handletextpad=0, columnspacing=1)
+    gradient.imshow(saliency, "inferno", vmin=0, vmax=max(float(np.quantile(saliency, 0.99)), 1e-12))
+
+
+def strongest_maps(figure: Any, layers: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Draws the maps of each layer, [maps, height, width], with the numbers of their kernels, [maps], in a row."""
+    columns = max(len(maps) for _, maps in layers.values())
+    figure.set_size_inches(8, 1.15 * len(layers))
+    rows = figure.subplots(len(layers), columns, squeeze=False)
+    for panel in rows.ravel():
+        panel.axis("off")
+    for row, (name, (kernels, maps)) in zip(rows, layers.items(), strict=True):
+        row[0].text(-0.1, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center", fontsize=9)
+        for panel, kernel, values in zip(row, kernels, maps, strict=False):
+            panel.imshow(values, "magma", vmin=0)
+            panel.set_title(str(kernel), fontsize=8, pad=2)
 
 
 def neighbours(
@@ -175,6 +237,16 @@ def confusion(figure: Any, counts: np.ndarray, names: Sequence[str]) -> None:
         for row, column in np.argwhere(counts):
             color = "black" if fractions[row, column] > 0.55 else "white"
             panel.text(column, row, counts[row, column], ha="center", va="center", fontsize=8, color=color)
+
+
+def _bars(panel: Any, predicted: Sequence[tuple[str, float]], colors: Sequence[str], longest: int) -> None:
+    """Draws a bar for each (class name, probability) pair, with its name cut at `longest` characters."""
+    lengths = [probability for _, probability in predicted]
+    panel.barh(range(len(lengths)), lengths, color=colors, alpha=0.55, height=0.85)
+    panel.set(xlim=(0, 1.2), ylim=(4.5, -0.5))
+    for rank, (name, probability) in enumerate(predicted):
+        panel.text(0.02, rank, _short(name, longest), va="center", fontsize=7.5)
+        panel.text(1.2, rank, f"{probability:.0%}", va="center", ha="right", fontsize=7.5)
 
 
 def _show(panel: Any, image: np.ndarray, title: str, **style: str) -> None:

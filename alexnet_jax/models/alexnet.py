@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +44,7 @@ class AlexNet(nn.Module):
         sigmoid(z), their cross-entropy the binary one.
       loss: what training minimises; "cross_entropy", or "squared_error" of the outputs from the one-hot labels.
       dtype: type of activations and matrix products; parameters, normalisation and logits are float32.
+      matmul_precision: "default", "high" or "highest": how accelerators round float32 products.
     """
 
     layers: tuple[Layer, ...]
@@ -61,6 +63,7 @@ class AlexNet(nn.Module):
     sigmoid_output: bool = False
     loss: str = "cross_entropy"
     dtype: Any = jnp.float32
+    matmul_precision: str = "default"
 
     @nn.compact
     def __call__(
@@ -92,7 +95,8 @@ class AlexNet(nn.Module):
             if axes.tower and self.is_split(name):
                 x, dropout_keys = self._gather_inputs(layer, x, dropout_keys, axes, is_divided=divided is axes)
                 divided = axes
-            x = activations[name] = self._weights(layer, name, x, divided.towers)
+            with _matmul_precision(self.matmul_precision):
+                x = activations[name] = self._weights(layer, name, x, divided.towers)
             for operation in layer.then:
                 name = f"{operation}{index}"
                 match operation:
@@ -217,6 +221,11 @@ class AlexNet(nn.Module):
         return nn.Conv(features, *window, use_bias=has_bias, dtype=self.dtype, **options, name=name)(x)
 
 
+def _matmul_precision(precision: str) -> AbstractContextManager:
+    """Context that sets the precision of products; "default" leaves that of JAX, which a caller may have set."""
+    return nullcontext() if precision == "default" else jax.default_matmul_precision(precision)
+
+
 def _join(operation: str, maps: Sequence[Array]) -> Array:
     """Adds or concatenates maps, or averages those of the last over all positions."""
     match operation:
@@ -303,6 +312,7 @@ def get_model(config: ConfigDict, num_classes: int) -> AlexNet:
     if outputs < num_classes:
         raise UserError(f"config.model.num_classes={outputs}, but the data have {num_classes} classes")
     fields = {**preset, "num_classes": outputs, "dtype": jnp.dtype(config.compute_dtype)}
+    fields["matmul_precision"] = config.matmul_precision
     for key, (field, values) in _CHOICES.items():
         if (value := getattr(config, key)) is not None:
             fields[field] = values[_known(key, value, values)]

@@ -13,3 +13,4 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": nn.sigmoid,
     "leaky_relu": lambda x: nn.leaky_relu(x, negative_slope=0.01),  # Maas et al. 2013
 }
+"""The functions by name, as `config.model.activation` gives it."""

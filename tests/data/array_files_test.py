@@ -80,14 +80,26 @@ def test_debians_fashion_mnist() -> None:
         (idx(np.zeros((20, 28, 28)))[:-5], r"20 x 28 x 28 = 15,680 numbers, but has 15,675"),
         (idx(np.zeros((20, 28, 28))) + b"0", r"15,680 numbers, but has more"),
         (idx(np.zeros(20)), "begins with 00000801, not 00000803"),
-        (b"", "begins with , not 00000803"),
+        (b"", "begins with nothing, not 00000803"),
+        (idx(np.zeros((20, 28, 28)))[:9], "its header says 20 x 0 x 0 pixels"),
         (b"\xff" * 30, "begins with ffffffff"),
         (gzip.compress(idx(np.zeros((20, 28, 28))), mtime=0)[:-9], "cannot be read: Compressed file ended"),
         (b"\x1f\x8bnothing", "cannot be read"),
         (idx(np.zeros((0, 28, 28))), "0 train images, but 20 labels"),
         (idx(np.zeros((19, 28, 28))), "19 train images, but 20 labels"),
     ],
-    ids=["cut", "longer", "labels", "empty", "no-idx", "gzip-cut", "gzip-damaged", "no-images", "too-few-images"],
+    ids=[
+        "cut",
+        "longer",
+        "labels",
+        "empty",
+        "header-cut",
+        "no-idx",
+        "gzip-cut",
+        "gzip-damaged",
+        "no-images",
+        "too-few-images",
+    ],
 )
 def test_a_damaged_idx_file(content: bytes, what: str, tmp_path: Path) -> None:
     write_mnist(tmp_path)
@@ -95,6 +107,12 @@ def test_a_damaged_idx_file(content: bytes, what: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=what) as raised:
         Idx("mnist", str(tmp_path)).chunks()
     assert "train-images-idx3-ubyte.gz" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_no_images(tmp_path: Path) -> None:
+    write_mnist(tmp_path, count=0)
+    with pytest.raises(UserError, match="there are no train images"):
+        Idx("mnist", str(tmp_path)).chunks()
 
 
 def test_a_label_without_a_class(tmp_path: Path) -> None:

@@ -21,7 +21,17 @@ from tests.helpers.pictures import refused
 from tests.helpers.random_run import CLASSES, random_run
 
 SAME = ("run170", "caffenet", "modern", "single_tower", "cifar_80sec", "cifar_19pct", "logistic", "linear")
-SAME += ("vgg11", "vgg16", "vgg_small", "googlenet", "inception_small", "resnet18", "resnet50", "resnet_small")
+SAME += (
+    "vgg11",
+    "vgg16",
+    "vgg_small",
+    "googlenet",
+    "inception_small",
+    "resnet18",
+    "resnet50",
+    "resnet_small",
+    "large_batch",
+)
 """Presets whose layers and conventions all occur in another preset, or in one of NARROW."""
 
 NETWORKS: list[Any] = [

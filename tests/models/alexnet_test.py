@@ -1,6 +1,7 @@
 """The options of the network, and its types."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -81,6 +82,17 @@ def test_bfloat16_is_near_float32() -> None:
         for dtype in ("float32", "bfloat16")
     )
     assert 0 < np.abs(wide - narrow).max() < 0.05 * np.abs(wide).max()
+
+
+@pytest.mark.parametrize("precision", ["default", "high", "highest"])
+def test_all_products_on_an_accelerator_have_the_precision_of_the_key(precision: str) -> None:
+    model, images = small("lenet", matmul_precision=precision), jnp.zeros((2, 28, 28, 3))
+    gradient = jax.jit(jax.value_and_grad(lambda params: model.apply({"params": params}, images)[0].sum()))
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    program = gradient.trace(params).lower(lowering_platforms=("cuda",)).as_text()
+    products = re.findall(r"stablehlo\.(?:convolution|dot_general).*", program)
+    assert len(products) == 3 * 5 - 1  # both gradients of five layers, but for the images
+    assert {len(re.findall(rf"\b{precision.upper()}\b", product)) for product in products} == {2}
 
 
 def test_testing_with_the_2012_convention_halves_the_hidden_activations() -> None:

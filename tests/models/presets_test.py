@@ -30,6 +30,8 @@ SIZES = {
     # single_tower and a scale and a bias for each of 96 + 256 + 384 + 384 + 256 + 2 * 4096 normalised channels
     "bn": (1000, 62_378_344 + 2 * 9568, 1_135_256_096),
     "modern": (1000, 62_378_344 + 2 * 9568, 1_135_256_096),
+    # scales and biases of 96 + 256 + 384 + 384 channels
+    "large_batch": (1000, 60_965_224 + 2 * 1120, 724_406_816),
     # 3 * 25 * 32 + 32 + 32 * 25 * 32 + 32 + 32 * 25 * 64 + 64 = 79,328 in the convolutions; 24 pixels become 3x3x64
     "cifar_80sec": (10, 79_328 + 576 * 64 + 64 + 64 * 10 + 10, None),
     "cifar_19pct": (10, 79_328 + 576 * 10 + 10, None),
