@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 from alexnet_jax.config import check_value
 from alexnet_jax.distortions import recoloured, rotated, trivially_augmented
 from alexnet_jax.errors import UserError
+from alexnet_jax.resizing import mirrored, random_box, resized_crops
 
 Pixels = UInt8[Array, "batch size size 3"]
 Centred = Float[Array, "batch size size 3"]
@@ -99,6 +100,7 @@ class Preprocessing:
         return image[..., border : border + self.crop, border : border + self.crop, :]
 
 
+@jax.named_scope("crops")
 def training_images(
     preprocessing: Preprocessing, images: Pixels, keys: Key[Array, " batch"], epoch: Int[Array, " batch"]
 ) -> Crops:
@@ -113,15 +115,14 @@ def training_images(
     p = preprocessing
     crop_keys, mirror_keys, color_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
     images = _subtract_mean_image(p, _distorted(p, images, keys))
-    if p.cropping == "centre":
-        crops = p.centre(images).astype(jnp.float32)
-    elif p.cropping == "random":
-        crops = random_crops(images, crop_keys, p.crop)
+    mirror = jax.vmap(jax.random.bernoulli)(mirror_keys) if p.mirror else jnp.zeros(len(keys), bool)
+    if p.cropping == "resized":
+        crops = resized_crops(images, crop_keys, mirror, p.crop, p.resized_min_area, p.resized_max_aspect)
     else:
-        crops = resized_crops(images, crop_keys, p.crop, p.resized_min_area, p.resized_max_aspect)
-    if p.mirror:
-        reflect = jax.vmap(jax.random.bernoulli)(mirror_keys)
-        crops = jnp.where(reflect[:, None, None, None], crops[:, :, ::-1], crops)
+        whole = (
+            p.centre(images).astype(jnp.float32) if p.cropping == "centre" else random_crops(images, crop_keys, p.crop)
+        )
+        crops = mirrored(whole, mirror)
     crops = _subtract_mean(p, crops)
     if p.color_noise:
         on = epoch.astype(jnp.float32) < (p.color_noise_until_epoch or jnp.inf)
@@ -274,47 +275,6 @@ def random_crops(images: Pixels | Centred, keys: Key[Array, " batch"], crop: int
         return jax.lax.dynamic_slice(image, (row, column, 0), (crop, crop, 3))
 
     return jax.vmap(one)(images, keys).astype(jnp.float32)
-
-
-def resized_crops(
-    images: Pixels | Centred, keys: Key[Array, " batch"], crop: int, min_area: float, max_aspect: float
-) -> Crops:
-    """A box of each image, of at least `min_area`, scaled to crop x crop with an antialiased triangle filter."""
-    size = images.shape[1]
-
-    def one(image: Array, key: Array) -> Array:
-        rows, columns, height, width = random_box(key, size, (min_area, 1.0), max_aspect)
-        scale = crop / jnp.stack([height, width])
-        translation = -jnp.stack([rows, columns]) * scale
-        return jax.image.scale_and_translate(
-            image.astype(jnp.float32), (crop, crop, 3), (0, 1), scale, translation, method="linear", antialias=True
-        )
-
-    return jax.vmap(one)(images, keys)
-
-
-def random_box(
-    key: Key[Array, ""], size: int, areas: tuple[float, float], max_aspect: float
-) -> tuple[Array, Array, Array, Array]:
-    """Draws a box in a size x size image: row, column, height and width, in whole pixels.
-
-    Its area is a fraction of the image's drawn uniformly from `areas`, its aspect ratio lies between 1 / max_aspect and
-    max_aspect, uniform in its logarithm. As in torchvision's RandomResizedCrop the first of ten draws that fits is
-    taken, or the whole image if none does.
-    """
-    area_key, ratio_key, row_key, column_key = jax.random.split(key, 4)
-    area = jax.random.uniform(area_key, (10,), minval=areas[0], maxval=areas[1]) * size**2
-    lowest, highest = jnp.log(1 / max_aspect), jnp.log(max_aspect)
-    ratio = jnp.exp(jax.random.uniform(ratio_key, (10,), minval=lowest, maxval=highest))
-    widths, heights = jnp.round(jnp.sqrt(area * ratio)), jnp.round(jnp.sqrt(area / ratio))
-    fits = (widths <= size) & (heights <= size)
-    first = jnp.argmax(fits)
-    height, width = (jnp.where(fits.any(), sides[first], size) for sides in (heights, widths))
-    row, column = (
-        jnp.floor(jax.random.uniform(side_key) * (size - side + 1))
-        for side_key, side in ((row_key, height), (column_key, width))
-    )
-    return row, column, height, width
 
 
 def add_color_noise(

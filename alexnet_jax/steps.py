@@ -99,13 +99,20 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradients, (sums, batch_stats) = accumulated(state, batch)
         gradients, sums = mean_gradients(gradients, axes, model.is_split), sum_over_images(sums, axes)
-        updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.params, learning_rates=state.learning_rates, batch_stats=batch_stats
-        )
-        params = optax.apply_updates(state.params, updates)
-        return dataclasses.replace(state, params=params, batch_stats=batch_stats, opt_state=opt_state), sums
+        return _update(optimizer, state, gradients, batch_stats), sums
 
     return train_step
+
+
+@jax.named_scope("optimizer")
+def _update(
+    optimizer: optax.GradientTransformationExtraArgs, state: TrainState, gradients: Any, batch_stats: Any
+) -> TrainState:
+    updates, opt_state = optimizer.update(
+        gradients, state.opt_state, state.params, learning_rates=state.learning_rates, batch_stats=batch_stats
+    )
+    params = optax.apply_updates(state.params, updates)
+    return dataclasses.replace(state, params=params, batch_stats=batch_stats, opt_state=opt_state)
 
 
 def _check_loss(model: AlexNet, micro_batches: int, class_weights: np.ndarray | None) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-CORE = ["distortions", "augment", "metrics", "optimizer", "schedules", "run_plan", "train_state", "steps"]
+CORE = ["distortions", "resizing", "augment", "metrics", "optimizer", "schedules", "run_plan", "train_state", "steps"]
 CORE += ["checkpoint", "experiment"]
 TOOLS = ["run", "diagnosis", "fidelity", "inference", "train", "experiments", "cli", "__main__"]
 ORDER = ["errors", "config_keys", "config", "system", "parallel", "ops", "models", "data", *CORE, *TOOLS]

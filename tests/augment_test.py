@@ -1,6 +1,7 @@
 """Augmentation and normalisation, compared with NumPy and Pillow."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import augment, distortions
+from alexnet_jax import augment, distortions, resizing
 from alexnet_jax.augment import Preprocessing
 from alexnet_jax.errors import UserError
 from alexnet_jax.experiment import make_preprocessing
+from alexnet_jax.ops.platforms import fast_compilation
 from configs import alexnet
 from tests.helpers.training_setup import plausible_statistics, setup
 
@@ -220,20 +222,32 @@ def test_the_papers_form_takes_the_customary_eigenvalues() -> None:
     np.testing.assert_allclose(shift[0, 0, 0] / 255, factors * eigenvalues, rtol=1e-5)
 
 
-def test_a_resized_crop_is_pillows() -> None:
+@pytest.mark.parametrize("accelerators", [False, True])
+def test_a_resized_crop_is_pillows(accelerators: bool) -> None:
     size, crop, count = 40, 16, 20
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    resized = views(dataclasses.replace(PLAIN, crop=crop, cropping="resized"), count, image=image)
+    with fast_compilation(accelerators):
+        resized = views(dataclasses.replace(PLAIN, crop=crop, cropping="resized"), count, image=image)
     keys = jax.random.split(jax.random.key(0), count)
     for view, key in zip(resized, keys, strict=True):
         row, column, height, width = (
-            float(side) for side in augment.random_box(jax.random.split(key, 3)[0], size, (0.08, 1.0), 4 / 3)
+            float(side) for side in resizing.random_box(jax.random.split(key, 3)[0], size, (0.08, 1.0), 4 / 3)
         )
         box = (column, row, column + width, row + height)
         for channel in range(3):
             plane = Image.fromarray(image[:, :, channel].astype(np.float32))
             expected = np.asarray(plane.resize((crop, crop), Image.Resampling.BILINEAR, box=box))
             np.testing.assert_allclose(view[:, :, channel], expected, atol=0.02)
+
+
+def test_mirrored_crops_on_accelerators_are_those_of_the_cpu() -> None:
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 20, 20, 3), dtype=np.uint8))
+    keys, mirror = jax.random.split(jax.random.key(0), 4), jnp.arange(4) % 2 == 0
+    crop = functools.partial(resizing.resized_crops, crop=9, min_area=0.08, max_aspect=4 / 3)
+    with fast_compilation(False):
+        expected = jax.jit(lambda *batch: crop(*batch))(images, keys, mirror)
+    with fast_compilation():
+        np.testing.assert_allclose(jax.jit(lambda *batch: crop(*batch))(images, keys, mirror), expected, atol=0.01)
 
 
 @pytest.mark.slow
@@ -307,7 +321,7 @@ def test_the_picture_of_a_crop_is_the_image_itself(form: str) -> None:
 
 def test_random_boxes_stay_inside_and_cover_the_promised_range() -> None:
     size = 200
-    boxes = jax.vmap(lambda key: jnp.stack(augment.random_box(key, size, (0.08, 1.0), 4 / 3)))(
+    boxes = jax.vmap(lambda key: jnp.stack(resizing.random_box(key, size, (0.08, 1.0), 4 / 3)))(
         jax.random.split(jax.random.key(0), 4000)
     )
     row, column, height, width = np.asarray(boxes).T

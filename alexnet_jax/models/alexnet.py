@@ -1,8 +1,9 @@
 """AlexNet, and the networks it is compared with, as one Flax module whose fields describe the variant."""
 
 import functools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -10,17 +11,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UserError, check_choice
 from alexnet_jax.models.presets import PRESETS, Layer
 from alexnet_jax.ops.activations import ACTIVATIONS
+from alexnet_jax.ops.bias import add_bias
 from alexnet_jax.ops.convolution import conv, conv_local
 from alexnet_jax.ops.dropout import dropout
 from alexnet_jax.ops.normalization import LRN, LRN_CONVENTIONS, cross_map_norm, within_map_norm
 from alexnet_jax.ops.pooling import pool, pool_to_grid
-from alexnet_jax.ops.windows import NHWC, Kernel, Padding, window_padding
+from alexnet_jax.ops.windows import NHWC, output_size, window_padding
 from alexnet_jax.parallel import collectives
 from alexnet_jax.parallel.collectives import ONE_DEVICE, Axes
 
@@ -107,7 +110,7 @@ class AlexNet(nn.Module):
                     case "map_norm" if self.lrn is not None:
                         x = within_map_norm(x, *self.map_norm)
                     case "pool":
-                        x = pool(x, layer.pool, self.pool_size, 2, self.pool_ceil, self.pool_pad)
+                        x = self._pool(layer, [*activations.values()], divided)
                     case "bn":
                         over: Any = (axes.rows if divided.tower else axes.batch) or None
                         x = self._normalize_batch(x, name, dropout_keys is None, over)
@@ -202,23 +205,35 @@ class AlexNet(nn.Module):
         reach = lrn.size // 2
         return cross_map_norm(collectives.exchange_halo(x, reach, divided), lrn)[..., reach:-reach]
 
+    def _pool(self, layer: Layer, computed: Sequence[Array], divided: Axes) -> NHWC:
+        """Pools the last of the activations; response normalisation right before, of whole windows, is its origin."""
+        *_, last = (layer.kind, *layer.then[: layer.then.index("pool")])
+        origin = None
+        if last == "lrn" and self.lrn is not None and (divided.towers == 1 or self.lrn.per_tower):
+            normalize = functools.partial(cross_map_norm, lrn=self.lrn, towers=self.towers // divided.towers)
+            origin = computed[-2], normalize
+        return pool(computed[-1], layer.pool, self.pool_size, 2, self.pool_ceil, self.pool_pad, origin)
+
     def _weights(self, layer: Layer, name: str, x: Array, shards: int) -> Array:
         """Applies one of `shards` shards of a layer's weights; a fully connected layer flattens its input first."""
-        features = (layer.features or self.outputs) // shards
-        groups = self.towers // shards if layer.own_tower else 1
-        has_bias = layer.bias is not None
+        features, groups = (layer.features or self.outputs) // shards, self.towers // shards if layer.own_tower else 1
+        places: Sequence[int] = ()
         if layer.kind == "fc":
             x = x.reshape(x.shape[0], -1)
-            initial = _initializers(layer, fan_in=x.shape[-1])
-            return nn.Dense(features, use_bias=has_bias, dtype=self.dtype, **initial, name=name)(x)
-        size, stride = layer.kernel, layer.stride
-        rows, columns = (window_padding(extent, size, stride, layer.pad, self.conv_ceil) for extent in x.shape[1:3])
-        options: dict[str, Any] = _initializers(layer, fan_in=size * size * x.shape[-1] // groups)
+            shape: tuple[int, ...] = x.shape[-1], features
+            product: Callable[..., Array] = lax.dot
+        else:
+            size, step, channels = layer.kernel, layer.stride, x.shape[-1] // groups
+            padding: Any = tuple(
+                window_padding(extent, size, step, layer.pad, self.conv_ceil) for extent in x.shape[1:3]
+            )
+            shape = size, size, channels, features
+            product = functools.partial(conv, stride=step, padding=padding, groups=groups)
         if layer.kind == "local":
-            return _Local(features, size, stride, (rows, columns), self.dtype, **options, name=name)(x)
-        options |= {"feature_group_count": groups, "conv_general_dilated": _conv}
-        window = (size, size), (stride, stride), (rows, columns)
-        return nn.Conv(features, *window, use_bias=has_bias, dtype=self.dtype, **options, name=name)(x)
+            places = [output_size(extent, size, step, layer.pad, self.conv_ceil) for extent in x.shape[1:3]]
+            shape = *places, channels * size**2, features
+            product = functools.partial(conv_local, size=size, stride=step, padding=padding)
+        return _Weights(shape, (*places, features), product, layer, self.dtype, name=name)(x)
 
 
 def _matmul_precision(precision: str) -> AbstractContextManager:
@@ -236,52 +251,41 @@ def _join(operation: str, maps: Sequence[Array]) -> Array:
     return maps[-1].mean(axis=(1, 2))
 
 
-class _Local(nn.Module):
-    """`ops.convolution.conv_local` with the parameters of `nn.ConvLocal`, whose convolutions are slower."""
+class _Weights(nn.Module):
+    """The kernel and the bias of a layer, of these shapes; `product` is the linear function of its input and kernel."""
 
-    features: int
-    size: int
-    stride: int
-    padding: Padding
+    shape: Sequence[int]
+    bias_shape: Sequence[int]
+    product: Callable[..., Array]
+    layer: Layer
     dtype: Any
-    kernel_init: Any
-    bias_init: Any
 
     @nn.compact
-    def __call__(self, x: NHWC) -> NHWC:
-        places = [
-            (extent + sum(pad) - self.size) // self.stride + 1
-            for extent, pad in zip(x.shape[1:3], self.padding, strict=True)
-        ]
-        inputs = x.shape[-1] * self.size**2
-        kernels = self.param("kernel", self.kernel_init, (*places, inputs, self.features), jnp.float32)
-        biases = self.param("bias", self.bias_init, (*places, self.features), jnp.float32)
-        x, kernels, biases = (array.astype(self.dtype) for array in (x, kernels, biases))
-        return conv_local(x, kernels, self.size, self.stride, self.padding) + biases[None]
+    def __call__(self, x: Array) -> Array:
+        inputs = math.prod(self.shape[len(self.bias_shape) - 1 : -1])
+        kernel_init, bias_init = _initializers(self.layer, inputs)
+        kernel = self.param("kernel", kernel_init, self.shape, jnp.float32)
+        y = self.product(jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype))
+        if self.layer.bias is None:
+            return y
+        return add_bias(y, self.param("bias", bias_init, self.bias_shape, jnp.float32))
 
 
 _fold_in = jax.vmap(jax.random.fold_in, (0, None))
 
 
-def _conv(x: NHWC, kernel: Kernel, strides: Any, padding: Any, feature_group_count: int, **_: Any) -> NHWC:
-    """Adapts `ops.convolution.conv` to the arguments of `nn.Conv`; both strides are equal and nothing is dilated."""
-    return conv(x, kernel, strides[0], tuple(padding), feature_group_count)
-
-
-def _initializers(layer: Layer, fan_in: int) -> dict[str, Any]:
-    """The initialisers of a layer's kernel and bias, as arguments of its Flax module."""
+def _initializers(layer: Layer, fan_in: int) -> tuple[Any, Any]:
+    """The initialisers of a layer's kernel and bias."""
     if layer.init == "torch":
         # torch.nn.modules: kaiming_uniform(a=sqrt(5)) is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for the bias too.
         bound = fan_in**-0.5
-        return {
-            "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-            "bias_init": lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
-        }
+        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        return uniform, lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
     if layer.init in _HE:
         kernel_init = nn.initializers.variance_scaling(2.0, _HE[layer.init], "normal")
     else:
         kernel_init = nn.initializers.normal(layer.init)
-    return {"kernel_init": kernel_init, "bias_init": nn.initializers.constant(layer.bias or 0.0)}
+    return kernel_init, nn.initializers.constant(layer.bias or 0.0)
 
 
 _HE: dict[str | float, Any] = {"he": "fan_in", "he_out": "fan_out"}

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from alexnet_jax.ops.platforms import by_platform
 from alexnet_jax.ops.windows import NHWC, Kernel, Padding, pad_maps
-from alexnet_jax.ops.winograd import MAX_ROWS, NO_PADDING, conv_by_tiles
+from alexnet_jax.ops.winograd import MAX_ROWS, NO_PADDING, conv_by_tiles, fold_stride
 
 MIN_INPUTS = 432
 """Fewest inputs of an output, 3 x 3 pixels of 48 channels, for which Winograd's algorithm is faster than XLA."""
@@ -36,8 +36,19 @@ def conv(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups: int) ->
       groups: number of equal groups of channels and features.
     """
     options: dict[str, Any] = {"stride": stride, "padding": padding, "groups": groups}
-    cpu, default = functools.partial(conv_on_cpu, **options), functools.partial(conv_by_xla, **options)
+    cpu, default = functools.partial(conv_on_cpu, **options), functools.partial(conv_on_accelerators, **options)
     return by_platform(x, kernel, cpu=cpu, default=default)
+
+
+def conv_on_accelerators(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups: int) -> NHWC:
+    """`conv_by_xla`, of a stride as large as the kernel allows after moving blocks of pixels into few channels.
+
+    Matrix units multiply 8 to 128 channels at a time: images, of 3, would leave most of them idle.
+    """
+    if stride > 1 and groups == 1 and kernel.shape[2] <= MAX_CHANNELS_OF_BLOCKS:
+        x, kernel = fold_stride(x, kernel, stride, padding, groups)
+        stride, padding = 1, NO_PADDING
+    return conv_by_xla(x, kernel, stride, padding, groups)
 
 
 def conv_by_xla(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups: int) -> NHWC:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Key
 from alexnet_jax.parallel.collectives import own_shard
 
 
+@jax.named_scope("dropout")
 def dropout(
     x: Float[Array, "batch ..."],
     keys: Key[Array, " batch"] | None,

@@ -5,19 +5,28 @@ The sources "paper", "CHM" and "Caffe" are explained in `models/presets.py`.
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 from alexnet_jax.ops.platforms import by_platform, map_chunks
 from alexnet_jax.ops.windows import NHWC
 
 Window = tuple[int, int, int]
 """Rows, columns and channels of the window centred on each activation; odd numbers."""
+
+Towers = Float[Array, "batch _rows _columns towers _channel"]
+"""Maps with the channels of each tower along an axis of their own."""
+
+HERE: Window = (0, 0, 0)
+"""The place of an activation itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,45 +68,113 @@ def cross_map_norm(x: NHWC, lrn: LRN, towers: int = 1) -> NHWC:
       lrn: the constants.
       towers: number of towers whose channels x holds.
     """
-    if lrn.per_tower and towers > 1:
-        by_tower = jnp.split(x, towers, axis=-1)
-        return jnp.concatenate([cross_map_norm(maps, lrn) for maps in by_tower], axis=-1)
-    return _normalize(x, (1, 1, lrn.size), lrn.k, lrn.alpha)
+    return _normalize(x, (1, 1, lrn.size), lrn.k, lrn.alpha, towers if lrn.per_tower else 1)
 
 
+@jax.named_scope("map_norm")
 def within_map_norm(x: NHWC, size: int, alpha: float) -> NHWC:
     """Normalises over a size x size window within each channel, zero-padded: a / (1 + alpha * sum a^2)^(3/4).
 
     The "rnorm" layer of the 2012 source (CHM layer.py:1183: the nominal scale divided by size squared).
     """
-    return _normalize(x, (size, size, 1), 1.0, alpha)
+    return _normalize(x, (size, size, 1), 1.0, alpha, 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _normalize(x: NHWC, window: Window, k: float, alpha: float) -> NHWC:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _normalize(x: NHWC, window: Window, k: float, alpha: float, towers: int) -> NHWC:
     """x / d^(3/4) with d = k + alpha * (sum of x^2 over the window around each activation), in float32."""
 
-    def forward(x: NHWC) -> NHWC:
-        wide = x.astype(np.promote_types(x.dtype, np.float32))
+    def in_chunks(x: NHWC) -> NHWC:
+        wide = _wide(x)
         _, factor = _energy_and_factor(wide, window, k, alpha)
         return (wide * factor).astype(x.dtype)
 
-    return _each_image(forward, x)
+    def in_one_pass(x: Towers) -> Towers:
+        energy = k + alpha * _sum_of_squares(x, window)
+        return (_wide(x) * _power(energy, 3)).astype(x.dtype)
+
+    return _each_tower(in_chunks, in_one_pass, towers, x)
 
 
-def _normalize_backward(window: Window, k: float, alpha: float, x: NHWC, dy: NHWC) -> tuple[NHWC]:
+def _normalize_backward(window: Window, k: float, alpha: float, towers: int, x: NHWC, dy: NHWC) -> tuple[NHWC]:
     """dx = dy / d^(3/4) - 3/2 alpha x * (sum of dy x / d^(7/4) over the window); recomputes d from x."""
 
-    def backward(x: NHWC, dy: NHWC) -> NHWC:
-        wide, dy = (array.astype(np.promote_types(x.dtype, np.float32)) for array in (x, dy))
+    def in_chunks(x: NHWC, dy: NHWC) -> NHWC:
+        wide, dy = _wide(x), _wide(dy)
         energy, factor = _energy_and_factor(wide, window, k, alpha)
         dx = dy * factor - 1.5 * alpha * wide * _window_sum(dy * wide * factor / energy, window)
         return dx.astype(x.dtype)
 
-    return (_each_image(backward, x, dy),)
+    def in_few_passes(x: Towers, dy: Towers) -> Towers:
+        x = lax.optimization_barrier(x)  # or XLA would keep the sums of the forward pass, in float32
+
+        def term(place: tuple[int, ...] = HERE) -> Towers:
+            energy = k + alpha * _sum_of_squares(x, window, place)
+            return _shifted(dy, place) * _shifted(x, place) * _power(energy, 7)
+
+        if window[2] > 1:  # one pass: the terms of neighbouring channels are computed again
+            terms = [term(place) for place in _places(window)]
+        else:  # too many to compute again
+            whole = lax.optimization_barrier(term())
+            x = lax.optimization_barrier(x)
+            terms = [_shifted(whole, place) for place in _places(window)]
+        factor = _power(k + alpha * _sum_of_squares(x, window), 3)
+        dx = _wide(dy) * factor - 1.5 * alpha * _wide(x) * functools.reduce(jnp.add, terms)
+        return dx.astype(x.dtype)
+
+    return (_each_tower(in_chunks, in_few_passes, towers, x, dy),)
 
 
 _normalize.defvjp(lambda x, *options: (_normalize(x, *options), x), _normalize_backward)
+
+
+def _each_tower(in_chunks: Callable[..., NHWC], in_one_pass: Callable[..., Towers], towers: int, *arrays: NHWC) -> NHWC:
+    """Applies a function to the channels of each tower.
+
+    On the CPU it is `in_chunks`, image by image in chunks that fit into the cache, one tower after the other. Elsewhere
+    it is `in_one_pass`, which XLA compiles into one kernel that reads each array once, if every sum over a window is
+    written as a sum of shifted arrays.
+    """
+    shape = arrays[0].shape
+
+    def cpu(*arrays: NHWC) -> NHWC:
+        image_bytes = 8 * math.prod(shape[1:]) // towers * arrays[0].itemsize
+        by_tower = zip(*(jnp.split(array, towers, axis=-1) for array in arrays), strict=True)
+        return jnp.concatenate([map_chunks(in_chunks, image_bytes, *maps) for maps in by_tower], axis=-1)
+
+    def default(*arrays: NHWC) -> NHWC:
+        return in_one_pass(*(array.reshape(*shape[:3], towers, -1) for array in arrays)).reshape(shape)
+
+    return by_platform(*arrays, cpu=cpu, default=default)
+
+
+def _wide(x: Array) -> Array:
+    """x in float32, or wider if it is wider."""
+    return x.astype(np.promote_types(x.dtype, np.float32))
+
+
+def _places(window: Window) -> Iterator[tuple[int, ...]]:
+    """The distances in rows, columns and channels from the centre of a window to each of its activations."""
+    return itertools.product(*(range(-(side // 2), side // 2 + 1) for side in window))
+
+
+def _shifted(x: Towers, place: tuple[int, ...]) -> Towers:
+    """For each activation the one at that distance, 0 outside of the maps, in float32."""
+    rows, columns, channels = ((-distance, distance, 0) for distance in place)
+    return _wide(lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), rows, columns, (0, 0, 0), channels)))
+
+
+def _sum_of_squares(x: Towers, window: Window, place: tuple[int, ...] = HERE) -> Towers:
+    """For each activation the sum of squares over the window around the one at that distance."""
+    squares = [jnp.square(_shifted(x, tuple(map(operator.add, place, offset)))) for offset in _places(window)]
+    return functools.reduce(jnp.add, squares)
+
+
+def _power(energy: Array, quarters: int) -> Array:
+    """energy^(-3/4) or energy^(-7/4)."""
+    root = lax.rsqrt(energy)
+    fourth = lax.rsqrt(energy * root)
+    return root * fourth if quarters == 3 else root**3 * fourth
 
 
 def _energy_and_factor(x: NHWC, window: Window, k: float, alpha: float) -> tuple[NHWC, NHWC]:
@@ -115,9 +192,3 @@ def _window_sum(x: NHWC, window: Window) -> NHWC:
         shifted = [lax.slice_in_dim(padded, start, start + extent, axis=axis) for start in range(size)]
         x = functools.reduce(jnp.add, shifted)
     return x
-
-
-def _each_image(function: Callable[..., NHWC], *arrays: NHWC) -> NHWC:
-    """Applies a function that treats each image separately; on the CPU in chunks that fit into its cache."""
-    image_bytes = 8 * math.prod(arrays[0].shape[1:]) * arrays[0].itemsize
-    return by_platform(*arrays, cpu=functools.partial(map_chunks, function, image_bytes), default=function)

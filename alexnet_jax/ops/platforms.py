@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax.numpy as jnp
 from jax import export, lax
@@ -29,14 +30,14 @@ def fast_compilation(wanted: bool = True) -> Iterator[None]:
         _fast_compilation.reset(token)
 
 
-def by_platform(*arrays: Array, cpu: Callable[..., Array], default: Callable[..., Array]) -> Array:
-    """Calls `cpu` on the CPU and `default` on other platforms.
+def by_platform(*arrays: Array, default: Callable[..., Any], **by_name: Callable[..., Any]) -> Any:
+    """Calls the function given for the platform, "cpu" or "tpu", and `default` where none is.
 
     `default` is also used inside `fast_compilation`, and for a symbolic batch size, which cannot be cut into chunks.
     """
     if _fast_compilation.get() or export.is_symbolic_dim(arrays[0].shape[0]):
         return default(*arrays)
-    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
+    return lax.platform_dependent(*arrays, default=default, **by_name)
 
 
 def map_chunks(function: Callable[..., Array], image_bytes: int, *arrays: NHWC) -> NHWC:

@@ -40,12 +40,12 @@ NO_PADDING: Padding = ((0, 0), (0, 0))
 def conv_by_tiles(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups: int) -> NHWC:
     """`convolution.conv` by Winograd's algorithm, for kernels of up to MAX_ROWS * stride rows."""
     if stride > 1:
-        x, kernel = _fold_stride(x, kernel, stride, padding, groups)
+        x, kernel = fold_stride(x, kernel, stride, padding, groups)
         padding = NO_PADDING
     return _unit_conv(x, kernel, padding, groups)
 
 
-def _fold_stride(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups: int) -> tuple[NHWC, Kernel]:
+def fold_stride(x: NHWC, kernel: Kernel, stride: int, padding: Padding, groups: int) -> tuple[NHWC, Kernel]:
     """Moves stride x stride blocks of pixels into channels, so that the convolution has stride 1."""
     size = kernel.shape[0]
     cells = -(-size // stride)

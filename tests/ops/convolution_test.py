@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.ops.convolution import conv, conv_by_xla, conv_on_cpu
+from alexnet_jax.ops.convolution import conv, conv_by_xla, conv_on_accelerators, conv_on_cpu
 from alexnet_jax.ops.platforms import fast_compilation
 from alexnet_jax.ops.windows import Padding
 from alexnet_jax.ops.winograd import conv_by_tiles
@@ -61,6 +61,13 @@ def test_corner_cases(size: int, kernel: int, stride: int, padding: Padding, con
 def test_few_channels_by_several_columns(columns: int, features: int, padding: Padding) -> None:
     x, weights = normal64(0, 2, 6, columns, 3), normal64(1, 5, 5, 3, features)
     assert_as_xla(x, weights, conv_on_cpu, stride=1, padding=padding, groups=1)
+
+
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((2, 1), (2, 2))])
+@pytest.mark.parametrize(("kernel", "stride"), [(5, 2), (3, 4)])
+def test_few_channels_in_blocks_of_the_stride(kernel: int, stride: int, padding: Padding) -> None:
+    x, weights = normal64(0, 2, 12, 11, 3), normal64(1, kernel, kernel, 3, 4)
+    assert_as_xla(x, weights, conv_on_accelerators, stride=stride, padding=padding, groups=1)
 
 
 def test_the_cpu_takes_tiles_where_there_are_channels_and_others_xla() -> None:

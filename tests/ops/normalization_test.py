@@ -1,5 +1,7 @@
 """Response normalisation against independent float64 loops, its gradient against autodiff."""
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,18 @@ import pytest
 from jax import lax
 
 from alexnet_jax.models.presets import PRESETS
-from alexnet_jax.ops import normalization
+from alexnet_jax.ops import normalization, platforms
 from alexnet_jax.ops.normalization import LRN, LRN_CONVENTIONS, cross_map_norm, within_map_norm
 from tests.helpers.arrays import normal32
 
 pytestmark = pytest.mark.cpu_kernels
+
+
+@pytest.fixture(autouse=True, params=["CPU", "accelerators"])
+def path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests what the CPU computes, and what accelerators do."""
+    with platforms.fast_compilation(request.param == "accelerators"):
+        yield
 
 
 def cross_map_loop(x: np.ndarray, k: float, alpha: float, size: int, towers: int) -> np.ndarray:
@@ -71,15 +80,30 @@ def test_within_map_norm(size: int, std: float) -> None:
 
 
 @pytest.mark.parametrize("std", [1, 500])
-@pytest.mark.parametrize("window", [(1, 1, 5), (3, 3, 1), (5, 5, 1)])
-def test_gradient_of_normalisation_against_autodiff(window: tuple[int, int, int], std: float) -> None:
+@pytest.mark.parametrize(("window", "towers"), [((1, 1, 5), 1), ((1, 1, 5), 3), ((3, 3, 1), 1), ((5, 5, 1), 1)])
+def test_gradient_of_normalisation_against_autodiff(window: tuple[int, int, int], towers: int, std: float) -> None:
     def formula(x: jax.Array) -> jax.Array:
+        return jnp.concatenate([of_tower(maps) for maps in jnp.split(x, towers, axis=-1)], axis=-1)
+
+    def of_tower(x: jax.Array) -> jax.Array:
         padding = ((0, 0), *((side // 2, side // 2) for side in window))
         energy = lax.reduce_window(x * x, 0.0, lax.add, (1, *window), (1, 1, 1, 1), padding)
         return x / (2.0 + 1e-3 * energy) ** 0.75
 
     with jax.enable_x64(True):
         x, dy = (jnp.asarray(normal32(seed, 2, 7, 6, 9, std=std), jnp.float64) for seed in (0, 1))
-        _, pull_back = jax.vjp(lambda x: normalization._normalize(x, window, 2.0, 1e-3), x)
+        _, pull_back = jax.vjp(lambda x: normalization._normalize(x, window, 2.0, 1e-3, towers), x)
         _, expected = jax.vjp(formula, x)
         np.testing.assert_allclose(pull_back(dy)[0], expected(dy)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_normalisation_of_bfloat16_is_computed_in_float32() -> None:
+    @jax.jit
+    def both(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y, pull_back = jax.vjp(lambda x: cross_map_norm(x, LRN_CONVENTIONS["source"], towers=2), x)
+        return y, pull_back(dy)[0]
+
+    arrays = [jnp.asarray(normal32(seed, 2, 4, 3, 12, std=300), jnp.bfloat16) for seed in (0, 1)]
+    expected = both(*(array.astype(jnp.float32) for array in arrays))
+    for found, wide in zip(both(*arrays), expected, strict=True):
+        np.testing.assert_allclose(found.astype(jnp.float32), wide, rtol=2**-8)

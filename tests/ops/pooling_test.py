@@ -1,11 +1,15 @@
 """Pooling against a float64 loop."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+from alexnet_jax.ops import platforms
+from alexnet_jax.ops.normalization import LRN_CONVENTIONS, cross_map_norm
 from alexnet_jax.ops.pooling import pool, pool_to_grid
 from alexnet_jax.ops.windows import window_padding
 from tests.helpers.arrays import normal32
@@ -39,10 +43,13 @@ def test_pooling_ignores_what_lies_outside(
     np.testing.assert_allclose(pooled, pool_loop(x.astype(np.float64), kind, *kernel_and_stride, ceil), rtol=1e-6)
 
 
+@pytest.mark.parametrize("accelerators", [False, True])
 @pytest.mark.parametrize("ceil", [False, True])
 @pytest.mark.parametrize(("size", "stride"), [(3, 2), (2, 2), (3, 1)])
 @pytest.mark.parametrize("height", [7, 8])
-def test_gradient_of_equal_maxima_goes_to_the_first_as_in_xla(height: int, size: int, stride: int, ceil: bool) -> None:
+def test_gradient_of_equal_maxima_goes_to_the_first_as_in_xla(
+    height: int, size: int, stride: int, ceil: bool, accelerators: bool
+) -> None:
     x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, height, 9, 3)), jnp.float32)
 
     def by_xla(x: jax.Array) -> jax.Array:
@@ -50,11 +57,31 @@ def test_gradient_of_equal_maxima_goes_to_the_first_as_in_xla(height: int, size:
         window, strides = (1, size, size, 1), (1, stride, stride, 1)
         return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, ((0, 0), *padding, (0, 0)))
 
-    pooled, pull_back = jax.vjp(lambda x: pool(x, "max", size, stride, ceil), x)
+    with platforms.fast_compilation(accelerators):
+        pooled, pull_back = jax.vjp(lambda x: pool(x, "max", size, stride, ceil), x)
+        dy = jnp.asarray(normal32(1, *pooled.shape))
+        (dx,) = pull_back(dy)
     expected, pull_back_expected = jax.vjp(by_xla, x)
     np.testing.assert_array_equal(pooled, expected)
-    dy = jnp.asarray(normal32(1, *pooled.shape))
-    np.testing.assert_allclose(pull_back(dy)[0], pull_back_expected(dy)[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(dx, pull_back_expected(dy)[0], rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_computed_again_within_pooling_changes_nothing() -> None:
+    normalize = functools.partial(cross_map_norm, lrn=LRN_CONVENTIONS["caffe"])
+    x = jnp.asarray(-np.abs(normal32(0, 2, 6, 7, 4, std=300)))  # below zero, so that padding would win
+    dy = jnp.asarray(normal32(1, 2, 4, 4, 4))
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def pooled(x: jax.Array, again: bool) -> tuple[jax.Array, jax.Array]:
+        def function(x: jax.Array) -> jax.Array:
+            return pool(normalize(x), "max", 3, 2, True, 1, (x, normalize) if again else None)
+
+        y, pull_back = jax.vjp(function, x)
+        return y, pull_back(dy)[0]
+
+    with platforms.fast_compilation():
+        for found, expected in zip(pooled(x, True), pooled(x, False), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
