@@ -140,8 +140,8 @@ def check(config: Mapping[str, Any]) -> None:
     for key, value in by_norm.items():
         if values["parallel.towers"] > 1 and value:
             raise UserError(
-                f"config.optimizer.{key}={value} needs config.parallel.towers=1: "
-                "towers do not see the norm of all gradients"
+                f"config.optimizer.{key}={value} needs config.parallel.towers=1: towers do not see whole arrays, "
+                "whose norms it needs"
             )
     if values["data.crop"] > values["data.image_size"]:
         raise UserError(

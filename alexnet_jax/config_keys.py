@@ -222,7 +222,9 @@ KEYS: dict[str, Key] = {
     "optimizer.beta1": fixed(0.9, "for adamw and lamb: decay of the moving average of gradients", BELOW_1),
     "optimizer.beta2": fixed(0.999, "for adamw and lamb: decay of the average of squared gradients", BELOW_1),
     "optimizer.epsilon": fixed(1e-8, "for adamw and lamb: added to the root of that average", POSITIVE),
-    "optimizer.trust_coefficient": fixed(0.001, "for lars: norm of an update over that of its array", POSITIVE),
+    "optimizer.trust_coefficient": fixed(
+        0.001, "for lars: norm of a step over that of its array, at learning rate 1", POSITIVE
+    ),
     "optimizer.clip_norm": fixed(0.0, "gradients are scaled down to this global norm; 0: never", NOT_NEGATIVE),
     "optimizer.weight_decay": fixed(
         0.0005, "weight decay of kernels, in the gradient (L2); for adamw and lamb decoupled", NOT_NEGATIVE

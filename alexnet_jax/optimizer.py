@@ -15,7 +15,8 @@ AdamW (Loshchilov and Hutter 2019), with m and s the moving averages of the grad
 
 LARS (You, Gitman and Ginsburg 2017, arXiv:1708.03888) is the paper's update, and LAMB (You et al. 2020) AdamW, with the
 learning rate of each array multiplied by c norm(w) / norm(u), where u is gradient + weight_decay w, or AdamW's bracket,
-and c the `trust_coefficient`, for LAMB 1; by 1 if either norm is 0, as that of a bias at the start.
+and c the `trust_coefficient`, for LAMB 1; by 1 if either norm is 0, as that of a bias at the start. This is optax's
+form; the code of LARS's authors divides by norm(gradient) + weight_decay norm(w).
 """
 
 import fnmatch
@@ -142,7 +143,8 @@ def _average(decay: float) -> optax.GradientTransformationExtraArgs:
             return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, new)
 
         after = optax.apply_updates(params, updates)
-        return updates, AverageState(mix(state.average, after), mix(state.average_stats, batch_stats or {}), steps + 1)
+        stats = state.average_stats if batch_stats is None else mix(state.average_stats, batch_stats)
+        return updates, AverageState(mix(state.average, after), stats, steps + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -66,17 +66,17 @@ def _first_losses(config: ConfigDict, dtype: str, device: str) -> tuple[float, f
     """
     model = get_model(config.model, config.model.num_classes)
     layers = tuple(dataclasses.replace(layer, init="he") for layer in model.layers)
-    params = init_variables(model.clone(layers=layers), config.data.crop, config.seed)["params"]
+    variables = init_variables(model.clone(layers=layers), config.data.crop, config.seed)
     generator = np.random.default_rng(0)
     shape = (config.batch_size, config.data.crop, config.data.crop, 3)
     crops = generator.normal(scale=70, size=shape).astype(np.float32)
     labels = generator.integers(0, config.model.num_classes, config.batch_size)
 
-    logits, _ = jax.jit(model.apply)({"params": params}, crops)
+    logits, _ = jax.jit(model.apply)(variables, crops)
     ours = optax.softmax_cross_entropy_with_integer_labels(logits.astype(np.float32), labels).mean()
 
     network = TorchAlexNet(model, config.data.crop)
-    network.load_flax(params)
+    network.load_flax(variables["params"])
     network.eval().to(device)
     images = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):

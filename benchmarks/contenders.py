@@ -102,7 +102,7 @@ def memory_bytes() -> int:
         statistics = jax.local_devices()[0].memory_stats()
         return statistics["peak_bytes_in_use"] if statistics else peak_memory_bytes()
     torch = sys.modules.get("torch")
-    return torch.cuda.max_memory_reserved() if torch and torch.cuda.is_initialized() else peak_memory_bytes()
+    return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_initialized() else peak_memory_bytes()
 
 
 def end_with_parent() -> None:

@@ -130,6 +130,7 @@ def main() -> None:
 def measure(settings: Settings, output: Path, deadline: float) -> None:
     """Prints the rows that `output` holds, and those that it lacks as they are measured and written to it."""
     about = {"card": card(settings.smoke), **call(find_versions, settings.smoke), "batch": settings.batch}
+    about["preset of single rows"] = settings.presets[0]
     content = read_json(output, dict) if output.exists() else {"about": about, "rows": {}}
     if content["about"] != about:
         raise SystemExit(f"{output} holds other measurements, of {content['about']}; give another --output")
@@ -242,7 +243,7 @@ def agree(config: ConfigDict, smoke: bool) -> Result:
     """Whether our step learns and its loss is PyTorch's. Ends the program if not: the speeds would mean nothing."""
     try:
         return {"lines": [("checked", call(_check, config, config.model.compute_dtype, "cpu" if smoke else "cuda"))]}
-    except RuntimeError as error:
+    except Exception as error:  # whatever it is
         raise SystemExit(f"not measured: {error}") from error
 
 

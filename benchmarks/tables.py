@@ -99,7 +99,7 @@ def _ablations(results: dict[str, Any]) -> Iterator[str]:
             continue  # all seeds failed
         theirs = f" {row['paper']} | {row['source']} |" if claims else ""
         if costs:
-            theirs = f" {' | '.join(Cost(**row['cost']).texts())} |"
+            theirs = f" {' | '.join(Cost(**row['cost']).texts())} |" if row["cost"] else " - |" * len(COST_HEADER)
         yield f"| {row['what']} | {result.text()} | {result.difference(measured[0])} |{theirs}"
 
 

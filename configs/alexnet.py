@@ -164,9 +164,10 @@ def _cifar(*weight_decay_overrides: tuple[str, float]) -> dict[str, Any]:
     }
 
 
-# NVCaffe models/alexnet_bn/solver_8K.prototxt, by an author of LARS: 100 epochs, 600 steps of warm-up, there from a
-# learning rate of 1, here from 0. By their paper (arXiv:1708.03888) a batch of 8K then costs no accuracy; without LARS
-# it lowered that of AlexNet from 57.6 % (batch 256) to 44.8 %.
+# NVCaffe models/alexnet_bn/solver_8K.prototxt at revision 448ad5b8, by an author of LARS: 100 epochs, 600 steps of
+# warm-up. By the abstract of their paper (arXiv:1708.03888) a batch of 8K then costs AlexNet no accuracy. Differences:
+# batch normalisation has scales and biases here; the warm-up starts from 0, not from a learning rate of 1, and the
+# schedule `quadratic` at its end, not at the first step; LARS divides by another norm, see optimizer.py.
 _LARGE_BATCH: dict[str, Any] = {
     "batch_size": 8192,
     "epochs": 100.0,

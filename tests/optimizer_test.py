@@ -220,7 +220,7 @@ LARS = {"name": "lars", "trust_coefficient": 0.02, "bias_learning_rate_multiplie
 
 
 def test_lars_and_lamb_scale_each_learning_rate_by_the_ratio_of_norms() -> None:
-    """You et al. 2017, algorithm 1, and You et al. 2020, algorithm 2, in float64."""
+    """The rules in the docstring of `optimizer`, in float64; LAMB is algorithm 2 of You et al. 2020."""
     lars, _ = train(optimizer_config(**LARS))
     lamb, _ = train(optimizer_config(weight_decay=0.3, **{**ADAMW, "name": "lamb"}))
     for name in SHAPES:

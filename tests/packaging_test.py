@@ -103,9 +103,9 @@ def test_the_pins_and_what_an_accelerator_needs_can_be_installed_together() -> N
         for version in ("3.11", "3.12")
         for extra in needed
     }
-    for (version, extra), process in started.items():
-        printed, _ = process.communicate()
-        assert process.returncode == 0, (version, extra)
+    printed_by = {key: (process.communicate()[0], process.returncode) for key, process in started.items()}
+    for (version, extra), (printed, status) in printed_by.items():
+        assert status == 0, (version, extra)
         versions = dict(line.split("==") for line in printed.split())
         assert needed[extra] in versions and versions.get("jax-cuda13-plugin", versions["jax"]) == versions["jax"]
         assert not [name for name in versions if "cu12" in name or "cuda12" in name], "two versions of CUDA"

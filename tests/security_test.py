@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import load_run
 from alexnet_jax.checkpoint import Checkpoints, checkpoint_names, restore
-from alexnet_jax.cli import audit, convert, evaluate, export, predict
+from alexnet_jax.cli import audit, convert, evaluate, explain_prediction, export, predict
 from alexnet_jax.config_keys import KEYS
 from alexnet_jax.data.sources import Tfds
 from alexnet_jax.data.storage import final_name, write_tfds_metadata
@@ -98,6 +98,7 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
     "init_from": fine_tune,
     "predict": lambda run: predict.main([str(run), "photo.png"]),
     "evaluate": lambda run: evaluate.main([str(run)]),
+    "explain_prediction": lambda run: explain_prediction.main([str(run), "photo.png"]),
     "report": make_report,
     "export": lambda run: export.main([str(run), "--format=safetensors"]),
     "convert": lambda run: convert.main([str(run), "--layout=caffe", "--output=weights.npz"]),
@@ -115,14 +116,18 @@ def test_no_command_uses_a_place_that_a_run_names(
     run = from_a_stranger(trained, trap, "digits")
     caches: list[str] = []
     monkeypatch.setattr(evaluation, "use_compilation_cache", caches.append)
+    monkeypatch.setattr(explain_prediction, "use_compilation_cache", caches.append)
+    monkeypatch.setattr("alexnet_jax.inference.explanation.PLACES", 2)
     monkeypatch.setattr("alexnet_jax.inference.report._predictions", lambda *_: {})  # takes long, and no places
     save(own_folder / "photo.png", noise(0))
     before = files(run)
     for name, command in COMMANDS.items():
         command(run)
         assert not trap.exists(), name
-    assert caches == [KEYS["compilation_cache_dir"].default] * 2  # of evaluate and report
+    assert caches == [KEYS["compilation_cache_dir"].default] * 3  # of evaluate, explain_prediction and report
     assert files(run) - before == {
+        "explanations/photo.png.html",
+        "explanations/photo.png.png",
         "evaluation/predictions-test.csv",
         "evaluation/classes-test.csv",
         "evaluation/confusion-test.csv",

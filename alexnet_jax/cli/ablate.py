@@ -75,12 +75,15 @@ def main(argv: list[str]) -> None:
     workdir = options.workdir or Path("runs") / f"ablate-{options.table}"
     output = options.output or workdir / f"ablations_{options.table}.json"
     rows = _choose(options.table, options.rows)
-    first = flags.config_from_flags("ablate", flags.with_choice(words, rows[0].choice))
+    trials = make_trials(rows, words, options.seeds, workdir)
+    config = trials[rows[0].name, options.seeds[0]].config
     # Prepared by all cores; what is wrong with it is wrong with every row.
-    num_classes = open_dataset(first.data).num_classes
-    trials = make_trials(rows, words, options.seeds, workdir, options.macs_per_image, num_classes)
+    num_classes = open_dataset(config.data).num_classes
+    if options.macs_per_image:
+        if config.max_steps:
+            raise UserError(f"--macs-per-image gives runs their lengths: leave out config.max_steps={config.max_steps}")
+        trials = make_trials(rows, words, options.seeds, workdir, options.macs_per_image, num_classes)
     baseline = [trials[rows[0].name, seed] for seed in options.seeds]
-    config = baseline[0].config
     rows = [row for row in rows if row.views != config.test_views]  # which would be the first row again
     defaults = {"rows": None, "seeds": SEEDS, "macs_per_image": None}
     command = results_command("ablate", options, defaults, [f"--table={options.table}", *words])
@@ -90,9 +93,9 @@ def main(argv: list[str]) -> None:
         for results in _measure(measured, trials, num_classes):
             if not options.train_only:
                 with wait_for_claim(workdir):  # the same command may have been given twice
-                    _write(output, command, rows, results, baseline)
+                    _write(output, command, rows, results, baseline, options.macs_per_image)
     if not options.train_only:
-        _show(options.table, rows, results, baseline)
+        _show(options.table, rows, results, baseline, options.macs_per_image)
         console.show(f"The results lie in {output}, the runs in {workdir}")
 
 
@@ -134,7 +137,9 @@ def make_trials(
             whole = values.get("optimizer.learning_rate", config.optimizer.learning_rate)
             values["optimizer.learning_rate"] = whole * row.learning_rate_factor
         if macs_per_image is not None:
-            values["epochs"] = _affordable_epochs(apply(values, config), macs_per_image, num_classes)
+            epochs = _affordable_epochs(apply(values, config), macs_per_image, num_classes)
+            warmup = apply(values, config).optimizer.warmup_epochs
+            values |= {"epochs": epochs, "optimizer.warmup_epochs": min(warmup, epochs / 10)}
         trials[row.name, seed] = workers.make_trial(own_words, config, values, workdir / row.name / f"seed-{seed}")
     return trials
 
@@ -142,7 +147,7 @@ def make_trials(
 def _affordable_epochs(config: ConfigDict, macs_per_image: float, num_classes: int) -> float:
     """The epochs that have so many forward MACs for each image, up to MAX_EPOCHS."""
     layers = summarize(get_model(config.model, num_classes), config.data.crop)
-    return round(min(MAX_EPOCHS, macs_per_image / sum(layer.macs for layer in layers)), 2)
+    return min(MAX_EPOCHS, float(f"{macs_per_image / sum(layer.macs for layer in layers):.4g}"))
 
 
 def _measure(rows: Sequence[Ablation], trials: Mapping[tuple[str, int], Trial], num_classes: int) -> Iterator[Results]:
@@ -182,14 +187,20 @@ def _test_with_views(outcome: Outcome, views: int) -> tuple[Mapping[str, Any] | 
 
 
 def _write(
-    output: Path, command: Sequence[str], rows: Sequence[Ablation], results: Results, baseline: Sequence[Trial]
+    output: Path,
+    command: Sequence[str],
+    rows: Sequence[Ablation],
+    results: Results,
+    baseline: Sequence[Trial],
+    macs_per_image: float | None,
 ) -> None:
     config, seeds = baseline[0].config, [trial.config.seed for trial in baseline]
     table = {
         row.name: {**dataclasses.asdict(results[row.name]), "what": row.what, "paper": row.paper, "source": row.source}
         for row in rows
     }
-    about = {"preset": config.model.preset, "epochs": config.epochs, "batch_size": config.batch_size}
+    length = {"macs_per_image": macs_per_image} if macs_per_image else {"epochs": config.epochs}
+    about = {"preset": config.model.preset, **length, "batch_size": config.batch_size}
     write_results(output, command, _data(baseline), seeds, {**about, "rows": table})
 
 
@@ -199,7 +210,13 @@ def _data(baseline: Sequence[Trial]) -> str:
     return "unknown" if finished is None else describe_data(finished.config, finished.workdir)
 
 
-def _show(table: str, rows: Sequence[Ablation], results: Results, baseline: Sequence[Trial]) -> None:
+def _show(
+    table: str,
+    rows: Sequence[Ablation],
+    results: Results,
+    baseline: Sequence[Trial],
+    macs_per_image: float | None,
+) -> None:
     first, config = results[rows[0].name], baseline[0].config
     texts = [[row.what, results[row.name].text(), results[row.name].difference(first)] for row in rows]
     if all(row.paper == row.source == "-" for row in rows):
@@ -211,8 +228,11 @@ def _show(table: str, rows: Sequence[Ablation], results: Results, baseline: Sequ
         header = ["what is changed", "test error", "against the first", "paper", "authors' code", "where"]
         console.show_table(header, texts)
     names = "" if any(row.choice for row in rows) else f"preset {config.model.preset}, "
-    network = names + (f"{config.max_steps:,} steps" if config.max_steps else f"{config.epochs:g} epochs")
+    if macs_per_image:
+        length = f"{macs_per_image:g} MACs for each image, {MAX_EPOCHS:g} epochs at most"
+    else:
+        length = f"{config.max_steps:,} steps" if config.max_steps else f"{config.epochs:g} epochs"
     seeds = ", ".join(str(trial.config.seed) for trial in baseline)
-    console.show(f"Test top-1 error on {_data(baseline)}; {network}; seeds {seeds}, mean ± standard deviation.")
+    console.show(f"Test top-1 error on {_data(baseline)}; {names}{length}; seeds {seeds}, mean ± standard deviation.")
     if table == "paper":
         console.show("Paper and authors' code: ImageNet, 90 epochs, top-1 / top-5; + means worse than with the idea.")

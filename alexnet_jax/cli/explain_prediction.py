@@ -20,6 +20,8 @@ def main(argv: list[str]) -> None:
     run = load_run(options.run, options.checkpoint)
     use_compilation_cache(run.config.compilation_cache_dir)
     run.resize(options.image)  # so that an unreadable image is told before data are prepared
+    folder = options.output or make_folder(run.folder / "explanations")
+    page, picture_file = (folder / f"{options.image.name}.{kind}" for kind in ("html", "png"))  # replaces no image
     dataset = None
     try:
         dataset = open_run_dataset(run, options.data_dir, options.prepared_dir, options.labels)
@@ -27,10 +29,8 @@ def main(argv: list[str]) -> None:
         console.warn(f"No training images are shown: {error}")
     explanation = explain_prediction(run, options.image, dataset)
     report = explanation_report(run, options.image.name, explanation)
-    folder = options.output or make_folder(run.folder / "explanations")
-    path = folder / options.image.stem
-    page = report.html()
-    write_text(path.with_name(f"{path.name}.html"), page)
-    write_bytes(path.with_name(f"{path.name}.png"), picture(report))
+    html = report.html()
+    write_text(page, html)
+    write_bytes(picture_file, picture(report))
     console.show(report.summary)
-    console.show(f"{path}.html ({len(page) / 1e6:.1f} MB) and {path}.png show what it saw")
+    console.show(f"{page} ({len(html) / 1e6:.1f} MB) and {picture_file} show what it saw")

@@ -13,6 +13,7 @@ from alexnet_jax.experiments.results import Spread
 from alexnet_jax.models.alexnet import get_model
 from alexnet_jax.models.summary import summarize
 from alexnet_jax.run.metrics_log import read_metrics, read_timing
+from alexnet_jax.run.record_kinds import check_timing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,9 @@ class Cost:
     def of(cls, config: ConfigDict, workdir: Path, num_classes: int) -> "Cost":
         """The cost of a run, which has begun at least, from its config and folder."""
         layers = summarize(get_model(config.model, num_classes), config.data.crop)
-        speeds = [record["images_per_second"] for record in read_timing(workdir) if "seconds" in record]
+        timing = read_timing(workdir)
+        check_timing(workdir / "timing.jsonl", timing)
+        speeds = [record["images_per_second"] for record in timing if "seconds" in record]
         images = max((record["examples_seen"] for record in read_metrics(workdir)), default=0)
         parameters, macs = (sum(getattr(layer, what) for layer in layers) for what in ("parameters", "macs"))
         return cls(parameters, macs, images, max(speeds, default=0.0))

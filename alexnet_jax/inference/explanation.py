@@ -79,7 +79,8 @@ class Explanation:
       square: side of the grey square in pixels; at the edges, part of it lies outside.
       occluded: the probabilities with the square around each of PLACES x PLACES centres, evenly spaced over the crop,
         float32, [PLACES, PLACES, outputs].
-      saliency: how steeply the score of the most probable class rises or falls with each pixel, float32, [crop, crop].
+      saliency: how steeply the score of the most probable class rises or falls with each pixel of the network's input,
+        the largest of its three channels, float32, [crop, crop].
       maps: the strongest maps of up to MOST_LAYERS layers by the name of the activation, from the first layer to the
         last; empty for a network without maps.
       neighbours: None without training images, or for a network without hidden layers.

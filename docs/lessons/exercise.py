@@ -29,7 +29,7 @@ def _verdict(answer: object, right: np.ndarray, tolerance: float) -> str:
         return f"Not right: the answer is a {type(answer).__name__}, and should be {_kind(right)}."
     if given.shape != right.shape:
         return f"Not right: the answer is {_kind(given)}, and should be {_kind(right)}."
-    wrong = ~np.isclose(given, right, rtol=tolerance, atol=1e-6)
+    wrong = ~np.isclose(given, right, rtol=tolerance, atol=1e-9)
     if not wrong.any():
         return "Right."
     place = tuple(int(index) for index in np.argwhere(wrong)[0])

@@ -101,12 +101,12 @@ def test_the_page_and_the_picture(
     Image.fromarray(PHOTO).save("my <photo>.jpg")
     explain_prediction_command.main(["<net>.safetensors", "my <photo>.jpg"])
     output = capsys.readouterr().out
-    assert "warning: No training images are shown" in output and "explanations/my <photo>.html" in output
-    page = (tmp_path / "explanations" / "my <photo>.html").read_text()
+    assert "warning: No training images are shown" in output and "explanations/my <photo>.jpg.html" in output
+    page = (tmp_path / "explanations" / "my <photo>.jpg.html").read_text()
     assert "What &lt;net&gt;.safetensors saw in my &lt;photo&gt;.jpg" in page and "central 28 pixels" in page
     assert "Zeiler and Fergus 2014" in page and "Simonyan et al. 2014" in page and "<photo>" not in page
     assert not re.findall(r"""(?:src|href|srcset)="(?!data:image/png;base64,|#)""", page) and "<script" not in page
-    assert np.asarray(Image.open("explanations/my <photo>.png").convert("RGB")).std() > 20
+    assert np.asarray(Image.open("explanations/my <photo>.jpg.png").convert("RGB")).std() > 20
 
 
 def test_a_network_of_nan_is_refused(logistic: TrainedRun) -> None:
