@@ -35,7 +35,7 @@ def by_platform(*arrays: Array, default: Callable[..., Any], **by_name: Callable
 
     `default` is also used inside `fast_compilation`, and for a symbolic batch size, which cannot be cut into chunks.
     """
-    if _fast_compilation.get() or export.is_symbolic_dim(arrays[0].shape[0]):
+    if _fast_compilation.get() or any(map(export.is_symbolic_dim, arrays[0].shape[:1])):
         return default(*arrays)
     return lax.platform_dependent(*arrays, default=default, **by_name)
 

@@ -16,6 +16,7 @@ from alexnet_jax.models.summary import summarize
 from alexnet_jax.ops.activations import ACTIVATIONS
 from alexnet_jax.ops.convolution import conv
 from alexnet_jax.ops.dropout import dropout
+from alexnet_jax.ops.platforms import fast_compilation
 from alexnet_jax.ops.pooling import pool
 from alexnet_jax.ops.windows import output_size
 from alexnet_jax.optimizer import make_optimizer
@@ -107,6 +108,11 @@ def test_activation_and_its_derivative(name: str) -> None:
     function, derivative = CLOSED_FORMS[name]
     np.testing.assert_allclose(values, function(x), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(slopes, derivative(x), rtol=1e-5, atol=1e-6)
+
+
+def test_an_activation_takes_a_single_number() -> None:
+    with fast_compilation(False):  # ReLU as a CPU computes it
+        assert [float(jax.grad(ACTIVATIONS["relu"])(x)) for x in (-2.0, 3.0)] == [0, 1]
 
 
 def test_every_activation_has_its_closed_form_here() -> None:
