@@ -137,9 +137,9 @@ def make_trials(
             whole = values.get("optimizer.learning_rate", config.optimizer.learning_rate)
             values["optimizer.learning_rate"] = whole * row.learning_rate_factor
         if macs_per_image is not None:
-            epochs = _affordable_epochs(apply(values, config), macs_per_image, num_classes)
-            warmup = apply(values, config).optimizer.warmup_epochs
-            values |= {"epochs": epochs, "optimizer.warmup_epochs": min(warmup, epochs / 10)}
+            planned = apply(values, config)
+            epochs = _affordable_epochs(planned, macs_per_image, num_classes)
+            values |= {"epochs": epochs, "optimizer.warmup_epochs": min(planned.optimizer.warmup_epochs, epochs / 10)}
         trials[row.name, seed] = workers.make_trial(own_words, config, values, workdir / row.name / f"seed-{seed}")
     return trials
 
