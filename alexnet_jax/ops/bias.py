@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from alexnet_jax.ops.precision import sum_type
+
 Values = Float[Array, "batch ..."]
 
 
@@ -23,7 +25,7 @@ def add_bias(x: Values, bias: Float[Array | np.ndarray, "..."]) -> Values:
 
 def _backward(bias: Any, dy: Values) -> tuple[Values, Array]:
     """XLA would sum bfloat16 in bfloat16, where 1 is lost beside 256."""
-    wide = dy.astype(np.promote_types(dy.dtype, np.float32))
+    wide = dy.astype(sum_type(dy))
     return dy, jnp.sum(wide, axis=tuple(range(dy.ndim - bias.ndim))).astype(bias.dtype)
 
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from alexnet_jax.ops.platforms import by_platform, map_chunks
+from alexnet_jax.ops.precision import sum_type
 from alexnet_jax.ops.windows import NHWC
 
 Window = tuple[int, int, int]
@@ -150,7 +150,7 @@ def _each_tower(in_chunks: Callable[..., NHWC], in_one_pass: Callable[..., Tower
 
 def _wide(x: Array) -> Array:
     """x in float32, or wider if it is wider."""
-    return x.astype(np.promote_types(x.dtype, np.float32))
+    return x.astype(sum_type(x))
 
 
 def _places(window: Window) -> Iterator[tuple[int, ...]]:

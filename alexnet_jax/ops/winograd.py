@@ -12,13 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 from numpy.polynomial.polynomial import polyfromroots
 
 from alexnet_jax.ops.platforms import chunks, map_chunks
+from alexnet_jax.ops.precision import sum_type
 from alexnet_jax.ops.windows import NHWC, Extents, Kernel, Padding, pad_maps
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -110,7 +110,7 @@ def _kernel_gradient(x: NHWC, dy: NHWC, kernel: Kernel, padding: Padding, groups
         return total + jnp.swapaxes(tiles, -1, -2) @ d_tiles, None
 
     size, channels, features = len(pixel_matrix), kernel.shape[2], kernel.shape[3]
-    zero = jnp.zeros((size, size, groups, channels, features // groups), _sum_type(x))
+    zero = jnp.zeros((size, size, groups, channels, features // groups), sum_type(x))
     total, _ = lax.scan(add, zero, chunks(_image_bytes(kernel, groups, extents), x, dy))
     gradient = _on_both_sides(_transposed(kernel_matrix), total)
     return gradient.transpose(1, 0, 3, 2, 4).reshape(kernel.shape).astype(kernel.dtype)
@@ -161,7 +161,7 @@ def _split_groups(kernel: Kernel, groups: int) -> Tiles:
     """The kernel split by group, in the type of sums."""
     rows, columns, channels, features = kernel.shape
     kernel = kernel.reshape(rows, columns, channels, groups, features // groups)
-    return kernel.transpose(1, 0, 3, 2, 4).astype(_sum_type(kernel))
+    return kernel.transpose(1, 0, 3, 2, 4).astype(sum_type(kernel))
 
 
 def _transform_tiles(x: NHWC, matrix: Matrix, padding: Padding, groups: int, outputs: Extents) -> Tiles:
@@ -181,7 +181,7 @@ def _cover(
         (before, (count - 1) * OUTPUTS + size - extent - before)
         for extent, count, (before, _) in zip(x.shape[1:3], counts, padding, strict=True)
     ]
-    x = pad_maps(x.astype(_sum_type(x)), whole_tiles)
+    x = pad_maps(x.astype(sum_type(x)), whole_tiles)
     return jnp.concatenate(jnp.split(x, groups, axis=-1))
 
 
@@ -233,8 +233,3 @@ def _image_bytes(kernel: Kernel, groups: int, extents: Extents) -> int:
 
 def _transposed(matrix: Matrix) -> Matrix:
     return tuple(zip(*matrix, strict=True))
-
-
-def _sum_type(x: Array) -> Any:
-    """The type in which products are summed: at least float32."""
-    return np.promote_types(x.dtype, np.float32)
